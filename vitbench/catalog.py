@@ -1,0 +1,106 @@
+"""Which models there are and what is published about them, as data: reading it imports no torch.
+
+Parameters and MACs are counted from the official code; top-1, COCO AP and training data are the
+publishers' own. Tests hold every row against the model that is built.
+"""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from vitbench.errors import InputError, nearest
+
+Resolution = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class CatalogEntry:
+    """One row of catalog.csv; `params_m` in millions, `gmacs` in 10^9 multiply-accumulates at batch 1."""
+
+    model: str
+    family: str
+    params_m: float | None
+    gmacs: float | None
+    resolution: Resolution
+    resolution_multiple: int
+    top1: float | None
+    coco_ap: float | None
+    training_data: str
+    source: str
+
+
+def parse_resolution(text: str) -> Resolution:
+    """`224` or `800x1066` (height x width) as (height, width) in pixels.
+
+    Raises: InputError when it is neither, or a side is not positive.
+    """
+    sides = text.lower().split("x")
+    if len(sides) not in (1, 2) or not all(side.isascii() and side.isdigit() and int(side) > 0 for side in sides):
+        raise InputError(f"resolution {text!r} is neither a size such as 224 nor HEIGHTxWIDTH such as 800x1066")
+    return int(sides[0]), int(sides[-1])
+
+
+def format_resolution(resolution: Resolution) -> str:
+    height, width = resolution
+    return str(height) if height == width else f"{height}x{width}"
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None
+
+
+@cache
+def catalog() -> dict[str, CatalogEntry]:
+    """Every known model by name, in the order of catalog.csv."""
+    with (Path(__file__).parent / "catalog.csv").open(newline="", encoding="utf-8") as file:
+        return {
+            row["model"]: CatalogEntry(
+                model=row["model"],
+                family=row["family"],
+                params_m=_number(row["params_m"]),
+                gmacs=_number(row["gmacs"]),
+                resolution=parse_resolution(row["resolution"]),
+                resolution_multiple=int(row["resolution_multiple"]),
+                top1=_number(row["imagenet_top1"]),
+                coco_ap=_number(row["coco_ap"]),
+                training_data=row["top1_training_data"],
+                source=row["source"],
+            )
+            for row in csv.DictReader(file)
+        }
+
+
+def match(patterns: str) -> list[str]:
+    """The models named by comma-separated names or wildcards, in catalog order; "all" is every model.
+
+    Raises: InputError naming the nearest models when a pattern matches none.
+    """
+    names = list(catalog())
+    chosen: set[str] = set()
+    wanted = [pattern.strip() for pattern in patterns.split(",") if pattern.strip()]
+    if not wanted:
+        raise InputError("no model given: name one, or several with commas or wildcards such as 'cmt_*'")
+    for pattern in wanted:
+        matched = names if pattern == "all" else fnmatch.filter(names, pattern)
+        if not matched:
+            raise InputError(f"unknown model {pattern!r}: {nearest(pattern, names)}")
+        chosen.update(matched)
+    return [name for name in names if name in chosen]
+
+
+def check_resolution(model: str, resolution: Resolution) -> None:
+    """Raises: InputError with the nearest sizes that fit when the model cannot take this one."""
+    multiple = catalog()[model].resolution_multiple
+    if all(side % multiple == 0 for side in resolution):
+        return
+    fits = [
+        format_resolution((max(1, h // multiple) * multiple, max(1, w // multiple) * multiple))
+        for h, w in (resolution, (resolution[0] + multiple, resolution[1] + multiple))
+    ]
+    raise InputError(
+        f"{model} takes multiples of {multiple} px, not {format_resolution(resolution)}; nearest: {', '.join(dict.fromkeys(fits))}"
+    )
