@@ -182,16 +182,20 @@ class VisionTransformer(nn.Module):
 
 def _initialise(module: nn.Module) -> None:
     """DeiT's start for tokens and linear layers (ViT's own, with a head of zeros, makes every logit zero),
-    ViT's for convolutions and for the last norm of a bottleneck, whose zeros make it its shortcut at first."""
+    ViT's for convolutions and for the last norm of a bottleneck, whose zeros make it its shortcut at first.
+
+    DeiT truncates at 100 standard deviations, so never; and torch's truncated normal resamples until
+    all values fit, which fake tensors cannot.
+    """
     if isinstance(module, VisionTransformer):
         for token in (module.cls_token, module.dist_token, module.pos_embed):
             if token is not None:
-                nn.init.trunc_normal_(token, std=0.02)
+                nn.init.normal_(token, std=0.02)
     elif isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Conv2d):
-        nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+        nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, Bottleneck):
