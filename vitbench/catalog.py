@@ -102,5 +102,6 @@ def check_resolution(model: str, resolution: Resolution) -> None:
         for h, w in (resolution, (resolution[0] + multiple, resolution[1] + multiple))
     ]
     raise InputError(
-        f"{model} takes multiples of {multiple} px, not {format_resolution(resolution)}; nearest: {', '.join(dict.fromkeys(fits))}"
+        f"{model} takes multiples of {multiple} px, not {format_resolution(resolution)}; "
+        f"nearest: {', '.join(dict.fromkeys(fits))}"
     )

@@ -9,9 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def eager_attention(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None
-) -> Tensor:
+def eager_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
     """softmax(q k^T * scale + bias) v as separate PyTorch operators.
 
     Args:
@@ -27,9 +25,7 @@ def eager_attention(
     return scores.softmax(dim=-1) @ v
 
 
-def sdpa_attention(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None
-) -> Tensor:
+def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
     """`eager_attention` through torch's scaled_dot_product_attention; same arguments and result."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
 
