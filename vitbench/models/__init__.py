@@ -85,7 +85,10 @@ def load_weights(model: nn.Module, name: str, path: Path) -> None:
             f"{len(extra)} unknown{_example(extra)}"
         )
     if resize is not None:
-        state = resize(state)
+        try:
+            state = resize(state)
+        except ValueError as error:
+            raise InputError(f"{path} does not fit {name}: {error}") from error
     for key, tensor in own.items():
         if state[key].shape != tensor.shape:
             raise InputError(f"{path} is not {name}: {key} is {list(state[key].shape)}, needs {list(tensor.shape)}")
