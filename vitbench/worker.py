@@ -147,7 +147,7 @@ class Worker:
             "params_m": count.params_m,
             "gmacs": count.gmacs,
             "macts": count.macts,
-            "uncounted_ops": ";".join(count.uncounted_ops),
+            "uncounted_ops": ";".join(count.uncounted_ops) or "none",
             "predicted_mem_mib": estimate.memory_mib(case),
         }
 

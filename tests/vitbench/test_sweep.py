@@ -60,7 +60,7 @@ def run(cases: list[Case], path: Path, options: SweepOptions = QUICK, **env: obj
 
 def test_rows_hold_what_was_asked(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    cases = [case(impl=impl, mode=mode) for mode in ("infer", "train") for impl in ("eager", "sdpa")]
+    cases = [case(impl=impl, mode=mode, resolution=(64, 64)) for mode in ("infer", "train") for impl in ("eager", "sdpa")]
     summary, _ = run(cases, path)
     assert [row.case for row in summary.rows] == [c.id for c in cases]
     assert [row.case for row in results.read(path)] == [c.id for c in cases]
@@ -73,7 +73,8 @@ def test_rows_hold_what_was_asked(tmp_path: Path) -> None:
         assert row.img_per_s == pytest.approx(1e3 / row.latency_ms_p50)
         assert len(samples[row.case]) == row.samples
         assert row.peak_mem_mib == pytest.approx(row.predicted_mem_mib, rel=0.01)
-        assert row.rel_err <= row.rel_err_limit
+        assert row.rel_err < 1e-3
+        assert row.rel_err_limit is None if row.impl == "eager" else row.rel_err <= row.rel_err_limit
         assert 0 < row.mfu < 1
         assert row.energy_j_per_img is None
         assert row.compile_s is None
@@ -136,12 +137,13 @@ def test_a_killed_worker_costs_one_row(tmp_path: Path) -> None:
 
 def test_a_finished_sweep_measures_nothing_again(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    first, _ = run([case(), case(batch=2)], path)
+    run([case(), case(batch=2)], path)
     before = path.read_bytes()
     again, recorder = run([case(), case(batch=2), case(batch=3)], path)
     assert path.read_bytes().startswith(before)
     assert [row.batch for row in recorder.rows] == [3]
-    assert again.rows[:2] == first.rows
+    assert again.rows[:2] == results.read(path)[:2]
+    assert [row.batch for row in again.rows] == [1, 2, 3]
     assert recorder.notes == [f"2 of 3 cases are already in {path}"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from torch._C._autograd import DeviceType
@@ -10,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 def rise_of(call: Callable[[], object]) -> int:
     """Bytes by which the CPU tensors alive during `call` exceed, at most, those alive before it."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else every start and stop is a line on stderr
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = call()
     assert profiler.profiler is not None
