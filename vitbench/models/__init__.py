@@ -38,7 +38,7 @@ def create_model(
 
     Args:
         name: a key of MODELS.
-        impl: "eager", "sdpa" or "compile" (the eager model through torch.compile).
+        impl: "eager", "sdpa", "flex" or "compile" (the eager model through torch.compile).
         resolution: 224, "800x1066" or (height, width) in pixels; default the model's own.
         num_classes: outputs of the classifier.
         weights: a .safetensors file, loaded strictly; tables that depend on the resolution are resampled.
