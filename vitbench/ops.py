@@ -115,7 +115,7 @@ def relative_bias(table: Tensor, grid: tuple[int, int]) -> Tensor:
         )
     image = table.view(2 * h - 1, 2 * w - 1, -1)
     windows = image.unfold(0, h, 1).unfold(1, w, 1)  # [y_i, x_i, H, h-1-y_j, w-1-x_j]
-    return windows.permute(2, 0, 1, 3, 4).flip(3, 4).reshape(-1, h * w, h * w)
+    return windows.permute(2, 0, 1, 3, 4).flip(3, 4).reshape(-1, h * w, h * w).contiguous()
 
 
 def eager_relative_attention(
