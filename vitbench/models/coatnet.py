@@ -26,7 +26,6 @@ from vitbench.models.coatnet_blocks import (
     ACTIVATIONS,
     Activation,
     Attention,
-    LayerScale,
     MBConv,
     MBConvConfig,
     Pointwise,
@@ -213,8 +212,6 @@ def _initialise(module: nn.Module) -> None:
     elif isinstance(module, Transformer):
         if module.shortcut is not None and module.shortcut.expand is not None:
             nn.init.xavier_uniform_(module.shortcut.expand.weight)
-    elif isinstance(module, LayerScale):
-        nn.init.constant_(module.gamma, module.start)
 
 
 _SMALL, _LARGE = (96, 192, 384, 768), (192, 384, 768, 1536)

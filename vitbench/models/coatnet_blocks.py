@@ -211,7 +211,7 @@ class Attention(nn.Module):
         inner = config.attention_width if isinstance(config.attention_width, int) else widths[config.attention_width]
         self.heads = inner // config.head_dim
         self.qkv = Pointwise(in_width, 3 * inner, bias=config.qkv_bias)
-        table = torch.empty((2 * grid[0] - 1) * (2 * grid[1] - 1), self.heads)
+        table = torch.zeros((2 * grid[0] - 1) * (2 * grid[1] - 1), self.heads)
         self.rel_pos = nn.ParameterDict({"relative_position_bias_table": nn.Parameter(table)})
         self.proj = Pointwise(inner, width)
 
@@ -239,8 +239,7 @@ class LayerScale(nn.Module):
 
     def __init__(self, width: int, start: float) -> None:
         super().__init__()
-        self.start = start
-        self.gamma = nn.Parameter(torch.empty(width))
+        self.gamma = nn.Parameter(torch.full((width,), start))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma
