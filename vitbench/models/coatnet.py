@@ -209,9 +209,8 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, Attention):
         nn.init.normal_(module.rel_pos["relative_position_bias_table"], std=0.02)
-    elif isinstance(module, Transformer):
-        if module.shortcut is not None and module.shortcut.expand is not None:
-            nn.init.xavier_uniform_(module.shortcut.expand.weight)
+    elif isinstance(module, Transformer) and module.shortcut is not None and module.shortcut.expand is not None:
+        nn.init.xavier_uniform_(module.shortcut.expand.weight)
 
 
 _SMALL, _LARGE = (96, 192, 384, 768), (192, 384, 768, 1536)

@@ -62,7 +62,8 @@ def test_posts_vit_is_its_description() -> None:
 
     def norm(x: Tensor, name: str, eps: float) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
-        return centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * p[f"{name}.weight"] + p[f"{name}.bias"]
+        scaled = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()
+        return scaled * p[f"{name}.weight"] + p[f"{name}.bias"]
 
     patches = F.conv2d(image, p["patch_embed.weight"], p["patch_embed.bias"], stride=16).flatten(2).transpose(1, 2)
     x = torch.cat([p["cls_token"].repeat(2, 1, 1), patches], dim=1) + p["pos_embed"]
