@@ -162,6 +162,7 @@ _NO_PRODUCTS = frozenset(
         "dropout",
         "embedding",
         "feature_dropout",
+        "flip",
         "group_norm",
         "instance_norm",
         "layer_norm",
