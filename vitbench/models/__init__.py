@@ -10,7 +10,7 @@ from torch import nn
 
 from vitbench.catalog import Resolution, format_resolution, parse_resolution
 from vitbench.errors import InputError, nearest
-from vitbench.models import cmt, resnet, vit
+from vitbench.models import cmt, convmixer, detr, efficient_vit, efficientnet, resnet, vit, yolos
 from vitbench.models.spec import ModelSpec, Preprocessing
 from vitbench.ops import ops_for
 
@@ -24,14 +24,23 @@ def _merge(*families: dict[str, ModelSpec]) -> dict[str, ModelSpec]:
     return merged
 
 
-MODELS: dict[str, ModelSpec] = _merge(vit.MODELS, resnet.MODELS, cmt.MODELS)
+MODELS: dict[str, ModelSpec] = _merge(
+    vit.MODELS,
+    resnet.MODELS,
+    cmt.MODELS,
+    convmixer.MODELS,
+    efficientnet.MODELS,
+    efficient_vit.MODELS,
+    detr.MODELS,
+    yolos.MODELS,
+)
 
 
 def create_model(
     name: str,
     impl: str = "eager",
     resolution: int | str | Resolution | None = None,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     weights: str | Path | None = None,
 ) -> nn.Module:
     """A model in training mode, fp32, on torch's default device.
@@ -40,7 +49,7 @@ def create_model(
         name: a key of MODELS.
         impl: "eager", "sdpa" or "compile" (the eager model through torch.compile).
         resolution: 224, "800x1066" or (height, width) in pixels; default the model's own.
-        num_classes: outputs of the classifier.
+        num_classes: outputs of the classifier, or classes that a detector knows; default the published model's.
         weights: a .safetensors file, loaded strictly; tables that depend on the resolution are resampled.
 
     Raises: InputError on an unknown name or implementation, a resolution the architecture cannot
@@ -54,7 +63,7 @@ def create_model(
     elif not isinstance(resolution, tuple):
         resolution = parse_resolution(str(resolution))
     try:
-        model = spec.build(ops_for(impl), resolution, num_classes)
+        model = spec.build(ops_for(impl), resolution, spec.num_classes if num_classes is None else num_classes)
     except ValueError as error:
         raise InputError(f"{name} at {format_resolution(resolution)}: {error}") from error
     if weights is not None:

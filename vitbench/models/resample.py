@@ -1,7 +1,7 @@
 """Resizing of learned tables that hold one vector per cell of a grid.
 
-Bicubic with antialiasing, computed in fp32 or better, as timm resizes position tables; the ViT authors'
-own code zooms linearly, which differs slightly.
+Bicubic, computed in fp32 or better; with antialiasing as timm resizes position tables, or without as YOLOS
+does. The ViT authors' own code zooms linearly, which differs slightly.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 Grid = tuple[int, int]
 
 
-def resample_grid(table: Tensor, old: Grid, new: Grid) -> Tensor:
+def resample_grid(table: Tensor, old: Grid, new: Grid, antialias: bool = True) -> Tensor:
     """Resizes the grid axis of a table from `old` to `new` rows and columns.
 
     Args:
@@ -32,7 +32,7 @@ def resample_grid(table: Tensor, old: Grid, new: Grid) -> Tensor:
     if old == new:
         return table
     image = table.reshape(-1, *old, channels).permute(0, 3, 1, 2).to(torch.promote_types(table.dtype, torch.float32))
-    image = F.interpolate(image, size=new, mode="bicubic", antialias=True)
+    image = F.interpolate(image, size=new, mode="bicubic", antialias=antialias)
     return image.permute(0, 2, 3, 1).reshape(*table.shape[:-2], new[0] * new[1], channels).to(table.dtype)
 
 
