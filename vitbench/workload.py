@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vitbench import inputs
 from vitbench.catalog import Resolution
-from vitbench.models import MODELS, create_model, load_weights
+from vitbench.models import MODELS, create_model
 from vitbench.ops import ops_for
 from vitbench.plan import Case
 
@@ -53,10 +53,9 @@ class Workload:
         if key not in self._weights_of:
             self._weights_of.clear()
             torch.manual_seed(0)
-            built = MODELS[model].build(ops_for("eager"), resolution, 1000)
-            if self.weights:
-                load_weights(built, model, Path(self.weights))
-            self._weights_of[key] = built.state_dict()
+            self._weights_of[key] = create_model(
+                model, resolution=resolution, weights=self.weights or None
+            ).state_dict()
         return self._weights_of[key]
 
     def module(self, case: Case, impl: str, dtype: torch.dtype) -> nn.Module:
@@ -70,7 +69,7 @@ class Workload:
             self._module_of[key] = module.to(case.device, dtype, memory_format=memory_format(case))
         module = self._module_of[key]
         module.load_state_dict(state)
-        return module.train(case.mode == "train").requires_grad_(case.mode == "train")
+        return module.train(case.mode == "train")
 
     def input(self, case: Case, dtype: torch.dtype, batch: int | None = None) -> Tensor:
         """[batch, 3, H, W] of the case; default its own batch size."""

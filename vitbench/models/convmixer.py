@@ -52,9 +52,7 @@ class ConvMixer(nn.Module):
     def __init__(self, ops: Ops, config: ConvMixerConfig, num_classes: int) -> None:
         super().__init__()
         width, activation = config.width, config.activation
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, width, config.patch, config.patch), activation(), nn.BatchNorm2d(width)
-        )
+        self.stem = nn.Sequential(nn.Conv2d(3, width, config.patch, config.patch), activation(), nn.BatchNorm2d(width))
         self.blocks = nn.Sequential(
             *(
                 nn.Sequential(

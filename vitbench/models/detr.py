@@ -70,7 +70,7 @@ class Backbone(nn.Module):
         self.body.layer1.requires_grad_(False)
         for module in self.body.modules():
             if isinstance(module, Bottleneck):
-                nn.init.constant_(module.bn3.weight, _BRANCH_SCALE)
+                nn.init.constant_(module.bn3.get_buffer("weight"), _BRANCH_SCALE)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.body(images)
@@ -215,8 +215,9 @@ class DETR(nn.Module):
     def __init__(self, ops: Ops, config: DETRConfig, num_classes: int) -> None:
         super().__init__()
         self.width = config.width
-        self.backbone = nn.Sequential(Backbone(config.backbone))
-        self.input_proj = nn.Conv2d(self.backbone[0].body.out_channels, config.width, 1)
+        backbone = Backbone(config.backbone)
+        self.backbone = nn.Sequential(backbone)
+        self.input_proj = nn.Conv2d(backbone.body.out_channels, config.width, 1)
         self.transformer = Transformer(ops, config)
         self.query_embed = nn.Embedding(config.queries, config.width)
         self.class_embed = nn.Linear(config.width, num_classes + 1)

@@ -12,6 +12,7 @@ belongs to token i.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -199,7 +200,8 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(width) if final_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
-        for attention, feed_forward in self.layers:  # type: ignore[misc]
+        for layer in self.layers:
+            attention, feed_forward = layer.children()
             x = x + attention(x)
             x = x + feed_forward(x)
         return x if self.norm is None else self.norm(x)
@@ -291,14 +293,13 @@ class CrossTransformer(nn.Module):
         def attend(width: int, inner: int) -> Projected:
             return Projected(width, inner, PreNorm(inner, Attention(ops, inner, heads, packed=False)))
 
-        self.layers = nn.ModuleList(
-            nn.ModuleList([attend(small, large), attend(large, small)]) for _ in range(rounds)
-        )
+        self.layers = nn.ModuleList(nn.ModuleList([attend(small, large), attend(large, small)]) for _ in range(rounds))
 
     def forward(self, small: Tensor, large: Tensor) -> tuple[Tensor, Tensor]:
         small_class, small_patches = small[:, :1], small[:, 1:]
         large_class, large_patches = large[:, :1], large[:, 1:]
-        for to_large, to_small in self.layers:  # type: ignore[misc]
+        for layer in self.layers:
+            to_large, to_small = layer.children()
             small_class = small_class + to_large(small_class, large_patches)
             large_class = large_class + to_small(large_class, small_patches)
         return torch.cat([small_class, small_patches], dim=1), torch.cat([large_class, large_patches], dim=1)
@@ -328,8 +329,7 @@ class ConvCrossViT(nn.Module):
         self.sm_image_embedder = Embedder(ops, small, config.backbone, heads.dropout, resolution)
         self.lg_image_embedder = Embedder(ops, large, config.backbone, heads.dropout, resolution)
         encode = partial(Transformer, ops, heads=heads, packed=False, final_norm=True)
-        self.multi_scale_encoder = nn.Module()
-        self.multi_scale_encoder.layers = nn.ModuleList(
+        layers = (
             nn.ModuleList(
                 [
                     encode(small.width, small.depth),
@@ -339,12 +339,14 @@ class ConvCrossViT(nn.Module):
             )
             for _ in range(config.layers)
         )
+        self.multi_scale_encoder = nn.ModuleDict({"layers": nn.ModuleList(layers)})
         self.sm_mlp_head = nn.Sequential(nn.LayerNorm(small.width), nn.Linear(small.width, num_classes))
         self.lg_mlp_head = nn.Sequential(nn.LayerNorm(large.width), nn.Linear(large.width, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
         small, large = self.sm_image_embedder(x), self.lg_image_embedder(x)
-        for encode_small, encode_large, cross in self.multi_scale_encoder.layers:  # type: ignore[union-attr,misc]
+        for layer in self.multi_scale_encoder["layers"].children():
+            encode_small, encode_large, cross = layer.children()
             small, large = cross(encode_small(small), encode_large(large))
         return self.sm_mlp_head(small[:, 0]) + self.lg_mlp_head(large[:, 0])
 
@@ -356,7 +358,7 @@ CONV_CROSS_VIT_B0 = CrossViTConfig(
 )
 
 
-def _spec(build: partial[nn.Module]) -> ModelSpec:
+def _spec(build: Callable[[Ops, Resolution, int], nn.Module]) -> ModelSpec:
     # The release feeds pixel values from 0 to 255 as they are, from faces that fill the picture.
     pixels = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255), crop_pct=1.0)
     return ModelSpec(build, (224, 224), pixels, num_classes=1)

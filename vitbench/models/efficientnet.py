@@ -1,4 +1,4 @@
-"""EfficientNet B0 to B7 (arXiv:1905.11946): inverted bottlenecks with squeeze-and-excitation, scaled in width and depth.
+"""EfficientNet B0 to B7 (arXiv:1905.11946): inverted bottlenecks with squeeze-and-excitation at several scales.
 
 Two releases hold the same network. timm's `efficientnet_b*` pads symmetrically and has a BatchNorm epsilon of
 1e-5; the TensorFlow reference, which the port in efficient_vit.py follows, pads as SAME and has 1e-3.
@@ -47,7 +47,7 @@ STEM_WIDTH, HEAD_WIDTH = 32, 1280
 
 @dataclass(frozen=True)
 class EfficientNetConfig:
-    """Factors on B0's widths and repeats; `dropout` is before the classifier, `drop_path` what the blocks' rates near."""
+    """Factors on B0's widths and repeats; `dropout` (before the classifier) and `drop_path` act in training only."""
 
     width: float
     depth: float
@@ -110,9 +110,10 @@ def conv(in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, 
 
 
 class MBConv(nn.Module):
-    """Expand (1x1), mix (depthwise), squeeze and excite, project (1x1): [B, C, H, W] to [B, width, H / stride, W / stride].
+    """Expand (1x1), mix (depthwise), squeeze and excite, project (1x1).
 
-    The squeezed width is a quarter of the block's input. Shortcut, with stochastic depth, where shapes agree.
+    [B, C, H, W] to [B, width, H / stride, W / stride], rounded up. The squeezed width is a quarter of the block's
+    input. Shortcut, with stochastic depth, where shapes agree.
     """
 
     def __init__(self, ops: Ops, release: Release, in_channels: int, stage: Stage, drop_path: float) -> None:
@@ -165,7 +166,7 @@ class MBConv(nn.Module):
 
 
 def make_stages(ops: Ops, config: EfficientNetConfig, release: Release) -> list[list[MBConv]]:
-    """The blocks of every stage; their drop-path rates rise by a fixed step from 0 and would reach the configured one."""
+    """The blocks of every stage; block i of n is dropped at i / n of the configured rate."""
     total = sum(config.repeat(stage.repeats) for stage in config.stages)
     channels = config.scale(STEM_WIDTH)
     stages: list[list[MBConv]] = []

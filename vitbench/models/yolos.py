@@ -44,7 +44,7 @@ class YOLOSConfig:
 
 
 class Backbone(nn.Module):
-    """Images [B, 3, H, W] to the detection tokens [B, tokens, width]: class token, patches, detection tokens in, the last out."""
+    """Images [B, 3, H, W] to [B, tokens, width]: of class token, patches and detection tokens, the last come out."""
 
     def __init__(self, ops: Ops, config: YOLOSConfig) -> None:
         super().__init__()
@@ -56,9 +56,7 @@ class Backbone(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, size.width))
         self.det_token = nn.Parameter(torch.empty(1, config.tokens, size.width))
         self.pos_embed = nn.Parameter(torch.empty(1, rows, size.width))
-        self.mid_pos_embed = (
-            nn.Parameter(torch.empty(size.depth - 1, 1, rows, size.width)) if config.middle else None
-        )
+        self.mid_pos_embed = nn.Parameter(torch.empty(size.depth - 1, 1, rows, size.width)) if config.middle else None
         self.blocks = nn.ModuleList(Block(ops, size) for _ in range(size.depth))
         self.norm = nn.LayerNorm(size.width, eps=1e-6)
 
@@ -90,13 +88,13 @@ class YOLOS(nn.Module):
         self.backbone.apply(_initialise)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Detections:
-        """images: [B, 3, H, W]; mask: of their padding, taken for the sake of `pad_batch` and, as officially, ignored."""
+        """images: [B, 3, H, W]; mask: of their padding as `pad_batch` makes it, ignored as in the official code."""
         x = self.backbone(images)
         return {"pred_logits": self.class_embed(x), "pred_boxes": self.bbox_embed(x).sigmoid()}
 
 
 def _initialise(module: nn.Module) -> None:
-    """The authors' start of a network that is not pre-trained. Their truncation, at 100 standard deviations, never acts."""
+    """The authors' start where nothing is pre-trained; they truncate at 100 standard deviations, so never."""
     if isinstance(module, Backbone):
         for table in (module.cls_token, module.det_token, module.pos_embed, module.mid_pos_embed):
             if table is not None:
