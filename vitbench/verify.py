@@ -38,7 +38,7 @@ def dropout_modules(model: nn.Module) -> list[nn.Module]:
     return [
         module
         for module in model.modules()
-        if (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0) or getattr(module, "drop_prob", 0)
+        if (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0) or getattr(module, "drop_prob", 0.0) > 0
     ]
 
 
