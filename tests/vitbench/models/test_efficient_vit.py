@@ -239,7 +239,8 @@ def test_the_frozen_and_the_unused_are_the_official_ones() -> None:
     assert unused == {
         key
         for key, _ in cross.named_parameters()
-        if "._fc." in key or key.startswith(tuple(large + part for part in ("_blocks.1", "_blocks.2", "_conv_h", "_bn1")))
+        if "._fc." in key
+        or key.startswith(tuple(large + part for part in ("_blocks.1", "_blocks.2", "_conv_h", "_bn1")))
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import ModuleType
 
 import pytest
@@ -14,6 +15,9 @@ from vitbench.models import efficientnet
 from vitbench.models.cmt import DropPath
 from vitbench.ops import EAGER
 from vitbench.verify import without_dropout
+
+_FIRST, _SECOND = efficientnet.STAGES[:2]
+SMALL = efficientnet.EfficientNetConfig(1.0, 1.0, dropout=0.2, stages=(_FIRST, dataclasses.replace(_SECOND, kernel=5)))
 
 
 def build(name: str) -> nn.Module:
@@ -31,7 +35,7 @@ def randomise(model: nn.Module) -> None:
             module.momentum = None
     model.train()
     with torch.no_grad():
-        model(torch.randn(4, 3, 64, 64))
+        model(torch.randn(4, 3, 32, 32))
 
 
 def twins(timm: ModuleType, name: str) -> tuple[nn.Module, nn.Module]:
@@ -71,7 +75,7 @@ def test_state_dict_has_timms_names_and_shapes(name: str, timm: ModuleType) -> N
     assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
 
 
-@pytest.mark.parametrize(("name", "size"), [("efficientnet_b0", (97, 64)), ("efficientnet_b3", (64, 33))])
+@pytest.mark.parametrize(("name", "size"), [("efficientnet_b0", (65, 48)), ("efficientnet_b3", (48, 33))])
 def test_equal_weights_give_timms_logits(name: str, size: tuple[int, int], timm: ModuleType) -> None:
     ours, theirs = (model.eval() for model in twins(timm, name))
     image = torch.randn(2, 3, *size)
@@ -82,8 +86,15 @@ def test_equal_weights_give_timms_logits(name: str, size: tuple[int, int], timm:
 
 
 def test_training_step_is_timms(timm: ModuleType) -> None:
-    ours, theirs = (model.double().train() for model in twins(timm, "efficientnet_b0"))
-    image, weights = torch.randn(4, 3, 32, 40).double(), torch.randn(4, 1000).double()
+    from timm.models._efficientnet_builder import decode_arch_def
+    from timm.models.efficientnet import EfficientNet
+
+    torch.manual_seed(0)
+    blocks = decode_arch_def([["ds_r1_k3_s1_e1_c16_se0.25"], ["ir_r2_k5_s2_e6_c24_se0.25"]])
+    theirs = EfficientNet(blocks, num_classes=10, stem_size=32, act_layer=nn.SiLU).double().train()
+    ours = efficientnet.EfficientNet(EAGER, SMALL, 10).double().train()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    image, weights = torch.randn(4, 3, 16, 20).double(), torch.randn(4, 10).double()
     with without_dropout(ours):
         (ours(image) * weights).sum().backward()
     (theirs(image) * weights).sum().backward()
@@ -92,6 +103,8 @@ def test_training_step_is_timms(timm: ModuleType) -> None:
         assert parameter.grad is not None
         assert expected[key].grad is not None
         assert relative_error(parameter.grad, expected[key].grad) < 1e-6, key
+    for key, buffer in theirs.named_buffers():
+        torch.testing.assert_close(ours.get_buffer(key), buffer)
 
 
 def test_stochastic_depth_and_dropout_are_timms(timm: ModuleType) -> None:
