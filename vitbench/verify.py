@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vitbench import objective
+from vitbench.objective import Output
 
 #: Rounding that two correct orders of summation may differ by, even where eager's own error is luckily small.
 FLOOR = 1e-5
@@ -22,11 +24,11 @@ FLOOR = 1e-5
 class Outcome:
     """What one run of a model gives: its output and, in training, the gradient of every parameter."""
 
-    output: Tensor
+    output: Output
     gradients: dict[str, Tensor]
 
     def finite(self) -> bool:
-        return all(bool(torch.isfinite(t).all()) for t in (self.output, *self.gradients.values()))
+        return all(bool(torch.isfinite(t).all()) for t in (*objective.tensors(self.output), *self.gradients.values()))
 
 
 def dropout_modules(model: nn.Module) -> list[nn.Module]:
@@ -34,7 +36,7 @@ def dropout_modules(model: nn.Module) -> list[nn.Module]:
     return [
         module
         for module in model.modules()
-        if (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0) or getattr(module, "drop_prob", 0)
+        if (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0) or getattr(module, "drop_prob", 0.0) > 0
     ]
 
 
@@ -64,28 +66,29 @@ def run(model: nn.Module, x: Tensor, mode: str, autocast: torch.dtype | None = N
     with without_dropout(model):
         with context:
             output = model(x)
-        loss = F.cross_entropy(output.float() if output.dtype != torch.float64 else output, targets(x.shape[0], output))
+        loss = objective.loss(output, targets(x.shape[0], output).to(x.device))
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             buffer.copy_(running[name])
     used = {name: g for name, g in zip(parameters, gradients, strict=True) if g is not None}
-    return Outcome(output.detach(), used)
+    return Outcome([tensor.detach() for tensor in objective.tensors(output)], used)
 
 
-def targets(batch: int, output: Tensor) -> Tensor:
+def targets(batch: int, output: Output) -> Tensor:
     """Fixed class labels [batch], spread over the classes."""
-    return (torch.arange(batch, device=output.device) * 37) % output.shape[-1]
+    return (torch.arange(batch) * 37) % objective.classes(output)
 
 
 def relative_error(got: Outcome, want: Outcome) -> float:
-    """The larger of the output's error and the worst parameter gradient's, each a ratio of 2-norms.
+    """The largest of the errors of the output's tensors and of the parameters' gradients, each a ratio of 2-norms.
 
     A gradient that is zero in exact arithmetic (a bias before a normalisation) has only rounding in
     it; it is measured against a hundredth of the average gradient instead of against itself.
     """
-    errors = [_ratio(got.output, want.output, 0.0)]
+    pairs = zip(objective.tensors(got.output), objective.tensors(want.output), strict=True)
+    errors = [_ratio(g, w, 0.0) for g, w in pairs]
     if want.gradients:
         total = sum(g.double().square().sum().item() for g in want.gradients.values())
         count = sum(g.numel() for g in want.gradients.values())

@@ -69,7 +69,7 @@ class Workload:
             self._module_of[key] = module.to(case.device, dtype, memory_format=memory_format(case))
         module = self._module_of[key]
         module.load_state_dict(state)
-        return module.train(case.mode == "train").requires_grad_(case.mode == "train")
+        return module.train(case.mode == "train")
 
     def input(self, case: Case, dtype: torch.dtype, batch: int | None = None) -> Tensor:
         """[batch, 3, H, W] of the case; default its own batch size."""

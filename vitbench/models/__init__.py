@@ -10,7 +10,20 @@ from torch import nn
 
 from vitbench.catalog import Resolution, format_resolution, parse_resolution
 from vitbench.errors import InputError, nearest
-from vitbench.models import cmt, coatnet, convit, resnet, tnt, tutorial, vit
+from vitbench.models import (
+    cmt,
+    coatnet,
+    convit,
+    convmixer,
+    detr,
+    efficient_vit,
+    efficientnet,
+    resnet,
+    tnt,
+    tutorial,
+    vit,
+    yolos,
+)
 from vitbench.models.spec import ModelSpec, Preprocessing
 from vitbench.ops import ops_for
 
@@ -32,6 +45,11 @@ MODELS: dict[str, ModelSpec] = _merge(
     convit.MODELS,
     coatnet.MODELS,
     tutorial.MODELS,
+    convmixer.MODELS,
+    efficientnet.MODELS,
+    efficient_vit.MODELS,
+    detr.MODELS,
+    yolos.MODELS,
 )
 
 

@@ -134,4 +134,4 @@ def backbone_stride(stage_blocks: Sequence[int]) -> int:
     return 4 * 2 ** max(len(stage_blocks) - 1, 0)
 
 
-__all__ = ["Bottleneck", "HybridResNet", "Root", "backbone_stride", "make_backbone"]
+__all__ = ["Bottleneck", "HybridResNet", "Root", "backbone_stride", "make_backbone", "pad_same"]

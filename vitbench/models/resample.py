@@ -1,7 +1,7 @@
 """Resizing of learned tables that hold one vector per cell of a grid.
 
-Bicubic with antialiasing, computed in fp32 or better, as timm resizes position tables; the ViT authors'
-own code zooms linearly, which differs slightly.
+Bicubic, computed in fp32 or better; with antialiasing as timm resizes position tables, or without as YOLOS
+does. The ViT authors' own code zooms linearly, which differs slightly.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from torch import Tensor
 Grid = tuple[int, int]
 
 
-def resample_grid(table: Tensor, old: Grid, new: Grid, mode: str = "bicubic") -> Tensor:
+def resample_grid(table: Tensor, old: Grid, new: Grid, mode: str = "bicubic", antialias: bool = True) -> Tensor:
     """Resizes the grid axis of a table from `old` to `new` rows and columns.
 
     Args:
         table: [..., h * w, C], cells in row-major order, any floating dtype; any number of leading axes.
         old: (h, w) of the table; new: (h', w') wanted. Other axes are resized by transposing them into place.
         mode: "bicubic" or "bilinear".
+        antialias: whether shrinking averages over the cells it drops.
 
     Returns: [..., h' * w', C] in table.dtype; the table itself when the grids are equal.
 
@@ -33,7 +34,7 @@ def resample_grid(table: Tensor, old: Grid, new: Grid, mode: str = "bicubic") ->
     if old == new:
         return table
     image = table.reshape(-1, *old, channels).permute(0, 3, 1, 2).to(torch.promote_types(table.dtype, torch.float32))
-    image = F.interpolate(image, size=new, mode=mode, antialias=True)
+    image = F.interpolate(image, size=new, mode=mode, antialias=antialias)
     return image.permute(0, 2, 3, 1).reshape(*table.shape[:-2], new[0] * new[1], channels).to(table.dtype)
 
 

@@ -5,6 +5,7 @@ Parameter names and shapes are torchvision's and timm's, which agree.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,23 +18,30 @@ from vitbench.ops import Ops
 
 _WIDTHS = (64, 128, 256, 512)
 
+Norm = Callable[[int], nn.Module]
+
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    """Residual blocks in each stage, and whether they are bottlenecks."""
+    """Residual blocks in each stage, and whether they are bottlenecks.
+
+    dilated: the last stage keeps its input's resolution, and all its blocks but the first dilate by 2
+        (needs bottlenecks).
+    """
 
     blocks: tuple[int, int, int, int]
     bottleneck: bool
+    dilated: bool = False
 
 
-def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
+def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, dilation * (kernel // 2), dilation, bias=False)
 
 
-def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> nn.Sequential | None:
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(_conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
+    return nn.Sequential(_conv(in_channels, out_channels, 1, stride), norm(out_channels))
 
 
 class BasicBlock(nn.Module):
@@ -41,13 +49,13 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, norm: Norm) -> None:
         super().__init__()
         self.conv1 = _conv(in_channels, width, 3, stride)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = norm(width)
         self.conv2 = _conv(width, width, 3)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = _shortcut(in_channels, width, stride)
+        self.bn2 = norm(width)
+        self.downsample = _shortcut(in_channels, width, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -60,15 +68,15 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, norm: Norm, dilation: int = 1) -> None:
         super().__init__()
         self.conv1 = _conv(in_channels, width, 1)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = _conv(width, width, 3, stride)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.bn1 = norm(width)
+        self.conv2 = _conv(width, width, 3, stride, dilation)
+        self.bn2 = norm(width)
         self.conv3 = _conv(width, 4 * width, 1)
-        self.bn3 = nn.BatchNorm2d(4 * width)
-        self.downsample = _shortcut(in_channels, 4 * width, stride)
+        self.bn3 = norm(4 * width)
+        self.downsample = _shortcut(in_channels, 4 * width, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -77,25 +85,27 @@ class Bottleneck(nn.Module):
         return F.relu(self.bn3(self.conv3(y)) + shortcut, inplace=True)
 
 
-class ResNet(nn.Module):
-    """Images [B, 3, H, W] of any size to logits [B, num_classes].
+class ResNetFeatures(nn.Module):
+    """Images [B, 3, H, W] of any size to the last stage's map [B, out_channels, H / 32, W / 32], rounded up.
 
-    Convolutions start as the authors' (normal, scaled by the fan-out), norms at one, the classifier as torch's Linear.
+    Convolutions start as the authors' (normal, scaled by the fan-out), norms as `norm` makes them.
     """
 
-    def __init__(self, config: ResNetConfig, num_classes: int) -> None:
+    def __init__(self, config: ResNetConfig, norm: Norm = nn.BatchNorm2d) -> None:
         super().__init__()
         block = Bottleneck if config.bottleneck else BasicBlock
         self.conv1 = _conv(3, _WIDTHS[0], 7, stride=2)
-        self.bn1 = nn.BatchNorm2d(_WIDTHS[0])
+        self.bn1 = norm(_WIDTHS[0])
         channels = _WIDTHS[0]
         stages: list[nn.Sequential] = []
         for width, blocks in zip(_WIDTHS, config.blocks, strict=True):
-            first = block(channels, width, stride=2 if stages else 1)
+            dilated = config.dilated and len(stages) == len(_WIDTHS) - 1
+            first = block(channels, width, 2 if stages and not dilated else 1, norm)
             channels = width * block.expansion
-            stages.append(nn.Sequential(first, *(block(channels, width, stride=1) for _ in range(blocks - 1))))
+            later = partial(Bottleneck, dilation=2) if dilated else block
+            stages.append(nn.Sequential(first, *(later(channels, width, 1, norm) for _ in range(blocks - 1))))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.fc = nn.Linear(channels, num_classes)
+        self.out_channels = channels
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -103,8 +113,18 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         x = F.max_pool2d(x, 3, stride=2, padding=1)
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(x.mean(dim=(2, 3)))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+
+class ResNet(ResNetFeatures):
+    """Images [B, 3, H, W] of any size to logits [B, num_classes]; the classifier starts as torch's Linear."""
+
+    def __init__(self, config: ResNetConfig, num_classes: int) -> None:
+        super().__init__(config)
+        self.fc = nn.Linear(self.out_channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(super().forward(x).mean(dim=(2, 3)))
 
 
 CONFIGS: dict[str, ResNetConfig] = {
@@ -132,4 +152,4 @@ MODELS: dict[str, ModelSpec] = {
     for name, config in CONFIGS.items()
 }
 
-__all__ = ["CONFIGS", "MODELS", "ResNet", "ResNetConfig"]
+__all__ = ["CONFIGS", "MODELS", "ResNet", "ResNetConfig", "ResNetFeatures"]
