@@ -12,12 +12,13 @@ from vitbench.measure import flops, memory
 from vitbench.measure.flops import FlopCount
 from vitbench.models import MODELS
 from vitbench.ops import EAGER, Ops, ops_for
-from vitbench.plan import Case
+from vitbench.plan import COMPILED, Case
 from vitbench.workload import TORCH_DTYPES, autocast_dtype
 
 
 def _build(model: str, resolution: Resolution, ops: Ops) -> nn.Module:
-    return MODELS[model].build(ops, resolution, 1000)
+    spec = MODELS[model]
+    return spec.build(ops, resolution, spec.num_classes)
 
 
 @cache
@@ -29,15 +30,15 @@ def count(model: str, resolution: Resolution) -> FlopCount:
 
 @lru_cache(maxsize=4096)
 def memory_mib(case: Case) -> float | None:
-    """Predicted peak memory in MiB, for the allocator of the case's device; None for compiled models,
-    whose buffers only the compiler knows."""
-    if case.impl == "compile":
+    """Predicted peak memory in MiB, for the allocator of the case's device; None for compiled
+    implementations, whose buffers only the compiler knows."""
+    if case.impl in COMPILED:
         return None
     estimate = memory.predict(
         partial(_build, case.model, case.resolution, ops_for(case.impl)),
         case.resolution,
         case.batch,
-        case.mode,
+        "train" if case.mode == "train" else "infer",
         TORCH_DTYPES[case.dtype],
         allocator="cpu" if case.device == "cpu" else "cuda",
         channels_last=case.layout == "nhwc",

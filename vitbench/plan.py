@@ -12,6 +12,8 @@ from vitbench.catalog import Resolution, check_resolution, format_resolution, pa
 from vitbench.errors import InputError, nearest
 
 IMPLS = ("eager", "sdpa", "flex", "compile")
+#: Implementations that torch.compile builds, in whole or in part, at their first call.
+COMPILED = ("compile", "flex")
 MODES = ("infer", "train")
 DTYPES = ("fp32", "tf32", "bf16", "fp16", "amp")
 LAYOUTS = ("nchw", "nhwc")

@@ -82,7 +82,7 @@ def _check_weights(path: Path, models: list[str]) -> None:
     from vitbench.ops import EAGER
 
     spec = MODELS[models[0]]
-    load_weights(spec.build(EAGER, spec.resolution, 1000), models[0], path)
+    load_weights(spec.build(EAGER, spec.resolution, spec.num_classes), models[0], path)
 
 
 def print_plan(cases: Sequence[Case]) -> None:

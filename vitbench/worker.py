@@ -23,7 +23,7 @@ from vitbench import estimate, verify
 from vitbench.measure import device as devices
 from vitbench.measure import latency, memory, peak, power
 from vitbench.measure.step import Step, make_step
-from vitbench.plan import Case
+from vitbench.plan import COMPILED, Case
 from vitbench.workload import TORCH_DTYPES, Workload, autocast_dtype, set_precision
 
 Emit = Callable[[dict[str, Any]], None]
@@ -168,14 +168,15 @@ class Worker:
         module = self.workload.module(case, case.impl, dtype)
         x = self.workload.input(case, dtype)
         model: nn.Module = module
+        if case.impl in COMPILED:
+            torch._dynamo.reset()  # else a ninth shape of the same module would silently run uncompiled
         if case.impl == "compile":
-            torch._dynamo.reset()
             model = torch.compile(module, dynamic=False)  # type: ignore[assignment]
-        self._phase(case, "compiling" if case.impl == "compile" else "verifying")
+        self._phase(case, "compiling" if case.impl in COMPILED else "verifying")
         compile_s = self._verify(case, model, module, x, row)
         step = make_step(model, x, case.mode, autocast=autocast_dtype(case))
         compile_s += _seconds(step, case.device)
-        if case.impl == "compile":
+        if case.impl in COMPILED:
             row["compile_s"] = compile_s
         if "memory" in self.options.passes:
             self._phase(case, "memory")
@@ -371,7 +372,8 @@ def main() -> None:
     worker: Worker | None = None
     while True:
         request = json.loads(requests.get())
-        options = Options(**{k: tuple(v) if isinstance(v, list) else v for k, v in request["options"].items()})
+        given = request["options"]
+        options = Options(**{**given, "passes": tuple(given["passes"])})
         if worker is None or worker.options != options:
             worker = Worker(options, emit)
         cases = [Case(**{**case, "resolution": tuple(case["resolution"])}) for case in request["cases"]]

@@ -60,7 +60,8 @@ def run(cases: list[Case], path: Path, options: SweepOptions = QUICK, **env: obj
 
 def test_rows_hold_what_was_asked(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    cases = [case(impl=impl, mode=mode, resolution=(64, 64)) for mode in ("infer", "train") for impl in ("eager", "sdpa")]
+    modes, impls = ("infer", "train"), ("eager", "sdpa")
+    cases = [case(impl=impl, mode=mode, resolution=(64, 64)) for mode in modes for impl in impls]
     summary, _ = run(cases, path)
     assert [row.case for row in summary.rows] == [c.id for c in cases]
     assert [row.case for row in results.read(path)] == [c.id for c in cases]

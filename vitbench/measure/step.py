@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vitbench import objective
+from vitbench.objective import Output
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,13 +23,14 @@ class Step:
     optimizer: torch.optim.Optimizer | None
     autocast: torch.dtype | None
 
-    def __call__(self) -> Tensor:
-        """The logits of an inference step, the loss of a training step."""
+    def __call__(self) -> Output:
+        """The output of an inference step, the loss of a training step."""
         if self.targets is None:
             with torch.inference_mode(), self._precision():
                 return self.model(self.x)
+        assert self.targets is not None
         with self._precision():
-            loss = F.cross_entropy(self.model(self.x), self.targets)
+            loss = objective.loss(self.model(self.x), self.targets)
         loss.backward()
         self.update()
         return loss.detach()
@@ -59,9 +62,9 @@ def make_step(model: nn.Module, x: Tensor, mode: str, autocast: torch.dtype | No
     """One step of `model` on `x`, which it puts in training or evaluation mode.
 
     Args:
-        model: returns logits [B, classes]; for training its parameters require gradients.
+        model: returns logits or detections; see vitbench.objective for the loss it is trained on.
         x: [B, C, H, W] on the model's device.
-        mode: "infer" (evaluation mode under inference_mode) or "train" (forward, cross entropy against
+        mode: "infer" (evaluation mode under inference_mode) or "train" (forward, loss against
             fixed targets, backward, AdamW, gradients freed).
         autocast: dtype of mixed precision, or None.
 
