@@ -105,7 +105,7 @@ class _Worker:
     def ask(self, job: Job) -> Compiled | Failed:
         if self.process is None or self.process.poll() is not None:
             self.close()
-            self.errors = tempfile.TemporaryFile()
+            self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
             self.process = subprocess.Popen(
                 self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env=self.environment
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from vitbench.audit.cfg import Graph
 from vitbench.audit.sass import Instruction, is_predicate, register_of
@@ -92,10 +93,10 @@ def reads(instruction: Instruction) -> set[str]:
     return names
 
 
-def control_slice(graph: Graph) -> list[bool]:
-    """For every instruction, whether a branch may depend on what it computes.
+def control_slice(graph: Graph, watched: Callable[[Instruction], bool]) -> list[bool]:
+    """For every instruction, whether a branch, or the guard of a watched instruction, may depend on its result.
 
-    Backwards flow of the registers that branch decisions need; an instruction that sets one of them belongs to the
+    Backwards flow of the registers that those decisions need; an instruction that sets one of them belongs to the
     slice and its own sources become needed. Branches, exits, calls and returns always belong.
     """
     code = graph.listing.instructions
@@ -122,6 +123,8 @@ def control_slice(graph: Graph) -> list[bool]:
                     if not instruction.guard:
                         needed.difference_update(set_here)
                     needed |= reads(instruction)
+                if instruction.guard and watched(instruction):
+                    needed.add(instruction.guard.lstrip("!"))
             if needed != needed_in[block.number]:
                 needed_in[block.number], changed = needed, True
     return chosen

@@ -15,12 +15,16 @@ _HEX = re.compile(r"^-?0x[0-9a-f]+$")
 
 @dataclass
 class Thread:
-    """Registers and predicates by name, constant bank 0 by word offset, special registers, the local stack."""
+    """Registers and predicates by name, constant bank 0 by word offset, special registers, the local stack.
+
+    `active[i]` counts how often the guard of instruction i held, or could not be known.
+    """
 
     constants: Mapping[int, Value]
     special: Mapping[str, int]
     values: dict[str, Value] = field(default_factory=dict)
     stack: dict[int, Value] = field(default_factory=dict)
+    active: dict[int, int] = field(default_factory=dict)
 
     def word(self, offset: int) -> Value:
         value = self.constants.get(offset & ~3)

@@ -114,7 +114,7 @@ def model(launch: Launch, compiled: Compiled, counted: Profile, arch: int) -> Ro
         matrix_instruction=counted.matrix_instruction,
         narrowest_hot_load_bytes=counted.narrowest_hot_load_bytes,
         issue_slots_per_element=counted.issued * 32 / launch.elements,
-        sfu_per_element=counted.by_name["MUFU"] * 32 / launch.elements,
+        sfu_per_element=counted.special * 32 / launch.elements,
         issue_us=times["issue"],
         sfu_us=times["sfu"],
         matrix_us=times["matrix"],

@@ -390,7 +390,8 @@ def _elect(i: Instruction) -> Step:
 
     def run(t: Thread) -> None:
         for name in results:
-            t.values[name] = int(t.special["SR_LANEID"] == 0)
+            lane = t.special.get("SR_LANEID")
+            t.values[name] = None if lane is None else int(lane == 0)
 
     return run
 

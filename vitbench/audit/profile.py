@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from vitkernels._launch import Launch
@@ -24,22 +24,30 @@ class LoopCount:
     blocks: frozenset[int]
 
 
+def _tally() -> defaultdict[str, float]:
+    return defaultdict(float)
+
+
 @dataclass
 class Profile:
-    """Counts of a whole launch. Warp instructions unless another unit is named."""
+    """Counts of a whole launch, in warp instructions unless another unit is named.
+
+    `issued` and `by_name` count every instruction that takes an issue slot, guard or not; `special`, `cycles`, bytes
+    and `widths` leave out those whose guard is known to be false.
+    """
 
     graph: cfg.Graph
     executions: list[float]
     issued: float = 0.0
-    by_name: Counter[str] = field(default_factory=Counter)
-    by_pipe: Counter[str] = field(default_factory=Counter)
-    cycles: Counter[str] = field(default_factory=Counter)
+    by_name: defaultdict[str, float] = field(default_factory=_tally)
+    special: float = 0.0
+    cycles: defaultdict[str, float] = field(default_factory=_tally)
     matrix_multiply_adds: float = 0.0
     older_matrix: bool = False
     matrix_instruction: str = ""
     load_bytes: float = 0.0
     store_bytes: float = 0.0
-    widths: Counter[int] = field(default_factory=Counter)
+    widths: dict[int, float] = field(default_factory=dict)
     loops: list[LoopCount] = field(default_factory=list)
     narrowest_hot_load_bytes: int | None = None
     guessed: frozenset[int] = frozenset()
@@ -93,30 +101,36 @@ def profile(launch: Launch, compiled: Compiled, arch: int) -> Profile:
     ran = execute.count(graph, launched)
     result = Profile(graph, ran.warps, guessed=ran.guessed, sampled=ran.sampled)
     per_block = [0.0] * len(graph.blocks)
-    matrix_names: Counter[str] = Counter()
+    matrix_names = _tally()
     for block, times in zip(graph.blocks, ran.warps, strict=True):
         if not times:
             continue
         for i in graph.instructions(block.number):
-            used = pipes.use(i, arch, tensor_tile(graph, i))
             result.issued += times
             per_block[block.number] += times
             result.by_name[i.name] += times
-            result.by_pipe[used.pipe] += times
-            result.cycles[used.pipe] += times * used.cycles
-            if used.pipe == "matrix":
-                result.matrix_multiply_adds += times * used.multiply_adds
-                matrix_names[i.name] += times
-            if pipes.is_global_load(i):
-                result.load_bytes += times * 32 * i.width_bytes
-                result.widths[i.width_bytes] += times
-            elif pipes.is_global_store(i):
-                result.store_bytes += times * 32 * i.width_bytes
+            active = ran.active.get(i.index, 0.0) if i.guard and execute.watched(i) else times
+            _add(result, i, pipes.use(i, arch, tensor_tile(graph, i)), active)
+            if pipes.is_matrix(i):
+                matrix_names[i.name] += active
     if matrix_names:
-        result.matrix_instruction = matrix_names.most_common(1)[0][0]
+        result.matrix_instruction = max(matrix_names, key=lambda name: matrix_names[name])
     result.older_matrix = result.matrix_instruction == "HMMA"
     _loops(result, per_block, launch.programs * compiled.num_warps)
     return result
+
+
+def _add(result: Profile, i: sass.Instruction, used: pipes.Use, active: float) -> None:
+    """Charge the units that an instruction keeps busy whenever its guard holds."""
+    result.cycles[used.pipe] += active * used.cycles
+    result.matrix_multiply_adds += active * used.multiply_adds
+    if used.pipe == "sfu":
+        result.special += active if i.name == "MUFU" else 0.0
+    if pipes.is_global_load(i):
+        result.load_bytes += active * 32 * i.width_bytes
+        result.widths[i.width_bytes] = result.widths.get(i.width_bytes, 0.0) + active
+    elif pipes.is_global_store(i):
+        result.store_bytes += active * 32 * i.width_bytes
 
 
 def tensor_tile(graph: cfg.Graph, instruction: sass.Instruction) -> tuple[int, int, int] | None:

@@ -61,7 +61,7 @@ def show(item: Audited) -> str:
     inside = sum(loop.issue_share for loop in counted.loops)
     lines.append(f"  outside every loop: {1 - inside:6.1%}")
     lines += ["", "top costs (whole launch): instruction, share of issue, slots per element"]
-    for name, times in counted.by_name.most_common(16):
+    for name, times in sorted(counted.by_name.items(), key=lambda found: -found[1])[:16]:
         share = times * 32 / item.launch.elements
         lines.append(f"  {name:12} {times / counted.issued:6.1%} {share:9.3f}")
     lines += ["", "global loads by width: " + _widths(counted), "", "what to try:"]
@@ -94,14 +94,14 @@ def advice(item: Audited) -> list[str]:
         )
     if r.bytes_ratio > 1.5:
         hints.append(f"issues {r.bytes_ratio:.1f} times the unavoidable bytes: padding, or tensors read again from L2")
-    if names["MUFU"] and r.sfu_per_element > 1.3 * max(1.0, item.launch.special / item.launch.elements):
+    if counted.special and r.sfu_per_element > 1.3 * max(1.0, item.launch.special / item.launch.elements):
         hints.append(f"{r.sfu_per_element:.2f} special functions per element: padding, rescaling or divisions")
     conversions = sum(names[name] for name in ("F2FP", "PRMT", "F2F", "I2F", "F2I"))
     if conversions > 0.12 * total:
         hints.append(f"{conversions / total:.0%} of issue converts or repacks types")
     moves = names["MOV"] + names["SEL"] + names["FSEL"]
     if moves > 0.12 * total:
-        hints.append(f"{moves / total:.0%} of issue moves or selects: masks inside the loop could go into the last trip")
+        hints.append(f"{moves / total:.0%} of issue moves or selects: mask in the last trip only")
     shuffles = names["SHFL"]
     if shuffles > 0.06 * total:
         hints.append(f"{shuffles / total:.0%} of issue shuffles: reduce along a thread's own values first")

@@ -27,7 +27,9 @@ from vitbench.audit.job import Compiled, Failed, FunctionRef, Job
 
 _CACHE_VERSION = 2
 _PARAMETER_BASE = {9: 0x210, 8: 0x160}  # bank 0 offset of the first kernel parameter, by major version
-_PTX_PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.(b8|[busf](?:8|16|32|64))[^,)]*?_param_\d+(?:\[(\d+)\])?")
+_PTX_PARAMETER = re.compile(
+    r"\.param\s+(?:\.align\s+\d+\s+)?\.([busf](?:8|16|32|64))[^,)]*?_param_\d+(?:\[(\d+)\])?"
+)
 
 
 def _module(ref: FunctionRef) -> ModuleType:
