@@ -59,8 +59,13 @@ class Row:
     reason: str
 
     @property
+    def launch_id(self) -> str:
+        """As `vitkernels.Launch.id`: op/case/pass/dtype."""
+        return f"{self.kernel}/{self.case}/{self.pass_}/{self.dtype}"
+
+    @property
     def key(self) -> str:
-        return f"{self.kernel}/{self.case}/{self.pass_}/{self.dtype}/{self.arch}"
+        return f"{self.launch_id}/{self.arch}"
 
 
 def floor_us(launch: Launch, chip: Chip) -> float:
