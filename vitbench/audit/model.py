@@ -137,8 +137,9 @@ def model(launch: Launch, compiled: Compiled, counted: Profile, arch: int) -> Ro
         bytes_ratio=(counted.load_bytes + counted.store_bytes) / launch.bytes if launch.bytes else 0.0,
         occupancy_limit=fits.limit,
         exact=not counted.guessed and not counted.sampled,
-        status="ok",
-        reason=_reason(counted),
+        status="ok" if fits.programs else "error",
+        reason=_reason(counted) if fits.programs else f"does not fit on a multiprocessor of the {chip.name}: too much "
+        f"{fits.limit} ({compiled.shared_bytes} B shared, {compiled.registers} registers, {compiled.num_warps} warps)",
     )
 
 
