@@ -102,9 +102,9 @@ def reads(instruction: Instruction) -> set[str]:
             names.add(register)
             register = _next(register)
     pair = _reads_pairs(instruction)
-    sources = instruction.operands if instruction.name in ("R2P", "UR2UP") else instruction.operands[
-        _results(instruction) :
-    ]
+    sources = (
+        instruction.operands if instruction.name in ("R2P", "UR2UP") else instruction.operands[_results(instruction) :]
+    )
     text = instruction.guard.lstrip("!") + " " + " , ".join(sources)
     for match in _ANY.finditer(text):
         register = match.group(1)

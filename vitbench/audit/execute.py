@@ -120,9 +120,7 @@ class Machine:
         code = self.graph.listing.instructions
         alive = {b.number for b in self.graph.blocks if code[b.stop - 1].name in ("EXIT", "RET")}
         alive -= {
-            b.number
-            for b in self.graph.blocks
-            if any(i.name == "BPT" for i in self.graph.instructions(b.number))
+            b.number for b in self.graph.blocks if any(i.name == "BPT" for i in self.graph.instructions(b.number))
         }
         changed = True
         while changed:
@@ -230,9 +228,7 @@ def count(graph: cfg.Graph, launched: Launched) -> Executions:
 _Who = tuple[int, int] | None  # (warp, lane), or None for a thread that stands for all
 
 
-def _sample(
-    machine: Machine, launched: Launched, axes: Sequence[int], threads: Sequence[_Who]
-) -> tuple[_Tally, int]:
+def _sample(machine: Machine, launched: Launched, axes: Sequence[int], threads: Sequence[_Who]) -> tuple[_Tally, int]:
     """Counts over as many programs as the step limit allows, and how many those were."""
     steps = _Tally(machine, launched).run((0, 0, 0), threads)
     limit = max(MIN_PROGRAMS, min(MAX_PROGRAMS, MAX_STEPS // max(steps, 1)))

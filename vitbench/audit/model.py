@@ -138,7 +138,9 @@ def model(launch: Launch, compiled: Compiled, counted: Profile, arch: int) -> Ro
         occupancy_limit=fits.limit,
         exact=not counted.guessed and not counted.sampled,
         status="ok" if fits.programs else "error",
-        reason=_reason(counted) if fits.programs else f"does not fit on a multiprocessor of the {chip.name}: too much "
+        reason=_reason(counted)
+        if fits.programs
+        else f"does not fit on a multiprocessor of the {chip.name}: too much "
         f"{fits.limit} ({compiled.shared_bytes} B shared, {compiled.registers} registers, {compiled.num_warps} warps)",
     )
 

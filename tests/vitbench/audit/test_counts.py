@@ -71,9 +71,7 @@ def test_loop_bound_read_from_memory_is_reported_not_guessed_silently(audited: I
     ("case", "width", "per_warp"),
     [("wide-1", 16, 1), ("wide-37", 16, 37), ("four-byte-37", 4, 37), ("unaligned-37", 2, 8 * 37)],
 )
-def test_global_loads_are_counted_by_width(
-    audited: Items, case: str, width: int, per_warp: int, arch: int
-) -> None:
+def test_global_loads_are_counted_by_width(audited: Items, case: str, width: int, per_warp: int, arch: int) -> None:
     item = audited[case, arch]
     assert _profile(item).widths == {width: per_warp * _warps(item)}
     assert item.row.narrowest_hot_load_bytes == width
@@ -98,16 +96,16 @@ def test_matrix_work_of_pipelined_loops_is_exactly_the_products(
     assert 2 * _profile(item).matrix_multiply_adds == item.launch.matrix_flops
 
 
-@pytest.mark.parametrize("arch", (80, 90))
-def test_launch_that_cannot_fit_is_an_error(audited: Items, arch: int) -> None:
-    row = audited["256x256x384-tile128-stages4", arch].row
-    assert row.shared_bytes >= 4 * 2 * 128 * 128 * 2 * (arch == 90)
-    assert (row.status, row.occupancy == 0) == (("error", True) if arch == 90 else (row.status, row.occupancy == 0))
+def test_launch_that_cannot_fit_is_an_error(audited: Items) -> None:
+    row = audited["256x256x384-tile128-stages4", 90].row
+    assert row.shared_bytes > 227 * 1024
+    assert (row.status, row.occupancy) == ("error", 0)
+    assert "too much shared" in row.reason
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_spills_show(audited: Items, arch: int) -> None:
-    assert audited["spilling/tight".split("/")[1], arch].row.spill_bytes > 0
+    assert audited["tight", arch].row.spill_bytes > 0
     assert audited["chain-7", arch].row.spill_bytes == 0
 
 
