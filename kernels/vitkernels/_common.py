@@ -15,6 +15,7 @@ from torch import Tensor
 from vitkernels._launch import Launch
 
 LOG2E = 1.4426950408889634
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton saw it when it was imported, just now
 PROGRAMS_WANTED = 384  # about three programs for each SM of an H100 or H200: the last wave stays short
 _TRITON_TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32"}
 _SHORT_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -22,28 +23,32 @@ _SHORT_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "b
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One kernel launch as data: `run_all` executes it, `audit` describes it to the audit without a GPU."""
+    """One kernel launch as data: `run_all` executes it, `audit` describes it to the audit without a GPU.
+
+    scores counts the useful scores (query-key pairs) that the launch computes, each with one exp2; products the
+    matrix products over them.
+    """
 
     kernel: Any
     args: Mapping[str, Any]
     grid: int
     pass_name: str
+    products: int = 0
+    scores: int = 0
     num_warps: int = 4
     num_stages: int = 2
 
-    def audit(self, op: str, case: str, elements: int, **work: int) -> Launch:
+    def audit(self, op: str, case: str, head_dim: int, elements: int) -> Launch:
         """The launch with its tensors (which may live on the meta device) reduced to Triton's pointer types."""
         tensors = {name: value for name, value in self.args.items() if isinstance(value, Tensor)}
         args = {**self.args, **{name: _TRITON_TYPES[value.dtype] for name, value in tensors.items()}}
+        data = tensors["q_ptr"] if "q_ptr" in tensors else next(iter(tensors.values()))
         return Launch(
-            kernel=self.kernel, op=op, case=case, pass_name=self.pass_name, dtype=_SHORT_TYPES[_data_dtype(tensors)],
-            args=args, grid=(self.grid,), elements=elements, num_warps=self.num_warps, num_stages=self.num_stages,
-            **work,
+            kernel=self.kernel, op=op, case=case, pass_name=self.pass_name, dtype=_SHORT_TYPES[data.dtype], args=args,
+            grid=(self.grid,), elements=elements, bytes=sum(x.numel() * x.element_size() for x in tensors.values()),
+            matrix_flops=2 * self.products * self.scores * head_dim, special=self.scores,
+            num_warps=self.num_warps, num_stages=self.num_stages,
         )  # fmt: skip
-
-
-def _data_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
-    return tensors["q_ptr"].dtype if "q_ptr" in tensors else next(iter(tensors.values())).dtype
 
 
 def run_all(calls: Sequence[Call]) -> None:
@@ -80,9 +85,14 @@ def padded_head_dim(head_dim: int) -> int:
 
 
 def stride_alignment(*tensors: Tensor) -> int:
-    """Largest power of two up to 8 that divides every stride but the last of every tensor, in elements."""
+    """ALIGN of a launch: a power of two up to 8 that divides every stride but the last of these [B, H, rows, D].
+
+    0 if a tile's row offsets need 64 bits; the offsets of images and heads always have them.
+    """
     align = 8
     for tensor in tensors:
+        if tensor.shape[2] * tensor.stride(2) >= 2**31:
+            return 0
         for stride in tensor.stride()[:-1]:
             while stride % align:
                 align //= 2
@@ -95,7 +105,7 @@ def last_contiguous(tensor: Tensor) -> Tensor:
 
 def kernels_run_on(tensor: Tensor) -> bool:
     """Whether this tensor goes through the Triton kernels; otherwise the plain PyTorch reference computes it."""
-    return tensor.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+    return tensor.is_cuda or INTERPRETED
 
 
 def token_major(like: Tensor, n: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -119,6 +129,8 @@ def check_qkv(op: str, q: Tensor, k: Tensor, v: Tensor, **others: Tensor) -> Non
         raise ValueError(
             f"{op}: q, k, v must share one of float16, bfloat16, float32; got q {q.dtype}, k {k.dtype}, v {v.dtype}"
         )
+    if q.dtype == torch.float64 and kernels_run_on(q):
+        raise ValueError(f"{op}: the kernels take float16, bfloat16 or float32; got {q.dtype}")
     for name, tensor in {"k": k, "v": v, **others}.items():
         if tensor.device != q.device:
             raise ValueError(f"{op}: {name} is on {tensor.device} but q is on {q.device}")
@@ -166,7 +178,7 @@ def load_rows(
     mask = rows[:, None] < n_rows
     if D < BLOCK_D:
         mask = mask & (offs_d[None, :] < D)
-    return tl.load(ptr + rows[:, None].to(tl.int64) * stride + offs_d[None, :], mask=mask, other=0.0)
+    return tl.load(ptr + rows[:, None] * stride + offs_d[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
@@ -185,13 +197,18 @@ def store_rows(
     if D < BLOCK_D:
         mask = mask & (offs_d[None, :] < D)
     tl.store(
-        ptr + rows[:, None].to(tl.int64) * stride + offs_d[None, :], tile.to(ptr.dtype.element_ty), mask=mask
+        ptr + rows[:, None] * stride + offs_d[None, :], tile.to(ptr.dtype.element_ty), mask=mask
     )
 
 
 @triton.jit
 def aligned(stride, ALIGN: tl.constexpr):
-    """The stride, with its divisibility shown to the compiler, which by itself looks for multiples of 16 only."""
+    """A stride as `stride_alignment` found it: 64-bit for 0, else with its divisor shown to the compiler.
+
+    By itself the compiler looks for multiples of 16 only, and loads rows of 46 or 52 channels element by element.
+    """
+    if ALIGN == 0:
+        return tl.cast(stride, tl.int64)
     return (stride // ALIGN) * ALIGN
 
 
@@ -212,7 +229,7 @@ def load_bias(
     OUTSIDE: tl.constexpr = -65504.0 if ptr.dtype.element_ty == tl.float16 else -1.0e30
     width = stride if EXPANDED else n_cols
     mask = (rows[:, None] < n_rows) & (cols[None, :] < width)
-    tile = tl.load(ptr + rows[:, None].to(tl.int64) * stride + cols[None, :], mask=mask, other=OUTSIDE)
+    tile = tl.load(ptr + rows[:, None] * stride + cols[None, :], mask=mask, other=OUTSIDE)
     return tile.to(tl.float32) if EXPANDED else tile.to(tl.float32) * 1.4426950408889634
 
 
@@ -244,3 +261,4 @@ def sum_parts_call(out: Tensor, parts: Tensor, pass_name: str) -> Call:
     size, block = out.numel(), 1024
     args = {"out_ptr": out, "parts_ptr": parts, "size": size, "parts": parts.shape[0], "BLOCK": block}
     return Call(kernel=sum_parts_kernel, args=args, grid=cdiv(size, block), pass_name=pass_name)
+

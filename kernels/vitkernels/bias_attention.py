@@ -321,7 +321,8 @@ def forward_calls(
         images = min(triton.next_power_of_2(max(1, B)), long_images(D, q.element_size()))
         args |= {"IMAGES": images, "BLOCK_M": 64 if q.element_size() == 2 else 32}
         kernel = _fwd_long_kernel
-    return [Call(kernel=kernel, args=args, grid=programs * cdiv(B, images), pass_name="fwd")]
+    return [Call(kernel=kernel, args=args, grid=programs * cdiv(B, images), pass_name="fwd", products=2,
+                 scores=B * H * N * M)]
 
 
 torch.library.define(
@@ -442,3 +443,53 @@ def bias_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float |
     if needs_grad(q, k, v, bias):
         return _BiasAttention.apply(q, k, v, bias, scale)[0]
     return torch.ops.vitkernels.bias_attention_fwd(q, k, v, bias, scale, False)[0]
+
+
+@dataclass(frozen=True)
+class BiasAttentionCase:
+    """One attention layer of a real model: B images, H heads, N queries, M keys, D channels per head."""
+
+    name: str
+    B: int
+    H: int
+    N: int
+    M: int
+    D: int
+
+
+BIAS_ATTENTION_CASES = (
+    BiasAttentionCase("coatnet_0-s3-224", 64, 12, 196, 196, 32),
+    BiasAttentionCase("coatnet_0-s4-224", 64, 24, 49, 49, 32),
+    BiasAttentionCase("coatnet_0-s3-384", 64, 12, 576, 576, 32),
+    BiasAttentionCase("coatnet_0-s4-384", 64, 24, 144, 144, 32),
+    BiasAttentionCase("swin_t-s1-224", 4096, 3, 49, 49, 32),
+    BiasAttentionCase("maxvit_t-s1-224", 4096, 2, 49, 49, 32),
+    BiasAttentionCase("beit_b-224", 64, 12, 197, 197, 64),
+    BiasAttentionCase("cmt_s-a-224", 64, 1, 3136, 49, 64),
+    BiasAttentionCase("cmt_s-b-224", 64, 2, 784, 49, 64),
+    BiasAttentionCase("cmt_s-c-224", 64, 4, 196, 49, 64),
+    BiasAttentionCase("cmt_s-d-224", 64, 8, 49, 49, 64),
+    BiasAttentionCase("cmt_s-a-384", 64, 1, 9216, 144, 64),
+    BiasAttentionCase("cmt_s-b-384", 64, 2, 2304, 144, 64),
+    BiasAttentionCase("cmt_s-c-384", 64, 4, 576, 144, 64),
+    BiasAttentionCase("cmt_s-d-384", 64, 8, 144, 144, 64),
+    BiasAttentionCase("cmt_ti-a-160", 64, 1, 1600, 25, 46),
+    BiasAttentionCase("cmt_xs-a-192", 64, 1, 2304, 36, 52),
+    BiasAttentionCase("cmt_b-a-256", 64, 1, 4096, 64, 76),
+)
+
+
+def audit_launches(arch: int) -> list[Launch]:
+    """Every launch of the forward and backward pass of every case in bf16, for the audit; the same on all archs."""
+    launches = []
+    for case in BIAS_ATTENTION_CASES:
+        B, H, N, M, D = case.B, case.H, case.N, case.M, case.D
+        meta = {"device": "meta", "dtype": torch.bfloat16}
+        q, k, v = (torch.empty((B, n, H, D), **meta).transpose(1, 2) for n in (N, M, M))
+        bias, lse = torch.empty((H, N, M), device="meta"), torch.empty((B, H, N), device="meta")
+        fwd = forward_calls(torch.empty_like(q), None, q, k, v, bias, D**-0.5, expanded=False)
+        bwd = bias_backward_calls(
+            *map(torch.empty_like, (q, k, v, bias)), q, k, v, bias, torch.empty_like(q), lse, torch.empty_like(q), D**-0.5
+        )
+        launches += [call.audit("bias_attention", case.name, D, B * H * N * M) for call in (*fwd, *bwd)]
+    return launches

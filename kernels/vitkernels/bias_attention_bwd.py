@@ -5,9 +5,9 @@ dQ = scale dS K,  dK = scale dS^T Q,  dBias = sum over images of dS.
 
 Two passes, each of which recomputes P and dS, so that each sum stays inside one program:
 
-- queries stand still (`_bwd_query_kernel`): a program owns a tile of queries of one head and a slice of the images,
-  with a chunk of keys outside and the images inside. It keeps dBias of the chunk in registers for its whole slice
-  and carries dQ from chunk to chunk through an fp32 buffer that no other program touches. It also makes delta.
+- queries stand still (`_bwd_query_kernel`): a program owns a tile of queries of one head, a chunk of keys and a
+  slice of the images. It keeps bias and dBias of the chunk in registers for its whole slice. Chunks are launched one
+  after the other and carry dQ through an fp32 buffer. The first also makes delta.
 - keys stand still (`_bwd_key_short_kernel`, `_bwd_key_long_kernel`): dK and dV in registers, on transposed scores. The
   short one holds the bias of all queries for a group of images; the long one walks over a span of queries, and
   where there are several spans they leave partial sums.
@@ -86,8 +86,11 @@ def _bwd_query_kernel(
     N,
     M,
     IMAGES,  # images of one slice
+    first_key,  # of this launch's chunk
     scale,
     scale_log2,
+    FIRST: tl.constexpr,  # the chunk makes delta and starts dQ
+    LAST: tl.constexpr,  # the chunk finishes dQ
     EXPANDED: tl.constexpr,
     ALIGN: tl.constexpr,
     D: tl.constexpr,
@@ -114,73 +117,70 @@ def _bwd_query_kernel(
     if carry_ptr is not None:
         carry_ptr += h64 * aligned(dq_stride_h, ALIGN)
     if dbias_ptr is not None:
-        dbias_ptr += (part.to(tl.int64) * H + h) * N * M
-    for first in range(0, M, KEYS_0 + KEYS_1 + KEYS_2):
-        keys_0 = first + tl.arange(0, KEYS_0)
-        bias_0 = load_bias(bias_ptr, bias_stride_n, rows, N, keys_0, M, EXPANDED)
-        dbias_0 = tl.zeros([BLOCK_N, KEYS_0], tl.float32)
+        dbias_ptr += (tl.cast(part, tl.int64) * H + h) * N * M
+    keys_0 = first_key + tl.arange(0, KEYS_0)
+    bias_0 = load_bias(bias_ptr, bias_stride_n, rows, N, keys_0, M, EXPANDED)
+    dbias_0 = tl.zeros([BLOCK_N, KEYS_0], tl.float32)
+    if KEYS_1 > 0:
+        keys_1 = first_key + KEYS_0 + tl.arange(0, KEYS_1)
+        bias_1 = load_bias(bias_ptr, bias_stride_n, rows, N, keys_1, M, EXPANDED)
+        dbias_1 = tl.zeros([BLOCK_N, KEYS_1], tl.float32)
+    if KEYS_2 > 0:
+        keys_2 = first_key + KEYS_0 + KEYS_1 + tl.arange(0, KEYS_2)
+        bias_2 = load_bias(bias_ptr, bias_stride_n, rows, N, keys_2, M, EXPANDED)
+        dbias_2 = tl.zeros([BLOCK_N, KEYS_2], tl.float32)
+    for b in range(part * IMAGES, min(part * IMAGES + IMAGES, B)):
+        b64 = tl.cast(b, tl.int64)
+        row_b = (b64 * H + h) * N
+        q = load_rows(q_ptr + b64 * aligned(q_stride_b, ALIGN), aligned(q_stride_n, ALIGN), rows, N, D, BLOCK_D)
+        do = load_rows(do_ptr + b64 * aligned(do_stride_b, ALIGN), aligned(do_stride_n, ALIGN), rows, N, D, BLOCK_D)
+        lse = tl.load(lse_ptr + row_b + rows, mask=rows < N, other=0.0)
+        if FIRST:
+            out = load_rows(
+                out_ptr + b64 * aligned(out_stride_b, ALIGN), aligned(out_stride_n, ALIGN), rows, N, D, BLOCK_D
+            )
+            delta = tl.sum(do.to(tl.float32) * out.to(tl.float32), 1)
+            tl.store(delta_ptr + row_b + rows, delta, mask=rows < N)
+        else:
+            delta = tl.load(delta_ptr + row_b + rows, mask=rows < N, other=0.0)
+        k_b = k_ptr + b64 * aligned(k_stride_b, ALIGN)
+        v_b = v_ptr + b64 * aligned(v_stride_b, ALIGN)
+        k = load_rows(k_b, k_row, keys_0, M, D, BLOCK_D)
+        v = load_rows(v_b, v_row, keys_0, M, D, BLOCK_D)
+        ds = _score_gradient(q, k, v, do, bias_0, lse, delta, scale_log2)
+        dbias_0 += ds
+        acc = tl.dot(ds.to(q.dtype), k, input_precision="tf32x3")
         if KEYS_1 > 0:
-            keys_1 = first + KEYS_0 + tl.arange(0, KEYS_1)
-            bias_1 = load_bias(bias_ptr, bias_stride_n, rows, N, keys_1, M, EXPANDED)
-            dbias_1 = tl.zeros([BLOCK_N, KEYS_1], tl.float32)
+            k = load_rows(k_b, k_row, keys_1, M, D, BLOCK_D)
+            v = load_rows(v_b, v_row, keys_1, M, D, BLOCK_D)
+            ds = _score_gradient(q, k, v, do, bias_1, lse, delta, scale_log2)
+            dbias_1 += ds
+            acc = tl.dot(ds.to(q.dtype), k, acc, input_precision="tf32x3")
         if KEYS_2 > 0:
-            keys_2 = first + KEYS_0 + KEYS_1 + tl.arange(0, KEYS_2)
-            bias_2 = load_bias(bias_ptr, bias_stride_n, rows, N, keys_2, M, EXPANDED)
-            dbias_2 = tl.zeros([BLOCK_N, KEYS_2], tl.float32)
-        for b in range(part * IMAGES, min(part * IMAGES + IMAGES, B)):
-            b64 = tl.cast(b, tl.int64)
-            row_b = (b64 * H + h) * N
-            q = load_rows(q_ptr + b64 * aligned(q_stride_b, ALIGN), aligned(q_stride_n, ALIGN), rows, N, D, BLOCK_D)
-            do = load_rows(do_ptr + b64 * aligned(do_stride_b, ALIGN), aligned(do_stride_n, ALIGN), rows, N, D, BLOCK_D)
-            lse = tl.load(lse_ptr + row_b + rows, mask=rows < N, other=0.0)
-            if first == 0:
-                out = load_rows(
-                    out_ptr + b64 * aligned(out_stride_b, ALIGN), aligned(out_stride_n, ALIGN), rows, N, D, BLOCK_D
-                )
-                delta = tl.sum(do.to(tl.float32) * out.to(tl.float32), 1)
-                tl.store(delta_ptr + row_b + rows, delta, mask=rows < N)
-            else:
-                delta = tl.load(delta_ptr + row_b + rows, mask=rows < N, other=0.0)
-            k_b = k_ptr + b64 * aligned(k_stride_b, ALIGN)
-            v_b = v_ptr + b64 * aligned(v_stride_b, ALIGN)
-            k = load_rows(k_b, k_row, keys_0, M, D, BLOCK_D)
-            v = load_rows(v_b, v_row, keys_0, M, D, BLOCK_D)
-            ds = _score_gradient(q, k, v, do, bias_0, lse, delta, scale_log2)
-            dbias_0 += ds
-            acc = tl.dot(ds.to(q.dtype), k, input_precision="tf32x3")
-            if KEYS_1 > 0:
-                k = load_rows(k_b, k_row, keys_1, M, D, BLOCK_D)
-                v = load_rows(v_b, v_row, keys_1, M, D, BLOCK_D)
-                ds = _score_gradient(q, k, v, do, bias_1, lse, delta, scale_log2)
-                dbias_1 += ds
-                acc = tl.dot(ds.to(q.dtype), k, acc, input_precision="tf32x3")
-            if KEYS_2 > 0:
-                k = load_rows(k_b, k_row, keys_2, M, D, BLOCK_D)
-                v = load_rows(v_b, v_row, keys_2, M, D, BLOCK_D)
-                ds = _score_gradient(q, k, v, do, bias_2, lse, delta, scale_log2)
-                dbias_2 += ds
-                acc = tl.dot(ds.to(q.dtype), k, acc, input_precision="tf32x3")
-            acc *= scale
-            dq_b = b64 * aligned(dq_stride_b, ALIGN)
-            if carry_ptr is not None:
-                if first > 0:
-                    acc += load_rows(carry_ptr + dq_b, dq_row, rows, N, D, BLOCK_D)
-                store_rows(carry_ptr + dq_b, dq_row, acc, rows, N, D, BLOCK_D)
-            if first + (KEYS_0 + KEYS_1 + KEYS_2) >= M:
-                store_rows(dq_ptr + dq_b, dq_row, acc, rows, N, D, BLOCK_D)
-        if dbias_ptr is not None:
-            _store_scores(dbias_ptr, dbias_0, rows, N, keys_0, M)
-            if KEYS_1 > 0:
-                _store_scores(dbias_ptr, dbias_1, rows, N, keys_1, M)
-            if KEYS_2 > 0:
-                _store_scores(dbias_ptr, dbias_2, rows, N, keys_2, M)
-        # The next chunk reads back the dQ of this one, perhaps in another thread.
-        tl.debug_barrier()
+            k = load_rows(k_b, k_row, keys_2, M, D, BLOCK_D)
+            v = load_rows(v_b, v_row, keys_2, M, D, BLOCK_D)
+            ds = _score_gradient(q, k, v, do, bias_2, lse, delta, scale_log2)
+            dbias_2 += ds
+            acc = tl.dot(ds.to(q.dtype), k, acc, input_precision="tf32x3")
+        acc *= scale
+        dq_b = b64 * aligned(dq_stride_b, ALIGN)
+        if not FIRST:
+            acc += load_rows(carry_ptr + dq_b, dq_row, rows, N, D, BLOCK_D)
+        if LAST:
+            store_rows(dq_ptr + dq_b, dq_row, acc, rows, N, D, BLOCK_D)
+        else:
+            store_rows(carry_ptr + dq_b, dq_row, acc, rows, N, D, BLOCK_D)
+    if dbias_ptr is not None:
+        _store_scores(dbias_ptr, dbias_0, rows, N, keys_0, M)
+        if KEYS_1 > 0:
+            _store_scores(dbias_ptr, dbias_1, rows, N, keys_1, M)
+        if KEYS_2 > 0:
+            _store_scores(dbias_ptr, dbias_2, rows, N, keys_2, M)
 
 
 @triton.jit
 def _store_scores(ptr, tile, rows, n_rows, cols, n_cols):
-    pointers = ptr + rows[:, None].to(tl.int64) * n_cols + cols[None, :]
+    pointers = ptr + rows[:, None] * n_cols + cols[None, :]
     tl.store(pointers, tile, mask=(rows[:, None] < n_rows) & (cols[None, :] < n_cols))
 
 
@@ -422,16 +422,24 @@ def backward_calls(
         "scale": scale, "scale_log2": scale * LOG2E, "EXPANDED": expanded, "D": D, "BLOCK_D": block_d,
         "ALIGN": stride_alignment(q, k, v, do, out, dq, dk),
     }  # fmt: skip
-    query = Call(
-        kernel=_bwd_query_kernel, pass_name="bwd_query", grid=cdiv(N, block_n) * H * cdiv(B, images),
-        args=shared | {
-            "dq_ptr": dq, "carry_ptr": carry, "dbias_ptr": dbias_parts, "out_ptr": out, "IMAGES": images,
-            "dq_stride_b": dq.stride(0), "dq_stride_h": dq.stride(1), "dq_stride_n": dq.stride(2),
-            "out_stride_b": out.stride(0), "out_stride_h": out.stride(1), "out_stride_n": out.stride(2),
-            "BLOCK_N": block_n, "KEYS_0": keys[0], "KEYS_1": keys[1], "KEYS_2": keys[2],
-        },
-    )  # fmt: skip
-    return [query, *_key_calls(dk, dv, shared, block_n, block_m)]
+    query = shared | {
+        "dq_ptr": dq, "carry_ptr": carry, "dbias_ptr": dbias_parts, "out_ptr": out, "IMAGES": images,
+        "dq_stride_b": dq.stride(0), "dq_stride_h": dq.stride(1), "dq_stride_n": dq.stride(2),
+        "out_stride_b": out.stride(0), "out_stride_h": out.stride(1), "out_stride_n": out.stride(2),
+        "BLOCK_N": block_n, "KEYS_0": keys[0], "KEYS_1": keys[1], "KEYS_2": keys[2],
+    }  # fmt: skip
+    calls = [
+        Call(
+            kernel=_bwd_query_kernel,
+            args=query | {"first_key": first, "FIRST": first == 0, "LAST": first + sum(keys) >= M},
+            grid=cdiv(N, block_n) * H * cdiv(B, images),
+            pass_name=f"bwd_query_{first}",
+            products=3,
+            scores=B * H * N * min(sum(keys), M - first),
+        )
+        for first in range(0, M, sum(keys))
+    ]
+    return calls + _key_calls(dk, dv, shared, block_n, block_m)
 
 
 def _key_calls(dk: Tensor, dv: Tensor, shared: dict, block_n: int, block_m: int) -> list[Call]:
@@ -441,7 +449,7 @@ def _key_calls(dk: Tensor, dv: Tensor, shared: dict, block_n: int, block_m: int)
         images = images_per_program(B, tiles * H)
         rows = pieces(N, 4, 64)
         return [Call(
-            kernel=_bwd_key_short_kernel, pass_name="bwd_key", grid=tiles * H * cdiv(B, images),
+            kernel=_bwd_key_short_kernel, pass_name="bwd_key", products=4, scores=B * H * N * M, grid=tiles * H * cdiv(B, images),
             args=shared | {
                 "dk_ptr": dk, "dv_ptr": dv, "IMAGES": images, "BLOCK_M": block_m,
                 "dk_stride_b": dk.stride(0), "dk_stride_h": dk.stride(1), "dk_stride_m": dk.stride(2),
@@ -456,7 +464,7 @@ def _key_calls(dk: Tensor, dv: Tensor, shared: dict, block_n: int, block_m: int)
         dk_parts, dv_parts = (dk.new_empty((spans, B, M, H, D), dtype=torch.float32).transpose(2, 3) for _ in range(2))
     strides = (0, *dk.stride()) if spans == 1 else dk_parts.stride()
     key = Call(
-        kernel=_bwd_key_long_kernel, pass_name="bwd_key", grid=tiles * B * H * spans,
+        kernel=_bwd_key_long_kernel, pass_name="bwd_key", products=4, scores=B * H * N * M, grid=tiles * B * H * spans,
         args=shared | {
             "dk_ptr": dk_parts, "dv_ptr": dv_parts, "SPAN": span, "BLOCK_N": block_n, "BLOCK_M": block_m,
             "dk_stride_s": strides[0], "dk_stride_b": strides[1], "dk_stride_h": strides[2], "dk_stride_m": strides[3],
