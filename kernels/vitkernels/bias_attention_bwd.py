@@ -41,11 +41,20 @@ from vitkernels._common import (
 
 
 @triton.jit
-def _score_gradient(q, k, v, do, bias, lse, delta, scale_log2):
-    """dS [R, K] fp32 of one tile; bias in units of log2, lse and delta [R]."""
-    s = tl.dot(q, tl.trans(k), input_precision="tf32x3") * scale_log2 + bias
-    p = tl.math.exp2(s - lse[:, None])
-    return p * (tl.dot(do, tl.trans(v), input_precision="tf32x3") - delta[:, None])
+def _score_gradient(
+    q, k, v, do, bias, dbias, lse, delta, keys, n_keys, scale_log2, GATED: tl.constexpr, PADDED: tl.constexpr
+):
+    """dS [R, K] fp32 of one tile, and dbias with its share added; bias in units of log2, lse and delta [R]."""
+    s = tl.dot(q, tl.trans(k), input_precision="tf32x3") * scale_log2
+    if not GATED:
+        s += bias
+    elif PADDED:
+        s = tl.where(keys[None, :] < n_keys, s, -1.0e30)
+    dp = tl.dot(do, tl.trans(v), input_precision="tf32x3")
+    ds = tl.math.exp2(s - lse[:, None]) * (dp - delta[:, None])
+    if GATED:
+        return ds, dbias + dp
+    return ds, dbias + ds
 
 
 @triton.jit
@@ -91,6 +100,8 @@ def _bwd_query_kernel(
     scale_log2,
     FIRST: tl.constexpr,  # the chunk makes delta and starts dQ
     LAST: tl.constexpr,  # the chunk finishes dQ
+    GATED: tl.constexpr,
+    PADDED: tl.constexpr,  # the chunk reaches beyond M
     EXPANDED: tl.constexpr,
     ALIGN: tl.constexpr,
     D: tl.constexpr,
@@ -119,15 +130,15 @@ def _bwd_query_kernel(
     if dbias_ptr is not None:
         dbias_ptr += (tl.cast(part, tl.int64) * H + h) * N * M
     keys_0 = first_key + tl.arange(0, KEYS_0)
-    bias_0 = load_bias(bias_ptr, bias_stride_n, rows, N, keys_0, M, EXPANDED)
+    bias_0 = 0.0 if GATED else load_bias(bias_ptr, bias_stride_n, rows, N, keys_0, M, EXPANDED)
     dbias_0 = tl.zeros([BLOCK_N, KEYS_0], tl.float32)
     if KEYS_1 > 0:
         keys_1 = first_key + KEYS_0 + tl.arange(0, KEYS_1)
-        bias_1 = load_bias(bias_ptr, bias_stride_n, rows, N, keys_1, M, EXPANDED)
+        bias_1 = 0.0 if GATED else load_bias(bias_ptr, bias_stride_n, rows, N, keys_1, M, EXPANDED)
         dbias_1 = tl.zeros([BLOCK_N, KEYS_1], tl.float32)
     if KEYS_2 > 0:
         keys_2 = first_key + KEYS_0 + KEYS_1 + tl.arange(0, KEYS_2)
-        bias_2 = load_bias(bias_ptr, bias_stride_n, rows, N, keys_2, M, EXPANDED)
+        bias_2 = 0.0 if GATED else load_bias(bias_ptr, bias_stride_n, rows, N, keys_2, M, EXPANDED)
         dbias_2 = tl.zeros([BLOCK_N, KEYS_2], tl.float32)
     for b in range(part * IMAGES, min(part * IMAGES + IMAGES, B)):
         b64 = tl.cast(b, tl.int64)
@@ -135,7 +146,7 @@ def _bwd_query_kernel(
         q = load_rows(q_ptr + b64 * aligned(q_stride_b, ALIGN), aligned(q_stride_n, ALIGN), rows, N, D, BLOCK_D)
         do = load_rows(do_ptr + b64 * aligned(do_stride_b, ALIGN), aligned(do_stride_n, ALIGN), rows, N, D, BLOCK_D)
         lse = tl.load(lse_ptr + row_b + rows, mask=rows < N, other=0.0)
-        if FIRST:
+        if FIRST and not GATED:
             out = load_rows(
                 out_ptr + b64 * aligned(out_stride_b, ALIGN), aligned(out_stride_n, ALIGN), rows, N, D, BLOCK_D
             )
@@ -147,20 +158,17 @@ def _bwd_query_kernel(
         v_b = v_ptr + b64 * aligned(v_stride_b, ALIGN)
         k = load_rows(k_b, k_row, keys_0, M, D, BLOCK_D)
         v = load_rows(v_b, v_row, keys_0, M, D, BLOCK_D)
-        ds = _score_gradient(q, k, v, do, bias_0, lse, delta, scale_log2)
-        dbias_0 += ds
+        ds, dbias_0 = _score_gradient(q, k, v, do, bias_0, dbias_0, lse, delta, keys_0, M, scale_log2, GATED, PADDED)
         acc = tl.dot(ds.to(q.dtype), k, input_precision="tf32x3")
         if KEYS_1 > 0:
             k = load_rows(k_b, k_row, keys_1, M, D, BLOCK_D)
             v = load_rows(v_b, v_row, keys_1, M, D, BLOCK_D)
-            ds = _score_gradient(q, k, v, do, bias_1, lse, delta, scale_log2)
-            dbias_1 += ds
+            ds, dbias_1 = _score_gradient(q, k, v, do, bias_1, dbias_1, lse, delta, keys_1, M, scale_log2, GATED, PADDED)
             acc = tl.dot(ds.to(q.dtype), k, acc, input_precision="tf32x3")
         if KEYS_2 > 0:
             k = load_rows(k_b, k_row, keys_2, M, D, BLOCK_D)
             v = load_rows(v_b, v_row, keys_2, M, D, BLOCK_D)
-            ds = _score_gradient(q, k, v, do, bias_2, lse, delta, scale_log2)
-            dbias_2 += ds
+            ds, dbias_2 = _score_gradient(q, k, v, do, bias_2, dbias_2, lse, delta, keys_2, M, scale_log2, GATED, PADDED)
             acc = tl.dot(ds.to(q.dtype), k, acc, input_precision="tf32x3")
         acc *= scale
         dq_b = b64 * aligned(dq_stride_b, ALIGN)
@@ -186,16 +194,19 @@ def _store_scores(ptr, tile, rows, n_rows, cols, n_cols):
 
 @triton.jit
 def _absorb_queries(k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias, rows, n_rows, scale_log2,
-                    D: tl.constexpr):  # fmt: skip
+                    D: tl.constexpr, GATED: tl.constexpr):  # fmt: skip
     """Adds what a tile of queries gives to dK / scale and dV [K, BLOCK_D]; bias is the transposed tile [K, R]."""
     BLOCK_D: tl.constexpr = k.shape[1]
     q = load_rows(q_ptr, q_row, rows, n_rows, D, BLOCK_D)
     do = load_rows(do_ptr, do_row, rows, n_rows, D, BLOCK_D)
     lse = tl.load(lse_ptr + rows, mask=rows < n_rows, other=0.0)
     delta = tl.load(delta_ptr + rows, mask=rows < n_rows, other=0.0)
-    s = tl.dot(k, tl.trans(q), input_precision="tf32x3") * scale_log2 + bias
+    s = tl.dot(k, tl.trans(q), input_precision="tf32x3") * scale_log2
+    if not GATED:
+        s += bias
     p = tl.math.exp2(s - lse[None, :])
-    dv = tl.dot(p.to(q.dtype), do, dv, input_precision="tf32x3")
+    weights = p + bias if GATED else p
+    dv = tl.dot(weights.to(q.dtype), do, dv, input_precision="tf32x3")
     ds = p * (tl.dot(v, tl.trans(do), input_precision="tf32x3") - delta[None, :])
     return tl.dot(ds.to(q.dtype), q, dk, input_precision="tf32x3"), dv
 
@@ -235,6 +246,7 @@ def _bwd_key_short_kernel(
     IMAGES,  # images of one program
     scale,
     scale_log2,
+    GATED: tl.constexpr,
     EXPANDED: tl.constexpr,
     ALIGN: tl.constexpr,
     D: tl.constexpr,
@@ -280,19 +292,19 @@ def _bwd_key_short_kernel(
         dk = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         dv = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         dk, dv = _absorb_queries(
-            k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_0, rows_0, N, scale_log2, D
+            k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_0, rows_0, N, scale_log2, D, GATED
         )
         if ROWS_1 > 0:
             dk, dv = _absorb_queries(
-                k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_1, rows_1, N, scale_log2, D
+                k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_1, rows_1, N, scale_log2, D, GATED
             )
         if ROWS_2 > 0:
             dk, dv = _absorb_queries(
-                k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_2, rows_2, N, scale_log2, D
+                k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_2, rows_2, N, scale_log2, D, GATED
             )
         if ROWS_3 > 0:
             dk, dv = _absorb_queries(
-                k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_3, rows_3, N, scale_log2, D
+                k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_3, rows_3, N, scale_log2, D, GATED
             )
         dk_b = b64 * aligned(dk_stride_b, ALIGN) + dk_head
         store_rows(dk_ptr + dk_b, dk_row, dk * scale, keys, M, D, BLOCK_D)
@@ -335,6 +347,7 @@ def _bwd_key_long_kernel(
     SPAN,  # queries of one program
     scale,
     scale_log2,
+    GATED: tl.constexpr,
     EXPANDED: tl.constexpr,
     ALIGN: tl.constexpr,
     D: tl.constexpr,
@@ -365,7 +378,7 @@ def _bwd_key_long_kernel(
         rows = first + tl.arange(0, BLOCK_N)
         bias = tl.trans(load_bias(bias_ptr, bias_stride_n, rows, N, keys, M, EXPANDED))
         dk, dv = _absorb_queries(
-            k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias, rows, N, scale_log2, D
+            k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias, rows, N, scale_log2, D, GATED
         )
     dk_at = span.to(tl.int64) * dk_stride_s + b64 * aligned(dk_stride_b, ALIGN) + h64 * aligned(dk_stride_h, ALIGN)
     store_rows(dk_ptr + dk_at, dk_row, dk * scale, keys, M, D, BLOCK_D)
@@ -393,6 +406,7 @@ def backward_calls(
     dk: Tensor,
     dv: Tensor,
     dbias_parts: Tensor | None,
+    delta: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -401,16 +415,25 @@ def backward_calls(
     lse: Tensor,
     do: Tensor,
     scale: float,
-    expanded: bool,
+    *,
+    expanded: bool = False,
+    gated: bool = False,
 ) -> list[Call]:
-    """The launches that fill dq, dk, dv (token-major) and, where given, dbias_parts [bias_slices(), H, N, M] fp32."""
+    """The launches that fill dq, dk, dv (token-major), delta and, where given, dbias_parts.
+
+    Args:
+        dbias_parts: [bias_slices(), H, N, M] fp32.
+        delta: [B, H, N] fp32.
+        expanded: bias is padded along M to a multiple of 16 and in units of log2.
+        gated: the gated attention of gated_attention.py: bias holds weights that are added to the softmax (whose lse is
+            scaled), dbias_parts receives dP, and delta is given.
+    """
     B, H, N, D = q.shape
     M = k.shape[2]
     block_d = padded_head_dim(D)
     block_n = block_m = 64 if q.element_size() == 2 else 32
     keys = key_chunk(M, D, q.element_size())
     images = images_per_program(B, cdiv(N, 64) * H)
-    delta = lse.new_empty(lse.shape)
     carry = token_major(dq, N, lse.dtype) if sum(keys) < M else None
     shared = {
         "q_ptr": q, "k_ptr": k, "v_ptr": v, "bias_ptr": bias, "do_ptr": do, "lse_ptr": lse, "delta_ptr": delta,
@@ -419,7 +442,7 @@ def backward_calls(
         "v_stride_b": v.stride(0), "v_stride_h": v.stride(1), "v_stride_m": v.stride(2),
         "do_stride_b": do.stride(0), "do_stride_h": do.stride(1), "do_stride_n": do.stride(2),
         "bias_stride_h": bias.stride(0), "bias_stride_n": bias.stride(1), "B": B, "H": H, "N": N, "M": M,
-        "scale": scale, "scale_log2": scale * LOG2E, "EXPANDED": expanded, "D": D, "BLOCK_D": block_d,
+        "scale": scale, "scale_log2": scale * LOG2E, "EXPANDED": expanded, "GATED": gated, "D": D, "BLOCK_D": block_d,
         "ALIGN": stride_alignment(q, k, v, do, out, dq, dk),
     }  # fmt: skip
     query = shared | {
@@ -431,7 +454,8 @@ def backward_calls(
     calls = [
         Call(
             kernel=_bwd_query_kernel,
-            args=query | {"first_key": first, "FIRST": first == 0, "LAST": first + sum(keys) >= M},
+            args=query | {"first_key": first, "FIRST": first == 0, "LAST": first + sum(keys) >= M,
+                          "PADDED": first + sum(keys) > M},
             grid=cdiv(N, block_n) * H * cdiv(B, images),
             pass_name=f"bwd_query_{first}",
             products=3,

@@ -141,7 +141,7 @@ def relative_backward_calls(
     """The launches that fill dq, dk, dv (token-major) and, where given, dtable."""
     B, H, N, _ = q.shape
     parts = None if dtable is None else lse.new_empty((bias_slices(B, H, N), H, N, N))
-    calls = backward_calls(dq, dk, dv, parts, q, k, v, expanded, out, lse, grad, scale, expanded=True)
+    calls = backward_calls(dq, dk, dv, parts, torch.empty_like(lse), q, k, v, expanded, out, lse, grad, scale, expanded=True)
     if dtable is None or parts is None:
         return calls
     dbias = parts[0]
