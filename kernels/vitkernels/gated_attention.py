@@ -49,7 +49,7 @@ from vitkernels._common import (
 )
 from vitkernels._launch import Launch
 from vitkernels.bias_attention import bias_attention_work
-from vitkernels.gated_attention_bwd import gated_backward_calls, load_weights, row_softmax
+from vitkernels.gated_attention_bwd import gated_backward_calls, load_logits, load_weights, row_softmax
 
 
 @triton.jit
@@ -57,22 +57,23 @@ def _weights_kernel(
     weights_ptr,  # [H, N, P] with P = N padded to 16
     logits_ptr,  # [H, N, N]
     gate_ptr,  # [H]
-    logits_stride_h,
-    logits_stride_n,
     N,
     P,
-    BLOCK: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
 ):
-    row, head = tl.program_id(0) % N, tl.cast(tl.program_id(0) // N, tl.int64)
-    logits_ptr += head * logits_stride_h + tl.cast(row, tl.int64) * logits_stride_n
+    tiles = tl.cdiv(N, BLOCK_N)
+    rows = tl.program_id(0) % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    head = tl.program_id(0) // tiles
+    logits_ptr += tl.cast(head, tl.int64) * N * N
+    weights_ptr += tl.cast(head, tl.int64) * N * P
     gate = tl.sigmoid(tl.load(gate_ptr + head).to(tl.float32))
-    largest, total = row_softmax(logits_ptr, N, BLOCK)
-    weights_ptr += (head * N + row) * P
-    for start in range(0, P, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
-        logits = tl.load(logits_ptr + cols, mask=cols < N, other=float("-inf")).to(tl.float32)
-        weights = tl.math.exp2((logits - largest) * 1.4426950408889634) * (gate / total)
-        tl.store(weights_ptr + cols, weights.to(weights_ptr.dtype.element_ty), mask=cols < P)
+    largest, total = row_softmax(logits_ptr, rows, N, BLOCK_M)
+    for start in range(0, P, BLOCK_M):
+        cols = start + tl.arange(0, BLOCK_M)
+        p = tl.math.exp2(load_logits(logits_ptr, rows, cols, N) - largest[:, None]) * (gate / total)[:, None]
+        mask = (rows[:, None] < N) & (cols[None, :] < P)
+        tl.store(weights_ptr + rows[:, None] * P + cols[None, :], p.to(weights_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -182,8 +183,8 @@ def gated_forward_calls(
     programs = cdiv(N, block_n) * H
     images = images_per_program(B, programs)
     weights_args = {
-        "weights_ptr": weights, "logits_ptr": positional, "gate_ptr": gate, "logits_stride_h": positional.stride(0),
-        "logits_stride_n": positional.stride(1), "N": N, "P": P, "BLOCK": 256,
+        "weights_ptr": weights, "logits_ptr": positional, "gate_ptr": gate, "N": N, "P": P, "BLOCK_N": 16,
+        "BLOCK_M": 128,
     }  # fmt: skip
     args = {
         "out_ptr": out, "lse_ptr": lse, "q_ptr": q, "k_ptr": k, "v_ptr": v, "weights_ptr": weights, "gate_ptr": gate,
@@ -196,7 +197,7 @@ def gated_forward_calls(
         "BLOCK_M": 64 if q.element_size() == 2 else 32,
     }  # fmt: skip
     return [
-        Call(kernel=_weights_kernel, args=weights_args, grid=H * N, pass_name="fwd_weights"),
+        Call(kernel=_weights_kernel, args=weights_args, grid=H * cdiv(N, 16), pass_name="fwd_weights"),
         Call(kernel=_fwd_kernel, args=args, grid=programs * cdiv(B, images), pass_name="fwd", products=2,
              scores=B * H * N * N),
     ]  # fmt: skip
@@ -242,7 +243,8 @@ def _fwd(
         with torch.autocast(q.device.type, enabled=False):
             out.copy_(gated_attention_reference(q, k, v, positional, gate, scale))
         return out, lse.zero_(), weights.zero_()
-    q, k, v, positional, gate = (last_contiguous(x) for x in (q, k, v, positional, gate))
+    q, k, v, gate = (last_contiguous(x) for x in (q, k, v, gate))
+    positional = positional.contiguous()
     run_all(gated_forward_calls(out, lse if need_lse else None, weights, q, k, v, positional, gate, scale))
     return out, lse, weights
 
@@ -258,7 +260,8 @@ def _bwd(
         for gradient, value in zip(into, grads, strict=True):
             gradient.copy_(value)
         return into
-    q, k, v, positional, gate, grad = (last_contiguous(x) for x in (q, k, v, positional, gate, grad))
+    q, k, v, gate, grad = (last_contiguous(x) for x in (q, k, v, gate, grad))
+    positional = positional.contiguous()
     run_all(gated_backward_calls(*into, q, k, v, positional, gate, weights, out, lse, grad, scale))
     return into
 

@@ -13,22 +13,28 @@ from torch import Tensor
 from vitkernels._common import Call, aligned, cdiv, load_rows, padded_head_dim, stride_alignment, sum_parts_call
 from vitkernels.bias_attention_bwd import backward_calls, bias_slices
 
+LOG2_E = tl.constexpr(1.4426950408889634)
+
 
 @triton.jit
-def row_softmax(logits_ptr, N, BLOCK: tl.constexpr):
-    """Largest logit and sum of exp(logit - largest) of one row."""
-    LOG2_E: tl.constexpr = 1.4426950408889634
-    top = tl.full([BLOCK], float("-inf"), tl.float32)
+def load_logits(ptr, rows, cols, N):
+    """[R, K] fp32 tile of logits in units of log2, -inf outside."""
+    mask = (rows[:, None] < N) & (cols[None, :] < N)
+    return tl.load(ptr + rows[:, None] * N + cols[None, :], mask=mask, other=float("-inf")).to(tl.float32) * LOG2_E
+
+
+@triton.jit
+def row_softmax(ptr, rows, N, BLOCK: tl.constexpr):
+    """Largest logit [R] of rows, in units of log2, and sum [R] of exp2(logit - largest)."""
+    R: tl.constexpr = rows.shape[0]
+    top = tl.full([R, BLOCK], -3.0e38, tl.float32)
     for start in range(0, N, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
-        top = tl.maximum(top, tl.load(logits_ptr + cols, mask=cols < N, other=float("-inf")).to(tl.float32))
-    largest = tl.max(top, 0)
-    total = tl.zeros([BLOCK], tl.float32)
+        top = tl.maximum(top, load_logits(ptr, rows, start + tl.arange(0, BLOCK), N))
+    largest = tl.max(top, 1)
+    total = tl.zeros([R, BLOCK], tl.float32)
     for start in range(0, N, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
-        logits = tl.load(logits_ptr + cols, mask=cols < N, other=float("-inf")).to(tl.float32)
-        total += tl.math.exp2((logits - largest) * LOG2_E)
-    return largest, tl.sum(total, 0)
+        total += tl.math.exp2(load_logits(ptr, rows, start + tl.arange(0, BLOCK), N) - largest[:, None])
+    return largest, tl.sum(total, 1)
 
 
 @triton.jit
@@ -96,30 +102,31 @@ def _logits_gradient_kernel(
     dp_ptr,  # [H, N, N] fp32: sum over the images of dO v^T
     logits_ptr,  # [H, N, N]
     gate_ptr,  # [H]
-    logits_stride_h,
-    logits_stride_n,
     N,
-    BLOCK: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
 ):
-    LOG2_E: tl.constexpr = 1.4426950408889634
-    row, head = tl.program_id(0) % N, tl.cast(tl.program_id(0) // N, tl.int64)
-    logits_ptr += head * logits_stride_h + tl.cast(row, tl.int64) * logits_stride_n
-    dp_ptr += (head * N + row) * N
-    dlogits_ptr += (head * N + row) * N
+    tiles = tl.cdiv(N, BLOCK_N)
+    rows = tl.program_id(0) % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    head = tl.program_id(0) // tiles
+    matrix = tl.cast(head, tl.int64) * N * N
+    logits_ptr += matrix
     gate = tl.sigmoid(tl.load(gate_ptr + head).to(tl.float32))
-    largest, total = row_softmax(logits_ptr, N, BLOCK)
-    dots = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, N, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
-        logits = tl.load(logits_ptr + cols, mask=cols < N, other=float("-inf")).to(tl.float32)
-        dots += tl.math.exp2((logits - largest) * LOG2_E) * tl.load(dp_ptr + cols, mask=cols < N, other=0.0)
-    mean = tl.sum(dots, 0) / total
-    for start in range(0, N, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
-        logits = tl.load(logits_ptr + cols, mask=cols < N, other=float("-inf")).to(tl.float32)
-        p = tl.math.exp2((logits - largest) * LOG2_E) * (gate / total)
-        dlogits = p * (tl.load(dp_ptr + cols, mask=cols < N, other=0.0) - mean)
-        tl.store(dlogits_ptr + cols, dlogits.to(dlogits_ptr.dtype.element_ty), mask=cols < N)
+    largest, total = row_softmax(logits_ptr, rows, N, BLOCK_M)
+    dots = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for start in range(0, N, BLOCK_M):
+        cols = start + tl.arange(0, BLOCK_M)
+        mask = (rows[:, None] < N) & (cols[None, :] < N)
+        dp = tl.load(dp_ptr + matrix + rows[:, None] * N + cols[None, :], mask=mask, other=0.0)
+        dots += tl.math.exp2(load_logits(logits_ptr, rows, cols, N) - largest[:, None]) * dp
+    mean = (tl.sum(dots, 1) / total)[:, None]
+    for start in range(0, N, BLOCK_M):
+        cols = start + tl.arange(0, BLOCK_M)
+        mask = (rows[:, None] < N) & (cols[None, :] < N)
+        dp = tl.load(dp_ptr + matrix + rows[:, None] * N + cols[None, :], mask=mask, other=0.0)
+        p = tl.math.exp2(load_logits(logits_ptr, rows, cols, N) - largest[:, None]) * (gate / total)[:, None]
+        dlogits = (p * (dp - mean)).to(dlogits_ptr.dtype.element_ty)
+        tl.store(dlogits_ptr + matrix + rows[:, None] * N + cols[None, :], dlogits, mask=mask)
 
 
 def gated_backward_calls(
@@ -145,7 +152,7 @@ def gated_backward_calls(
     dp = parts[0] if parts.shape[0] == 1 else lse.new_empty((H, N, N))
     logits_args = {
         "dlogits_ptr": dpositional, "dp_ptr": dp, "logits_ptr": positional, "gate_ptr": gate,
-        "logits_stride_h": positional.stride(0), "logits_stride_n": positional.stride(1), "N": N, "BLOCK": 256,
+        "N": N, "BLOCK_N": 16, "BLOCK_M": 128,
     }  # fmt: skip
     return [
         Call(kernel=_delta_kernel, args=delta_args, grid=tiles * H * B, pass_name="bwd_delta", products=1),
@@ -154,5 +161,5 @@ def gated_backward_calls(
             dq, dk, dv, parts, delta, q, k, v, weights, out, lse, grad, scale, expanded=True, gated=True
         ),
         *([sum_parts_call(dp, parts, "bwd_sum_dp")] if parts.shape[0] > 1 else []),
-        Call(kernel=_logits_gradient_kernel, args=logits_args, grid=H * N, pass_name="bwd_logits"),
+        Call(kernel=_logits_gradient_kernel, args=logits_args, grid=H * cdiv(N, 16), pass_name="bwd_logits"),
     ]  # fmt: skip

@@ -6,7 +6,7 @@ CoAtNet (Dai et al., arXiv:2106.04803), Swin (arXiv:2103.14030) and BEiT (arXiv:
 Gathering table entries inside the attention loop costs more instructions than the attention. So a small kernel expands
 the table once per step to a dense [H, N, N padded to 16] in q.dtype (fp32 for fp32), in units of log2, hugely negative
 in the padding, which bias_attention's kernels read in 16-byte rows. Its dense gradient goes back to the table by the
-inverse index: one program gathers all pairs of one offset and one head, in a fixed order.
+inverse index: a program gathers, for one head, all pairs that are dy rows apart, in a fixed order.
 
 Cannot be avoided: the bytes of q, k, v, the output and the table; 4 B H N N D floating-point operations; B H N N exp2.
 """
@@ -79,24 +79,29 @@ def _table_gradient_kernel(
     H,
     grid_h,
     grid_w,
-    BLOCK: tl.constexpr,
+    BLOCK_DX: tl.constexpr,
+    BLOCK_X: tl.constexpr,
 ):
     pid = tl.program_id(0)
-    head, offset = pid % H, pid // H
     width = 2 * grid_w - 1
-    dy, dx = offset // width - (grid_h - 1), offset % width - (grid_w - 1)
-    # Keys (y, x) whose query (y + dy, x + dx) lies on the grid: a rectangle of span_y by span_x.
-    span_y, span_x = grid_h - tl.abs(dy), grid_w - tl.abs(dx)
-    first_y, first_x = tl.maximum(-dy, 0), tl.maximum(-dx, 0)
+    tiles = tl.cdiv(width, BLOCK_DX)
+    head, dy = pid // tiles % H, pid // (tiles * H) - (grid_h - 1)
+    offs_dx = pid % tiles * BLOCK_DX + tl.arange(0, BLOCK_DX)
+    dx = offs_dx - (grid_w - 1)
     n = grid_h * grid_w
     dbias_ptr += tl.cast(head, tl.int64) * n * n
-    total = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, span_y * span_x, BLOCK):
-        pair = start + tl.arange(0, BLOCK)
-        key = (first_y + pair // span_x) * grid_w + first_x + pair % span_x
-        query = key + dy * grid_w + dx
-        total += tl.load(dbias_ptr + query * n + key, mask=pair < span_y * span_x, other=0.0)
-    tl.store(dtable_ptr + offset * H + head, tl.sum(total, 0).to(dtable_ptr.dtype.element_ty))
+    # Keys (y, x) whose query (y + dy, x + dx) lies on the grid.
+    first_y, spans = tl.maximum(-dy, 0), tl.cdiv(grid_w, BLOCK_X)
+    total = tl.zeros([BLOCK_DX, BLOCK_X], tl.float32)
+    for step in range((grid_h - tl.abs(dy)) * spans):
+        y = first_y + step // spans
+        x = step % spans * BLOCK_X + tl.arange(0, BLOCK_X)
+        query_x = x[None, :] + dx[:, None]
+        inside = (x[None, :] < grid_w) & (query_x >= 0) & (query_x < grid_w)
+        at = ((y + dy) * grid_w + query_x) * n + y * grid_w + x[None, :]
+        total += tl.load(dbias_ptr + at, mask=inside, other=0.0)
+    dtable = tl.sum(total, 1).to(dtable_ptr.dtype.element_ty)
+    tl.store(dtable_ptr + ((dy + grid_h - 1) * width + offs_dx) * H + head, dtable, mask=offs_dx < width)
 
 
 def relative_index(grid: tuple[int, int], device: torch.device | None = None) -> Tensor:
@@ -148,8 +153,13 @@ def relative_backward_calls(
     if parts.shape[0] > 1:
         dbias = lse.new_empty((H, N, N))
         calls.append(sum_parts_call(dbias, parts, "bwd_sum_dbias"))
-    args = {"dtable_ptr": dtable, "dbias_ptr": dbias, "H": H, "grid_h": grid[0], "grid_w": grid[1], "BLOCK": 128}
-    return [*calls, Call(kernel=_table_gradient_kernel, args=args, grid=dtable.numel(), pass_name="bwd_table", num_warps=1)]
+    block_x = min(32, triton.next_power_of_2(grid[1]))
+    args = {
+        "dtable_ptr": dtable, "dbias_ptr": dbias, "H": H, "grid_h": grid[0], "grid_w": grid[1], "BLOCK_DX": 32,
+        "BLOCK_X": block_x,
+    }  # fmt: skip
+    programs = (2 * grid[0] - 1) * H * cdiv(2 * grid[1] - 1, 32)
+    return [*calls, Call(kernel=_table_gradient_kernel, args=args, grid=programs, pass_name="bwd_table")]
 
 
 torch.library.define(
