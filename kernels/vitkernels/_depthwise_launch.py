@@ -136,12 +136,10 @@ def plan_dx(g: Geometry, *, precise: bool, channels_last: bool) -> Plan:
     block_p = (512 if precise else 1024) // block_c if channels_last else 256
     positions = g.B * g.H * g.W
     tiles, c_blocks = _cdiv(positions, block_p), _cdiv(g.C, block_c)
-    args = {
-        **{"C": g.C, "H": g.H, "W": g.W, "OH": g.OH, "OW": g.OW, "pad": g.pad},
-        **{"positions": positions, "c_blocks": c_blocks},
-        **{"K": g.K, "STRIDE": g.stride, "BLOCK_C": block_c, "BLOCK_P": block_p},
-    }
-    return Plan(depthwise_direct_dx_kernel, (tiles * c_blocks, 1), args, 0, 4, 2)
+    sizes = {"C": g.C, "H": g.H, "W": g.W, "OH": g.OH, "OW": g.OW, "pad": g.pad}
+    sizes |= {"positions": positions, "c_blocks": c_blocks}
+    consts = {"K": g.K, "STRIDE": g.stride, "BLOCK_C": block_c, "BLOCK_P": block_p}
+    return Plan(depthwise_direct_dx_kernel, (tiles * c_blocks, 1), sizes | consts, 0, 4, 2)
 
 
 @lru_cache(maxsize=4096)
@@ -157,7 +155,7 @@ def plan_dw(g: Geometry, *, matrix: bool, total: bool, channels_last: bool) -> P
         slices = _cdiv(blocks_m, tiles)
         rows = _rows_per_program(slices * c_blocks, max(g.H, g.OH), g.K)
         grid = (slices * c_blocks, _cdiv(max(g.H, g.OH), rows))
-        group = 4 if g.K <= 5 else 3
+        group = 4 if g.K <= 5 else 3 if g.K <= 7 else 2
         sizes |= {"strips": strips, "windows": g.B * strips, "c_blocks": c_blocks, "tiles": tiles, "rows": rows}
         consts = {"K": g.K, "PAD": g.pad, "SUM": total}
         args = sizes | consts | {"BLOCK_C": block_c, "BLOCK_M": block_m, "GROUP": group}

@@ -10,6 +10,10 @@ Per output this issues about 7-14 instructions where multiply-adds alone would i
 9 x 9. Channels are a batch dimension, for which neither wgmma nor tcgen05 has a form: HMMA runs on every architecture.
 """
 
+# ruff: noqa: RUF005 - Triton joins tuples by + only
+# Kernel arguments have Triton types, and tuples change their length as they grow.
+# mypy: disable-error-code="no-untyped-def, assignment, misc, var-annotated"
+
 from __future__ import annotations
 
 import triton
@@ -111,17 +115,14 @@ def depthwise_matrix_kernel(
         r_base = res_ptr + (image[:, None] * stride_rb + out_col * stride_rw)[None] + c * stride_rc
 
     acc = ()
-    for _ in tl.static_range(K - 1):
+    for _ in tl.static_range(K):
         acc = acc + (start,)
     for i in tl.range(0, tl.minimum(rows, OH - first) + K - 1, loop_unroll_factor=UNROLL):
         row = first - pad + i
         x = tl.load(x_base + row * stride_xh, mask=mask_x & (row >= 0) & (row < H), other=0.0)  # [C, M, 16]
         touched = ()
         for j in tl.static_range(K):  # output row first + i - (K - 1) + j takes kernel row K - 1 - j
-            if j == K - 1:
-                u = tl.dot(x, bands[K - 1 - j], start)
-            else:
-                u = tl.dot(x, bands[K - 1 - j], acc[j])
+            u = tl.dot(x, bands[K - 1 - j], acc[j])
             if PRE and K - 1 - j == K // 2:
                 u = tl.dot(x, unit, u)
             touched = touched + (u,)
@@ -152,7 +153,7 @@ def depthwise_matrix_kernel(
                 if POST:
                     y += tl.load(r_base + out_row * stride_rh, mask=mask_y, other=0.0).to(tl.float32)
             tl.store(y_base + out_row * stride_yh, y.to(y_ptr.dtype.element_ty), mask=mask_y)
-        acc = touched[1:]
+        acc = touched[1:] + (start,)
 
     if GRAD or STATS:
         n_parts: tl.constexpr = 3 if GRAD else 2
@@ -210,7 +211,7 @@ def depthwise_matrix_dw_kernel(
     total = tl.zeros([BLOCK_C, 16, 8], tl.float32)
     ones = tl.full([BLOCK_C, 16, BLOCK_M], 1.0, x_ptr.dtype.element_ty)
 
-    for t in range(0, tiles):
+    for t in range(tiles):
         offs_m = (slice_m * tiles + t) * BLOCK_M + tl.arange(0, BLOCK_M)
         image = (offs_m // strips).to(tl.int64)
         strip = offs_m % strips
@@ -241,8 +242,8 @@ def depthwise_matrix_dw_kernel(
     slot = (slice_m * tl.num_programs(1) + tl.program_id(1)).to(tl.int64)
     part_base = part_ptr + slot * (K * K + 1) * C + offs_c
     tap = (offs_k[:, None] - offs_n[None, :])[None]
-    for ky in tl.static_range(K):
-        for kx in tl.static_range(K):
+    for kx in range(K):
+        for ky in tl.static_range(K):
             band = tl.where(tap == kx, acc[ky], 0.0)
             tl.store(part_base + (ky * K + kx) * C, tl.sum(tl.sum(band, axis=2), axis=1), mask=mask)
     if SUM:

@@ -218,9 +218,7 @@ def _slope(u: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     return u, torch.ones_like(u)
 
 
-def _pre_activation(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, residual: str
-) -> Tensor:
+def _pre_activation(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, residual: str) -> Tensor:
     acc = torch.promote_types(x.dtype, torch.float32)
     b = None if bias is None else bias.to(acc)
     u = F.conv2d(x.to(acc), weight.to(acc), b, stride, padding, groups=x.shape[1])
