@@ -10,7 +10,7 @@ from vitkernels._launch import Launch
 from vitkernels.depthwise_conv import DEPTHWISE_CONV2D_CASES, DepthwiseCase
 
 # Every case in bf16 channels_last; the other layout and fp32 where each kernel of theirs is met at least once.
-_ALSO_NCHW = ("cmt_s-a-irffn", "cmt_s-a-reduce", "cmt_ti-a-irffn", "convmixer_768_32", "efficientnet_b0-s3")
+_ALSO_NCHW = ("cmt_s-a-irffn", "cmt_s-a-reduce", "convmixer_1536_20", "efficientnet_b0-s5")
 _ALSO_FP32 = ("cmt_s-a-irffn", "cmt_s-a-reduce", "efficientnet_b0-s3", "convnext_t-s1")
 
 _SPECIAL = {"none": 0, "relu": 0, "silu": 2, "gelu": 1, "gelu_tanh": 2}

@@ -103,17 +103,21 @@ def plan_conv(g: Geometry, flags: Flags, *, matrix: bool, precise: bool, channel
     """The forward kernel, or with `flags.grad` its gradient-of-the-epilogue form."""
     sizes = {"C": g.C, "H": g.H, "W": g.W, "OH": g.OH, "OW": g.OW, "pad": g.pad}
     if matrix:
-        # Two channels of a 16-window tile per warp hold k x 8 accumulators: 32 windows fit in registers up to k = 5.
+        # Two 16-window tiles per warp share the bands they read from shared memory; the accumulators of both leave
+        # no registers for the gradient's epilogue, for the sums beyond 7 x 7, nor, beyond 3 x 3, for the pointers of
+        # loads narrower than 16 bytes. A third stage costs one instruction per output and keeps 32 KiB in flight
+        # where one program fills an SM.
         block_c, warps = 16, 8
-        block_m = 32 if g.K <= 5 and not (flags.grad or flags.stats) else 16
+        wide = channels_last and g.C % 8 == 0
+        block_m = 16 if flags.grad or ((7 if flags.stats else 9) if wide else 3) < g.K else 32
         strips = _cdiv(g.OW, 8)
         tiles, c_blocks = _cdiv(g.B * strips, block_m), _cdiv(g.C, block_c)
         rows = _rows_per_program(tiles * c_blocks, g.OH, g.K - 1)
         grid = (tiles * c_blocks, _cdiv(g.OH, rows))
-        blocks = {"BLOCK_C": block_c, "BLOCK_M": block_m, "UNROLL": 1}
+        blocks = {"BLOCK_C": block_c, "BLOCK_M": block_m}
         sizes |= {"strips": strips, "windows": g.B * strips, "c_blocks": c_blocks, "rows": rows}
         args = sizes | {"K": g.K} | _flag_args(flags) | blocks
-        return Plan(depthwise_matrix_kernel, grid, args, tiles * grid[1], warps, 2)
+        return Plan(depthwise_matrix_kernel, grid, args, tiles * grid[1], warps, 3)
     # A tile is four 32-bit or eight 16-bit elements of each of 128 threads, along the contiguous axis.
     elements = 512 if precise else 1024
     columns = (4 if g.stride == 1 else 2 if g.stride < g.K else 1) if channels_last else 1
@@ -155,11 +159,12 @@ def plan_dw(g: Geometry, *, matrix: bool, total: bool, channels_last: bool) -> P
         slices = _cdiv(blocks_m, tiles)
         rows = _rows_per_program(slices * c_blocks, max(g.H, g.OH), g.K)
         grid = (slices * c_blocks, _cdiv(max(g.H, g.OH), rows))
-        group = 4 if g.K <= 5 else 3 if g.K <= 7 else 2
+        # A group's rows are all loaded at once: pipelining them as well only costs registers.
+        group = 4 if g.K <= 7 else 2
         sizes |= {"strips": strips, "windows": g.B * strips, "c_blocks": c_blocks, "tiles": tiles, "rows": rows}
         consts = {"K": g.K, "PAD": g.pad, "SUM": total}
         args = sizes | consts | {"BLOCK_C": block_c, "BLOCK_M": block_m, "GROUP": group}
-        return Plan(depthwise_matrix_dw_kernel, grid, args, slices * grid[1], warps, 2)
+        return Plan(depthwise_matrix_dw_kernel, grid, args, slices * grid[1], warps, 1)
     block_c = min(32, _pow2(g.C)) if channels_last else 2
     block_p = 512 // block_c if channels_last else 256
     positions, c_blocks = g.B * g.OH * g.OW, _cdiv(g.C, block_c)

@@ -66,7 +66,6 @@ def depthwise_matrix_kernel(
     GRAD: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    UNROLL: tl.constexpr,
 ):
     pid = tl.program_id(0)
     first = tl.program_id(1) * rows
@@ -106,7 +105,8 @@ def depthwise_matrix_kernel(
         part2 = tl.zeros([BLOCK_C, BLOCK_M, 8], tl.float32)
 
     col = strip[:, None] * 8 - pad + offs_k[None, :]  # [M, 16]
-    mask_x = mask_c & (mask_m[:, None] & (col >= 0) & (col < W))[None]
+    # Columns that no tap reaches are left out: the overlap of neighbouring windows comes from L2.
+    mask_x = mask_c & (mask_m[:, None] & (col >= 0) & (col < W) & (offs_k < K + 7)[None, :])[None]
     x_base = x_ptr + (image[:, None] * stride_xb + col * stride_xw)[None] + c * stride_xc
     out_col = strip[:, None] * 8 + offs_n[None, :]  # [M, 8]
     mask_y = mask_c & (mask_m[:, None] & (out_col < OW))[None]
@@ -117,7 +117,7 @@ def depthwise_matrix_kernel(
     acc = ()
     for _ in tl.static_range(K):
         acc = acc + (start,)
-    for i in tl.range(0, tl.minimum(rows, OH - first) + K - 1, loop_unroll_factor=UNROLL):
+    for i in range(tl.minimum(rows, OH - first) + K - 1):
         row = first - pad + i
         x = tl.load(x_base + row * stride_xh, mask=mask_x & (row >= 0) & (row < H), other=0.0)  # [C, M, 16]
         touched = ()
@@ -217,7 +217,7 @@ def depthwise_matrix_dw_kernel(
         strip = offs_m % strips
         mask_m = offs_m < windows
         col = strip[None, :] * 8 - PAD + offs_k[:, None]  # [16, M]
-        mask_x = mask_c & (mask_m[None, :] & (col >= 0) & (col < W))[None]
+        mask_x = mask_c & (mask_m[None, :] & (col >= 0) & (col < W) & (offs_k < K + 7)[:, None])[None]
         x_base = x_ptr + (image[None, :] * stride_xb + col * stride_xw)[None] + c * stride_xc
         out_col = strip[:, None] * 8 + offs_n[None, :]  # [M, 8]
         mask_d = mask_c & (mask_m[:, None] & (out_col < OW))[None]

@@ -186,7 +186,7 @@ def _backward_kernels(
             plan = plan_dx(g, precise=x.dtype == torch.float32, channels_last=layout)
             _launch(plan, dx_ptr=dx, du_ptr=du, w_ptr=weight, **_strides("x", dx), **_strides("d", du))
     return (
-        _given(dx, need_x, x, x),
+        x.new_empty((0,)) if dx is None else dx,
         _given(dw, need_w, weight, x),
         _given(dbias, need_bias, bias, x),
         _given(dscale, need_scale, scale, x),
@@ -195,10 +195,10 @@ def _backward_kernels(
 
 
 def _given(grad: Tensor | None, need: bool, like: Tensor | None, x: Tensor) -> Tensor:
-    """A gradient in its input's dtype as a tensor of its own, or an empty tensor where none is asked for."""
+    """A parameter's gradient in its dtype and memory of its own, or an empty tensor where none is asked for."""
     if not need or grad is None or like is None:
         return x.new_empty((0,))
-    return grad if grad.dtype == like.dtype and grad._base is None else grad.to(like.dtype, copy=True)
+    return like.new_empty(like.shape).copy_(grad)
 
 
 def _slope(u: Tensor, activation: str) -> tuple[Tensor, Tensor]:
@@ -293,8 +293,8 @@ def _backward_plain(
         extra = du if residual == "pre" else dy if residual == "post" else None
         dx = _like(x, x.shape[2], x.shape[3]).copy_(dx if extra is None else dx + extra)
     return (
-        _given(dx, needs[0], x, x),
-        _given(dw.contiguous() if needs[1] else None, needs[1], weight, x),
+        dx if needs[0] else x.new_empty((0,)),
+        _given(dw, needs[1], weight, x),
         _given(du.sum((0, 2, 3)), needs[2], bias, x),
         _given((dy * a).sum((0, 2, 3)), needs[3], scale, x),
         _given(dy.sum((0, 2, 3)), needs[4], shift, x),
