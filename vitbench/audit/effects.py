@@ -9,6 +9,7 @@ from vitbench.audit.cfg import Graph
 from vitbench.audit.sass import Instruction, is_predicate, register_of
 
 _ANY = re.compile(r"(?<![A-Za-z0-9_.])(U?R\d+|U?P\d+)(\.64)?\b")
+_SLOT = re.compile(r"^\[R1(?:\+(0x[0-9a-f]+))?\]$")
 _NO_DESTINATION = {
     "BRA", "EXIT", "RET", "CALL", "STG", "STS", "STL", "ST", "BAR", "NOP", "DEPBAR", "LDGDEPBAR", "LDGSTS", "RED",
     "MEMBAR", "FENCE", "WARPSYNC", "BSSY", "BSYNC", "NANOSLEEP", "BPT", "STSM", "UTMALDG", "UTMASTG", "UTCHMMA",
@@ -55,8 +56,23 @@ def _results(instruction: Instruction) -> int:
     return len(operands)
 
 
+def stack_slots(instruction: Instruction) -> list[str]:
+    """The words of the local stack a spill or reload touches, as names beside the registers' ("stack+32").
+
+    The stack pointer R1 is set once, so its constant offsets name slots; any other address gives none.
+    """
+    operand = instruction.operands[1 if instruction.name == "LDL" else 0]
+    found = _SLOT.match(operand)
+    if not found:
+        return []
+    first = int(found.group(1), 16) if found.group(1) else 0
+    return [f"stack+{first + 4 * word}" for word in range(max(1, instruction.width_bytes // 4))]
+
+
 def writes(instruction: Instruction) -> list[str]:
-    """Registers and predicates it sets, in operand order; a wide load sets all of its registers."""
+    """Registers, predicates and stack slots it sets, in operand order; a wide load sets all of its registers."""
+    if instruction.name == "STL":
+        return stack_slots(instruction)
     if instruction.name in ("R2P", "UR2UP"):
         return [f"{'U' if instruction.name == 'UR2UP' else ''}P{i}" for i in range(7)]
     found: list[str] = []
@@ -75,7 +91,11 @@ def writes(instruction: Instruction) -> list[str]:
 
 def reads(instruction: Instruction) -> set[str]:
     """Registers and predicates it may depend on, its guard included; pairs are taken whole."""
-    names: set[str] = set()
+    names: set[str] = set(stack_slots(instruction)) if instruction.name == "LDL" else set()
+    if instruction.name == "STL" and (register := register_of(instruction.operands[1])) is not None:
+        for _ in range(max(1, instruction.width_bytes // 4)):
+            names.add(register)
+            register = _next(register)
     pair = _pair(instruction)
     sources = instruction.operands if instruction.name in ("R2P", "UR2UP") else instruction.operands[
         _results(instruction) :
@@ -102,7 +122,6 @@ def control_slice(graph: Graph, watched: Callable[[Instruction], bool]) -> list[
     code = graph.listing.instructions
     chosen = [False] * len(code)
     needed_in: list[set[str]] = [set() for _ in graph.blocks]
-    stack_traffic = False
     changed = True
     while changed:
         changed = False
@@ -114,12 +133,9 @@ def control_slice(graph: Graph, watched: Callable[[Instruction], bool]) -> list[
                 instruction = code[index]
                 transfers = instruction.name in ("BRA", "EXIT", "CALL", "RET", "BRX", "JMP", "BREAK")
                 set_here = writes(instruction)
-                stores = instruction.name == "STL" and stack_traffic
-                if transfers or stores or needed.intersection(set_here):
+                if transfers or needed.intersection(set_here):
                     if not chosen[index]:
                         chosen[index] = changed = True
-                    if instruction.name == "LDL" and not stack_traffic:
-                        stack_traffic = changed = True
                     if not instruction.guard:
                         needed.difference_update(set_here)
                     needed |= reads(instruction)

@@ -259,11 +259,15 @@ class _Tally:
 
 
 def _spread(axes: Sequence[int], limit: int) -> list[tuple[int, int, int]]:
-    """At most about `limit` grid points: short axes whole, long ones in jittered strata so as not to beat with a period."""
+    """At most about `limit` grid points: short axes whole, long ones in strata, jittered against periods."""
     kept = list(axes)
     while math.prod(kept) > limit:
         longest = max(range(3), key=lambda axis: kept[axis])
         others = math.prod(kept) // kept[longest]
         kept[longest] = max(1, limit // others, kept[longest] // 2 if others > 1 else 1)
-    x, y, z = ([int((k + (k * _GOLDEN) % 1) * n / m) if m < n else k for k in range(m)] for n, m in zip(axes, kept, strict=True))
+    x, y, z = (_strata(n, m) for n, m in zip(axes, kept, strict=True))
     return [(i, j, k) for k in z for j in y for i in x]
+
+
+def _strata(extent: int, count: int) -> list[int]:
+    return [k if count >= extent else int((k + k * _GOLDEN % 1) * extent / count) for k in range(count)]

@@ -9,11 +9,56 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import isfinite
 
 MASK = 0xFFFFFFFF
 MASK64 = 0xFFFFFFFFFFFFFFFF
 Value = int | None
+
+
+@dataclass(frozen=True)
+class Partial:
+    """A word some of whose bits are unknown: kernels keep several predicates as bits of one register."""
+
+    value: int
+    unknown: int
+
+
+Word = int | Partial | None
+
+
+def bits_of(word: Word) -> tuple[int, int]:
+    """(known bits, mask of unknown bits)."""
+    if word is None:
+        return 0, MASK
+    return (word.value, word.unknown) if isinstance(word, Partial) else (word, 0)
+
+
+def word_of(value: int, unknown: int) -> Word:
+    if unknown == 0:
+        return value
+    return None if unknown == MASK else Partial(value & ~unknown, unknown)
+
+
+def merge(before: Word, after: Word) -> Word:
+    """What is known of a word that may or may not have been overwritten."""
+    (old, old_unknown), (new, new_unknown) = bits_of(before), bits_of(after)
+    return word_of(new, (old_unknown | new_unknown | old ^ new) & MASK)
+
+
+def lop3_bits(a: Word, b: Word, c: Word, table: int) -> Word:
+    """`lop3` bit by bit: a result bit is known when the unknown bits of its sources cannot change it."""
+    ones = zeros = 0
+    words = [bits_of(word) for word in (a, b, c)]
+    can = [(~value | unknown, value | unknown) for value, unknown in words]
+    for row in range(8):
+        reach = can[0][row >> 2 & 1] & can[1][row >> 1 & 1] & can[2][row & 1]
+        if table >> row & 1:
+            ones |= reach
+        else:
+            zeros |= reach
+    return word_of(ones & ~zeros & MASK, ones & zeros & MASK)
 
 
 def signed(value: int, bits: int = 32) -> int:

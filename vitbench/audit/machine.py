@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from vitbench.audit.integers import MASK, Value
+from vitbench.audit.integers import MASK, Value, Word
 from vitbench.audit.sass import Instruction, is_predicate, register_of
 
 _CONSTANT = re.compile(r"^([-~]?)c\[0x0\]\[0x([0-9a-f]+)\]$")
@@ -15,20 +15,25 @@ _HEX = re.compile(r"^-?0x[0-9a-f]+$")
 
 @dataclass
 class Thread:
-    """Registers and predicates by name, constant bank 0 by word offset, special registers, the local stack.
+    """Registers, predicates and stack slots by name; constant bank 0 by word offset; special registers.
 
     `active[i]` counts how often the guard of instruction i held, or could not be known.
     """
 
     constants: Mapping[int, Value]
     special: Mapping[str, int]
-    values: dict[str, Value] = field(default_factory=dict)
-    stack: dict[int, Value] = field(default_factory=dict)
+    values: dict[str, Word] = field(default_factory=dict)
     active: dict[int, int] = field(default_factory=dict)
 
     def word(self, offset: int) -> Value:
         value = self.constants.get(offset & ~3)
         return None if value is None else value >> 8 * (offset & 3) & MASK
+
+
+    def known(self, name: str) -> Value:
+        """A register or predicate, None unless all of it is known."""
+        word = self.values.get(name)
+        return word if isinstance(word, int) else None
 
 
 Getter = Callable[[Thread], Value]
@@ -47,7 +52,7 @@ def getter(operand: str, bits: int = 32, carrying: bool = False) -> Getter:
             return lambda t: 0 if invert else 1
 
         def predicate(t: Thread) -> Value:
-            value = t.values.get(name)
+            value = t.known(name)
             return None if value is None else value ^ 1 if invert else value
 
         return predicate
@@ -78,13 +83,22 @@ def getter(operand: str, bits: int = 32, carrying: bool = False) -> Getter:
     high_name = f"{stem}{int(register[len(stem) :]) + 1}"
 
     def read(t: Thread) -> Value:
-        value = t.values.get(register)
+        value = t.known(register)
         if bits == 64 and value is not None:
-            high = t.values.get(high_name)
+            high = t.known(high_name)
             value = None if high is None else high << 32 | value
         return _signed_form(value, sign, mask, carrying)
 
     return read
+
+
+def word_getter(operand: str) -> Callable[[Thread], Word]:
+    """Like `getter` for one word, but a plain register gives what is known of it."""
+    register = register_of(operand)
+    if register is None or operand != register or register in ("RZ", "URZ"):
+        return getter(operand)
+    name = register
+    return lambda t: t.values.get(name)
 
 
 def _signed_form(value: Value, sign: str, mask: int, carrying: bool) -> Value:

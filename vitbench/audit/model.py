@@ -141,7 +141,7 @@ def _reason(counted: Profile) -> str:
     if counted.guessed:
         places = ", ".join(f"{address:#x}" for address in sorted(counted.guessed))
         return f"branches at {places} depend on data; loops there are counted once"
-    return "programs sampled" if counted.sampled else ""
+    return ""
 
 
 def failure(launch: Launch, arch: int, triton: str, reason: str) -> Row:

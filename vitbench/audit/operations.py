@@ -6,13 +6,12 @@ import re
 from collections.abc import Callable
 
 from vitbench.audit import integers as alu
-from vitbench.audit.effects import writes
-from vitbench.audit.integers import MASK, Value, signed
-from vitbench.audit.machine import Getter, Step, Thread, getter, shape
+from vitbench.audit.effects import stack_slots, writes
+from vitbench.audit.integers import MASK, Value, Word, signed
+from vitbench.audit.machine import Getter, Step, Thread, getter, shape, word_getter
 from vitbench.audit.sass import Instruction, is_predicate, register_of
 
 _NUMBER = re.compile(r"^[-+]?\d+(\.\d*)?(e[-+]?\d+)?$")
-_ADDRESS = re.compile(r"^\[(?:(U?R\d+|U?RZ)\+?)?(-?0x[0-9a-f]+)?\]$")
 
 
 def step(instruction: Instruction) -> Step:
@@ -33,14 +32,17 @@ def step(instruction: Instruction) -> Step:
     def guarded(t: Thread) -> None:
         value = guard(t)
         if value is None:
-            forget(t)
+            before = [t.values.get(name) for name in outputs]
+            run(t)
+            for name, word in zip(outputs, before, strict=True):
+                t.values[name] = alu.merge(word, t.values.get(name))
         elif value:
             run(t)
 
     return guarded
 
 
-def _put(t: Thread, name: str, value: Value) -> None:
+def _put(t: Thread, name: str, value: Word) -> None:
     if name[-1] not in "ZT":
         t.values[name] = value
 
@@ -80,10 +82,10 @@ def _with_modifiers(compute: Callable[..., int], sources: int) -> Callable[[Inst
 
 def _move(i: Instruction) -> Step:
     form = shape(i)
-    bits = 64 if "64" in i.modifiers else 32
-    source = getter(form.sources[0], bits)
-    if bits == 64:
-        return lambda t: _put_wide(t, form.register, source(t))
+    if "64" in i.modifiers:
+        wide = getter(form.sources[0], 64)
+        return lambda t: _put_wide(t, form.register, wide(t))
+    source = word_getter(form.sources[0])
     return lambda t: _put(t, form.register, source(t))
 
 
@@ -163,20 +165,21 @@ def _shift_add(i: Instruction) -> Step:
 
 def _logic(i: Instruction) -> Step:
     form = shape(i)
-    a, b, c = (getter(s) for s in form.sources[:3])
+    a, b, c = (word_getter(s) for s in form.sources[:3])
     table = int(form.sources[3], 16)
     extra = getter(form.predicates[0]) if form.predicates else None
 
     def run(t: Thread) -> None:
-        values = [a(t), b(t), c(t)]
-        result: Value = None
-        if None not in values:
-            result = alu.lop3(values[0] or 0, values[1] or 0, values[2] or 0, table)
-        elif table == 0xC0 and 0 in values[:2]:
-            result = 0
+        x, y, z = a(t), b(t), c(t)
+        result: Word
+        if isinstance(x, int) and isinstance(y, int) and isinstance(z, int):
+            result = alu.lop3(x, y, z, table)
+        else:
+            result = alu.lop3_bits(x, y, z, table)
         _put(t, form.register, result)
         for name in form.carries[:1]:
-            test = None if result is None else int(result != 0)
+            value, unknown = alu.bits_of(result)
+            test = 1 if value else None if unknown else 0
             _put(t, name, alu.combine(("OR",), test, extra(t)) if extra else test)
 
     return run
@@ -227,13 +230,13 @@ def _set_predicate(i: Instruction) -> Step:
 
 def _select(i: Instruction) -> Step:
     form = shape(i)
-    a, b, choice = getter(form.sources[0]), getter(form.sources[1]), getter(form.predicates[0])
+    a, b, choice = word_getter(form.sources[0]), word_getter(form.sources[1]), getter(form.predicates[0])
 
     def run(t: Thread) -> None:
         chosen = choice(t)
         left, right = a(t), b(t)
         if chosen is None:
-            _put(t, form.register, left if left == right else None)
+            _put(t, form.register, alu.merge(left, right))
         else:
             _put(t, form.register, left if chosen else right)
 
@@ -286,29 +289,29 @@ def _pack_predicates(i: Instruction) -> Step | None:
     if i.modifiers:
         return None
     prefix = "UP" if i.name.startswith("U") else "P"
-    kept, mask, register = getter(i.operands[2]), int(i.operands[3], 16), shape(i).register
+    kept, mask, register = word_getter(i.operands[2]), int(i.operands[3], 16), shape(i).register
 
     def run(t: Thread) -> None:
-        value = kept(t)
+        value, unknown = alu.bits_of(kept(t))
         for bit in range(7):
-            if mask >> bit & 1 and value is not None:
-                on = t.values.get(f"{prefix}{bit}")
-                # A bit that is not known cannot be kept apart, so the whole word becomes unknown.
-                value = None if on is None else value & ~(1 << bit) | on << bit
-        _put(t, register, value)
+            if mask >> bit & 1:
+                on = t.known(f"{prefix}{bit}")
+                value = value & ~(1 << bit) | (on or 0) << bit
+                unknown = unknown & ~(1 << bit) | (on is None) << bit
+        _put(t, register, alu.word_of(value, unknown))
 
     return run
 
 
 def _unpack_predicates(i: Instruction) -> Step:
     prefix = "UP" if i.name.startswith("U") else "P"
-    source, mask = getter(i.operands[1]), int(i.operands[2], 16) if len(i.operands) > 2 else 0x7F
+    source, mask = word_getter(i.operands[1]), int(i.operands[2], 16) if len(i.operands) > 2 else 0x7F
 
     def run(t: Thread) -> None:
-        value = source(t)
+        value, unknown = alu.bits_of(source(t))
         for bit in range(7):
             if mask >> bit & 1:
-                t.values[f"{prefix}{bit}"] = None if value is None else value >> bit & 1
+                t.values[f"{prefix}{bit}"] = None if unknown >> bit & 1 else value >> bit & 1
 
     return run
 
@@ -407,45 +410,29 @@ def _arrived(i: Instruction) -> Step:
     return run
 
 
-def _stack_address(operand: str) -> Getter | None:
-    found = _ADDRESS.match(operand)
-    if not found:
-        return None
-    base = getter(found.group(1)) if found.group(1) else None
-    offset = int(found.group(2), 16) if found.group(2) else 0
-    return lambda t: offset if base is None else None if (v := base(t)) is None else v + offset & MASK
-
-
 def _from_stack(i: Instruction) -> Step | None:
-    address = _stack_address(i.operands[1])
-    results = writes(i)
-    if address is None or i.width_bytes < 4:
+    slots, results = stack_slots(i), writes(i)
+    if not slots or i.width_bytes < 4:
         return None
 
     def run(t: Thread) -> None:
-        at = address(t)
-        for position, name in enumerate(results):
-            t.values[name] = None if at is None else t.stack.get(at + 4 * position)
+        for name, slot in zip(results, slots, strict=False):
+            t.values[name] = t.values.get(slot)
 
     return run
 
 
 def _to_stack(i: Instruction) -> Step | None:
-    address = _stack_address(i.operands[0])
+    slots = stack_slots(i)
     register = register_of(i.operands[1]) or "RZ"
-    if address is None or i.width_bytes < 4:
+    if not slots or i.width_bytes < 4:
         return None
     stem = register.rstrip("0123456789")
-    first = int(register[len(stem) :]) if register[-1] != "Z" else None
-    words = i.width_bytes // 4
+    first = int(register[len(stem) :]) if register != "RZ" else 0
 
     def run(t: Thread) -> None:
-        at = address(t)
-        if at is None:
-            t.stack.clear()
-            return
-        for position in range(words):
-            t.stack[at + 4 * position] = 0 if first is None else t.values.get(f"{stem}{first + position}")
+        for word, slot in enumerate(slots):
+            t.values[slot] = 0 if register == "RZ" else t.values.get(f"{stem}{first + word}")
 
     return run
 

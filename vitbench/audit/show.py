@@ -26,7 +26,7 @@ def table(items: list[Audited]) -> str:
             f"{name:58} {r.arch:6} {r.registers:4} {r.spill_bytes:5} {r.shared_bytes:7} {r.occupancy:5.2f} "
             f"{r.matrix_instruction or '-':8} {r.narrowest_hot_load_bytes or '-':>4} {r.issue_slots_per_element:9.3f} "
             f"{r.sfu_per_element:7.3f} {r.issue_us:7.2f} {r.bytes_us:7.2f} {r.modelled_us:7.2f} {r.floor_us:7.2f} "
-            f"{r.floor_share:6.1%} {r.bound_by}{'' if r.exact else ' (' + r.reason + ')'}"
+            f"{r.floor_share:6.1%} {r.bound_by}{' (' + r.reason + ')' if r.reason else ''}"
         )
     return "\n".join(lines)
 
