@@ -52,7 +52,6 @@ def reduced_kv_kernel(
     R: tl.constexpr,
     HAS_BK: tl.constexpr,
     HAS_BV: tl.constexpr,
-    PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -84,12 +83,12 @@ def reduced_kv_kernel(
     mask_w = (offs_c < C)[:, None] & mask_c
     out = offs_m.to(tl.int64)[:, None] * C + c
     w = tl.load(wk_ptr + square, mask=mask_w, other=0.0)
-    k = tl.dot(reduced, w, input_precision=PRECISION)
+    k = tl.dot(reduced, w)
     if HAS_BK:
         k += tl.load(bk_ptr + c, mask=mask_c, other=0.0).to(tl.float32)
     tl.store(k_ptr + out, k.to(dtype), mask=mask)
     w = tl.load(wv_ptr + square, mask=mask_w, other=0.0)
-    v = tl.dot(reduced, w, input_precision=PRECISION)
+    v = tl.dot(reduced, w)
     if HAS_BV:
         v += tl.load(bv_ptr + c, mask=mask_c, other=0.0).to(tl.float32)
     tl.store(v_ptr + out, v.to(dtype), mask=mask)
@@ -114,19 +113,20 @@ def reduced_block_kernel(
     M,
     C,
     tiles,  # tiles of rows that a program walks over
+    groups,  # programs of an image
     eps,
     scale,  # of the scores, times log2(e)
     HEADS: tl.constexpr,
     D: tl.constexpr,  # channels of a head
     HAS_BQ: tl.constexpr,
     HAS_BO: tl.constexpr,
-    PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    image = tl.program_id(1).to(tl.int64)
+    image = (tl.program_id(0) // groups).to(tl.int64)
+    first = (tl.program_id(0) % groups) * tiles
     offs_c = tl.arange(0, BLOCK_C)
     offs_d = tl.arange(0, BLOCK_D)
     offs_m = tl.arange(0, BLOCK_M)
@@ -151,23 +151,23 @@ def reduced_block_kernel(
         wos = wos + (tl.load(wo_ptr + c * C + at[:, None], mask=in_d[:, None] & mask_c, other=0.0),)  # [D, C]
 
     for t in range(tiles):
-        offs_n = (tl.program_id(0) * tiles + t) * BLOCK_N + tl.arange(0, BLOCK_N)
+        offs_n = (first + t) * BLOCK_N + tl.arange(0, BLOCK_N)
         mask = (offs_n < N)[:, None] & mask_c
         rows = image * stride_xb + offs_n.to(tl.int64) * stride_xn
         x = tl.load(x_ptr + rows[:, None] + c, mask=mask, other=0.0).to(tl.float32)
         tokens = normalise(x, gain, offset, mask_c, C, eps).to(dtype)
         acc = x
         for h in tl.static_range(HEADS):
-            q = tl.dot(tokens, wqs[h], input_precision=PRECISION)  # [N, D]
+            q = tl.dot(tokens, wqs[h])  # [N, D]
             if HAS_BQ:
                 q += bqs[h]
-            scores = tl.dot((q * scale).to(dtype), ks[h], input_precision=PRECISION)  # [N, M]
+            scores = tl.dot((q * scale).to(dtype), ks[h])  # [N, M]
             bias = bias_ptr + h * N * M + offs_n[:, None] * M + offs_m[None, :]
             scores += tl.load(bias, mask=(offs_n < N)[:, None] & mask_m, other=0.0).to(tl.float32) * _LOG2E
             scores = tl.where(mask_m, scores, -1.0e30)
             p = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
-            out = tl.dot(p.to(dtype), vs[h], input_precision=PRECISION) / tl.sum(p, axis=1)[:, None]
-            acc = tl.dot(out.to(dtype), wos[h], acc, input_precision=PRECISION)
+            out = tl.dot(p.to(dtype), vs[h]) / tl.sum(p, axis=1)[:, None]
+            acc = tl.dot(out.to(dtype), wos[h], acc)
         if HAS_BO:
             acc += tl.load(bo_ptr + c, mask=mask_c, other=0.0).to(tl.float32)
         y_rows = (image * N + offs_n.to(tl.int64)) * C
