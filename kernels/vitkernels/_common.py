@@ -234,9 +234,9 @@ def load_bias(
 
 
 @triton.jit
-def sum_rows(p):
-    """Sums of the rows of p [R, K] as [R, 8] equal columns: a matrix product with ones, off the busy fp32 lanes."""
-    return tl.dot(p, tl.full([p.shape[1], 8], 1.0, p.dtype), input_precision="tf32x3")
+def sum_rows(p, total):
+    """total [R, 8] and the sums of the rows of p [R, K] in every column: on the matrix unit, off the busy fp32 lanes."""
+    return tl.dot(p, tl.full([p.shape[1], 8], 1.0, p.dtype), total, input_precision="tf32x3")
 
 
 @triton.jit

@@ -125,15 +125,15 @@ def _fwd_short_kernel(
             top = tl.maximum(top, tl.max(s_2, 1))
         p_0 = tl.math.exp2(s_0 - top[:, None]).to(q.dtype)
         acc = tl.dot(p_0, load_rows(v_b, v_row, keys_0, M, D, BLOCK_D), input_precision="tf32x3")
-        total = sum_rows(p_0)  # [BLOCK_N, 8], equal columns
+        total = sum_rows(p_0, tl.zeros([BLOCK_N, 8], tl.float32))  # equal columns
         if KEYS_1 > 0:
             p_1 = tl.math.exp2(s_1 - top[:, None]).to(q.dtype)
             acc = tl.dot(p_1, load_rows(v_b, v_row, keys_1, M, D, BLOCK_D), acc, input_precision="tf32x3")
-            total += sum_rows(p_1)
+            total = sum_rows(p_1, total)
         if KEYS_2 > 0:
             p_2 = tl.math.exp2(s_2 - top[:, None]).to(q.dtype)
             acc = tl.dot(p_2, load_rows(v_b, v_row, keys_2, M, D, BLOCK_D), acc, input_precision="tf32x3")
-            total += sum_rows(p_2)
+            total = sum_rows(p_2, total)
         denominator = tl.max(total, 1)
         store_rows(
             out_ptr + b64 * aligned(out_stride_b, ALIGN) + h64 * aligned(out_stride_h, ALIGN),
@@ -154,7 +154,7 @@ def _absorb(q, k_ptr, k_row, v_ptr, v_row, bias, keys, n_keys, scale_log2, top, 
     p = tl.math.exp2(s - new_top[:, None]).to(q.dtype)
     v = load_rows(v_ptr, v_row, keys, n_keys, D, BLOCK_D)
     acc = tl.dot(p, v, acc * shrink, input_precision="tf32x3")
-    return new_top, total * shrink + sum_rows(p), acc
+    return new_top, sum_rows(p, total * shrink), acc
 
 
 @triton.jit

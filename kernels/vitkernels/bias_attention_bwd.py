@@ -6,7 +6,7 @@ dQ = scale dS K,  dK = scale dS^T Q,  dBias = sum over images of dS.
 Two passes, each of which recomputes P and dS, so that each sum stays inside one program:
 
 - queries stand still (`_bwd_query_kernel`): a program owns a tile of queries of one head, a chunk of keys and a
-  slice of the images. It keeps bias and dBias of the chunk in registers for its whole slice. Chunks are launched one
+  slice of the images. It keeps dBias of the chunk in registers for its whole slice. Chunks are launched one
   after the other and carry dQ through an fp32 buffer. The first also makes delta.
 - keys stand still (`_bwd_key_short_kernel`, `_bwd_key_long_kernel`): dK and dV in registers, on transposed scores. The
   short one holds the bias of all queries for a group of images; the long one walks over a span of queries, and
@@ -41,20 +41,23 @@ from vitkernels._common import (
 
 
 @triton.jit
-def _score_gradient(
-    q, k, v, do, bias, dbias, lse, delta, keys, n_keys, scale_log2, GATED: tl.constexpr, PADDED: tl.constexpr
-):
-    """dS [R, K] fp32 of one tile, and dbias with its share added; bias in units of log2, lse and delta [R]."""
+def _absorb_keys(
+    q, do, acc, dbias, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_row, lse, delta, rows, n_rows, keys, n_keys, scale_log2,
+    EXPANDED: tl.constexpr, GATED: tl.constexpr, PADDED: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """Adds dS K of a tile of keys to acc [R, BLOCK_D] and its dS (gated: dP) to dbias [R, K]; lse and delta are [R]."""
+    BLOCK_D: tl.constexpr = q.shape[1]
+    k = load_rows(k_ptr, k_row, keys, n_keys, D, BLOCK_D)
+    v = load_rows(v_ptr, v_row, keys, n_keys, D, BLOCK_D)
     s = tl.dot(q, tl.trans(k), input_precision="tf32x3") * scale_log2
     if not GATED:
-        s += bias
+        s += load_bias(bias_ptr, bias_row, rows, n_rows, keys, n_keys, EXPANDED)
     elif PADDED:
         s = tl.where(keys[None, :] < n_keys, s, -1.0e30)
     dp = tl.dot(do, tl.trans(v), input_precision="tf32x3")
     ds = tl.math.exp2(s - lse[:, None]) * (dp - delta[:, None])
-    if GATED:
-        return ds, dbias + dp
-    return ds, dbias + ds
+    acc = tl.dot(ds.to(q.dtype), k, acc, input_precision="tf32x3")
+    return acc, dbias + (dp if GATED else ds)
 
 
 @triton.jit
@@ -110,6 +113,7 @@ def _bwd_query_kernel(
     KEYS_0: tl.constexpr,
     KEYS_1: tl.constexpr,
     KEYS_2: tl.constexpr,
+    KEYS_3: tl.constexpr,
 ):
     pid = tl.program_id(0)
     tiles = tl.cdiv(N, BLOCK_N)
@@ -130,16 +134,16 @@ def _bwd_query_kernel(
     if dbias_ptr is not None:
         dbias_ptr += (tl.cast(part, tl.int64) * H + h) * N * M
     keys_0 = first_key + tl.arange(0, KEYS_0)
-    bias_0 = 0.0 if GATED else load_bias(bias_ptr, bias_stride_n, rows, N, keys_0, M, EXPANDED)
     dbias_0 = tl.zeros([BLOCK_N, KEYS_0], tl.float32)
     if KEYS_1 > 0:
         keys_1 = first_key + KEYS_0 + tl.arange(0, KEYS_1)
-        bias_1 = 0.0 if GATED else load_bias(bias_ptr, bias_stride_n, rows, N, keys_1, M, EXPANDED)
         dbias_1 = tl.zeros([BLOCK_N, KEYS_1], tl.float32)
     if KEYS_2 > 0:
         keys_2 = first_key + KEYS_0 + KEYS_1 + tl.arange(0, KEYS_2)
-        bias_2 = 0.0 if GATED else load_bias(bias_ptr, bias_stride_n, rows, N, keys_2, M, EXPANDED)
         dbias_2 = tl.zeros([BLOCK_N, KEYS_2], tl.float32)
+    if KEYS_3 > 0:
+        keys_3 = first_key + KEYS_0 + KEYS_1 + KEYS_2 + tl.arange(0, KEYS_3)
+        dbias_3 = tl.zeros([BLOCK_N, KEYS_3], tl.float32)
     for b in range(part * IMAGES, min(part * IMAGES + IMAGES, B)):
         b64 = tl.cast(b, tl.int64)
         row_b = (b64 * H + h) * N
@@ -156,20 +160,26 @@ def _bwd_query_kernel(
             delta = tl.load(delta_ptr + row_b + rows, mask=rows < N, other=0.0)
         k_b = k_ptr + b64 * aligned(k_stride_b, ALIGN)
         v_b = v_ptr + b64 * aligned(v_stride_b, ALIGN)
-        k = load_rows(k_b, k_row, keys_0, M, D, BLOCK_D)
-        v = load_rows(v_b, v_row, keys_0, M, D, BLOCK_D)
-        ds, dbias_0 = _score_gradient(q, k, v, do, bias_0, dbias_0, lse, delta, keys_0, M, scale_log2, GATED, PADDED)
-        acc = tl.dot(ds.to(q.dtype), k, input_precision="tf32x3")
+        acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+        acc, dbias_0 = _absorb_keys(
+            q, do, acc, dbias_0, k_b, k_row, v_b, v_row, bias_ptr, bias_stride_n, lse, delta, rows, N, keys_0, M,
+            scale_log2, EXPANDED, GATED, PADDED, D,
+        )  # fmt: skip
         if KEYS_1 > 0:
-            k = load_rows(k_b, k_row, keys_1, M, D, BLOCK_D)
-            v = load_rows(v_b, v_row, keys_1, M, D, BLOCK_D)
-            ds, dbias_1 = _score_gradient(q, k, v, do, bias_1, dbias_1, lse, delta, keys_1, M, scale_log2, GATED, PADDED)
-            acc = tl.dot(ds.to(q.dtype), k, acc, input_precision="tf32x3")
+            acc, dbias_1 = _absorb_keys(
+                q, do, acc, dbias_1, k_b, k_row, v_b, v_row, bias_ptr, bias_stride_n, lse, delta, rows, N, keys_1, M,
+                scale_log2, EXPANDED, GATED, PADDED, D,
+            )  # fmt: skip
         if KEYS_2 > 0:
-            k = load_rows(k_b, k_row, keys_2, M, D, BLOCK_D)
-            v = load_rows(v_b, v_row, keys_2, M, D, BLOCK_D)
-            ds, dbias_2 = _score_gradient(q, k, v, do, bias_2, dbias_2, lse, delta, keys_2, M, scale_log2, GATED, PADDED)
-            acc = tl.dot(ds.to(q.dtype), k, acc, input_precision="tf32x3")
+            acc, dbias_2 = _absorb_keys(
+                q, do, acc, dbias_2, k_b, k_row, v_b, v_row, bias_ptr, bias_stride_n, lse, delta, rows, N, keys_2, M,
+                scale_log2, EXPANDED, GATED, PADDED, D,
+            )  # fmt: skip
+        if KEYS_3 > 0:
+            acc, dbias_3 = _absorb_keys(
+                q, do, acc, dbias_3, k_b, k_row, v_b, v_row, bias_ptr, bias_stride_n, lse, delta, rows, N, keys_3, M,
+                scale_log2, EXPANDED, GATED, PADDED, D,
+            )  # fmt: skip
         acc *= scale
         dq_b = b64 * aligned(dq_stride_b, ALIGN)
         if not FIRST:
@@ -184,6 +194,8 @@ def _bwd_query_kernel(
             _store_scores(dbias_ptr, dbias_1, rows, N, keys_1, M)
         if KEYS_2 > 0:
             _store_scores(dbias_ptr, dbias_2, rows, N, keys_2, M)
+        if KEYS_3 > 0:
+            _store_scores(dbias_ptr, dbias_3, rows, N, keys_3, M)
 
 
 @triton.jit
@@ -193,14 +205,17 @@ def _store_scores(ptr, tile, rows, n_rows, cols, n_cols):
 
 
 @triton.jit
-def _absorb_queries(k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias, rows, n_rows, scale_log2,
-                    D: tl.constexpr, GATED: tl.constexpr):  # fmt: skip
-    """Adds what a tile of queries gives to dK / scale and dV [K, BLOCK_D]; bias is the transposed tile [K, R]."""
+def _absorb_queries(
+    k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias_ptr, bias_row, rows, n_rows, keys, n_keys,
+    scale_log2, EXPANDED: tl.constexpr, GATED: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """Adds what a tile of queries gives to dK / scale and dV [K, BLOCK_D], on transposed scores [K, R]."""
     BLOCK_D: tl.constexpr = k.shape[1]
     q = load_rows(q_ptr, q_row, rows, n_rows, D, BLOCK_D)
     do = load_rows(do_ptr, do_row, rows, n_rows, D, BLOCK_D)
     lse = tl.load(lse_ptr + rows, mask=rows < n_rows, other=0.0)
     delta = tl.load(delta_ptr + rows, mask=rows < n_rows, other=0.0)
+    bias = tl.trans(load_bias(bias_ptr, bias_row, rows, n_rows, keys, n_keys, EXPANDED))
     s = tl.dot(k, tl.trans(q), input_precision="tf32x3") * scale_log2
     if not GATED:
         s += bias
@@ -265,16 +280,12 @@ def _bwd_key_short_kernel(
     h64 = h.to(tl.int64)
     bias_ptr += h64 * bias_stride_h
     rows_0 = tl.arange(0, ROWS_0)
-    bias_0 = tl.trans(load_bias(bias_ptr, bias_stride_n, rows_0, N, keys, M, EXPANDED))  # [BLOCK_M, ROWS_0]
     if ROWS_1 > 0:
         rows_1 = ROWS_0 + tl.arange(0, ROWS_1)
-        bias_1 = tl.trans(load_bias(bias_ptr, bias_stride_n, rows_1, N, keys, M, EXPANDED))
     if ROWS_2 > 0:
         rows_2 = ROWS_0 + ROWS_1 + tl.arange(0, ROWS_2)
-        bias_2 = tl.trans(load_bias(bias_ptr, bias_stride_n, rows_2, N, keys, M, EXPANDED))
     if ROWS_3 > 0:
         rows_3 = ROWS_0 + ROWS_1 + ROWS_2 + tl.arange(0, ROWS_3)
-        bias_3 = tl.trans(load_bias(bias_ptr, bias_stride_n, rows_3, N, keys, M, EXPANDED))
     q_ptr += h64 * aligned(q_stride_h, ALIGN)
     k_ptr += h64 * aligned(k_stride_h, ALIGN)
     v_ptr += h64 * aligned(v_stride_h, ALIGN)
@@ -292,20 +303,24 @@ def _bwd_key_short_kernel(
         dk = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         dv = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         dk, dv = _absorb_queries(
-            k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_0, rows_0, N, scale_log2, D, GATED
-        )
+            k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_ptr, bias_stride_n, rows_0, N, keys, M,
+            scale_log2, EXPANDED, GATED, D,
+        )  # fmt: skip
         if ROWS_1 > 0:
             dk, dv = _absorb_queries(
-                k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_1, rows_1, N, scale_log2, D, GATED
-            )
+                k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_ptr, bias_stride_n, rows_1, N, keys, M,
+                scale_log2, EXPANDED, GATED, D,
+            )  # fmt: skip
         if ROWS_2 > 0:
             dk, dv = _absorb_queries(
-                k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_2, rows_2, N, scale_log2, D, GATED
-            )
+                k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_ptr, bias_stride_n, rows_2, N, keys, M,
+                scale_log2, EXPANDED, GATED, D,
+            )  # fmt: skip
         if ROWS_3 > 0:
             dk, dv = _absorb_queries(
-                k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_3, rows_3, N, scale_log2, D, GATED
-            )
+                k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_ptr, bias_stride_n, rows_3, N, keys, M,
+                scale_log2, EXPANDED, GATED, D,
+            )  # fmt: skip
         dk_b = b64 * aligned(dk_stride_b, ALIGN) + dk_head
         store_rows(dk_ptr + dk_b, dk_row, dk * scale, keys, M, D, BLOCK_D)
         store_rows(dv_ptr + dk_b, dk_row, dv, keys, M, D, BLOCK_D)
@@ -376,24 +391,24 @@ def _bwd_key_long_kernel(
     dv = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for first in range(span * SPAN, min(span * SPAN + SPAN, N), BLOCK_N):
         rows = first + tl.arange(0, BLOCK_N)
-        bias = tl.trans(load_bias(bias_ptr, bias_stride_n, rows, N, keys, M, EXPANDED))
         dk, dv = _absorb_queries(
-            k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias, rows, N, scale_log2, D, GATED
-        )
+            k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias_ptr, bias_stride_n, rows, N, keys, M,
+            scale_log2, EXPANDED, GATED, D,
+        )  # fmt: skip
     dk_at = span.to(tl.int64) * dk_stride_s + b64 * aligned(dk_stride_b, ALIGN) + h64 * aligned(dk_stride_h, ALIGN)
     store_rows(dk_ptr + dk_at, dk_row, dk * scale, keys, M, D, BLOCK_D)
     store_rows(dv_ptr + dk_at, dk_row, dv, keys, M, D, BLOCK_D)
 
 
-def key_chunk(n_keys: int, head_dim: int, itemsize: int) -> tuple[int, int, int]:
-    """Sizes of the pieces of keys whose dBias a program of the query pass holds; what pads least, then the longest."""
+def key_chunk(n_keys: int, head_dim: int, itemsize: int) -> tuple[int, int, int, int]:
+    """Sizes of the pieces of keys whose dBias a program of the query pass holds: what pads least, then the longest."""
     if itemsize == 4 or head_dim > 64:
-        return (32, 0, 0)
-    most = 144 if head_dim <= 32 else 112
-    choices = [(64, 64, 16), (64, 64, 0), (64, 32, 16), (64, 32, 0), (64, 16, 0), (64, 0, 0), (32, 16, 0), (32, 0, 0),
-               (16, 0, 0)]  # fmt: skip
+        return (32, 0, 0, 0)
+    most = 208 if head_dim <= 32 else 128
+    choices = [(64, 64, 64, 16), (64, 64, 64, 0), (64, 64, 16, 0), (64, 64, 0, 0), (64, 32, 16, 0), (64, 32, 0, 0),
+               (64, 16, 0, 0), (64, 0, 0, 0), (32, 16, 0, 0), (32, 0, 0, 0), (16, 0, 0, 0)]  # fmt: skip
     fitting = [choice for choice in choices if sum(choice) <= most]
-    return min(fitting, key=lambda choice: (cdiv(n_keys, sum(choice)) * (sum(choice) + 8), -sum(choice)))
+    return min(fitting, key=lambda choice: (cdiv(n_keys, sum(choice)) * (sum(choice) + 32), -sum(choice)))
 
 
 def bias_slices(batch: int, heads: int, n: int) -> int:
@@ -449,7 +464,7 @@ def backward_calls(
         "dq_ptr": dq, "carry_ptr": carry, "dbias_ptr": dbias_parts, "out_ptr": out, "IMAGES": images,
         "dq_stride_b": dq.stride(0), "dq_stride_h": dq.stride(1), "dq_stride_n": dq.stride(2),
         "out_stride_b": out.stride(0), "out_stride_h": out.stride(1), "out_stride_n": out.stride(2),
-        "BLOCK_N": block_n, "KEYS_0": keys[0], "KEYS_1": keys[1], "KEYS_2": keys[2],
+        "BLOCK_N": block_n, "KEYS_0": keys[0], "KEYS_1": keys[1], "KEYS_2": keys[2], "KEYS_3": keys[3],
     }  # fmt: skip
     calls = [
         Call(

@@ -140,7 +140,7 @@ def _fwd_kernel(
             p = tl.math.exp2(s - new_top[:, None]).to(q.dtype)
             v = load_rows(v_b, v_row, cols, N, D, BLOCK_D)
             acc = tl.dot(p, v, acc * shrink, input_precision="tf32x3")
-            total = total * shrink + sum_rows(p)
+            total = sum_rows(p, total * shrink)
             weights = load_weights(weights_ptr, N, P, rows, cols)
             positional = tl.dot(weights, v, positional, input_precision="tf32x3")
             top = new_top
