@@ -34,6 +34,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+bench: DTYPE ?= fp32,bf16
+bench: MODE ?= infer,train
 bench: $(READY)
 	$(PY) -m vitbench bench $(call option,impl,IMPL) $(SHARED)
 

@@ -60,17 +60,17 @@ def bench(
     ] = "",
     batch: Annotated[str, typer.Option(help="Batch sizes. Default by device.")] = "",
     impl: Annotated[str, typer.Option(help="eager, sdpa, flex, compile. Default by device.")] = "",
-    dtype: Annotated[
-        str, typer.Option(help="fp32, tf32, bf16, fp16, amp (fp32 weights, bf16 autocast). Default: fp32,bf16.")
-    ] = "fp32,bf16",
-    mode: Annotated[
-        str, typer.Option(help="infer, train (forward, backward, AdamW step). Default: both.")
-    ] = "infer,train",
+    dtype: Annotated[str, typer.Option(help="fp32, tf32, bf16, fp16, amp (fp32 weights, bf16 autocast).")] = "fp32",
+    mode: Annotated[str, typer.Option(help="infer, train (forward, backward, AdamW step).")] = "infer",
     layout: Annotated[str, typer.Option(help="nchw, nhwc (channels_last).")] = "nchw",
     device: DeviceOption = "",
     out: OutOption = None,
     time_limit: TimeLimitOption = 600.0,
     min_time: Annotated[float, typer.Option(help="Seconds of samples each case gets at least.")] = 0.5,
+    max_time: Annotated[
+        float | None,
+        typer.Option(help="Seconds of samples each case gets at most. Default: 15 on a GPU, 3 on a CPU."),
+    ] = None,
     images: Annotated[str, typer.Option(help="A folder of photographs to feed in. Default: seeded normal noise.")] = "",
     weights: Annotated[str, typer.Option(help="A .safetensors file for the one model. Default: seeded random.")] = "",
     dry_run: Annotated[
@@ -88,7 +88,7 @@ def bench(
     if dry_run:
         session.print_plan(cases)
         return
-    options = session.options(cases, time_limit, min_time, images, weights, fresh)
+    options = session.options(cases, time_limit, min_time, max_time, images, weights, fresh)
     raise typer.Exit(session.bench(cases, out or session.default_out(model, cases), options, export, baseline))
 
 

@@ -22,8 +22,10 @@ from vitbench.sweep import Summary, SweepOptions
 #: A GPU sweeps widely; a CPU sweep has the same shape and ends within minutes.
 DEFAULTS = {
     "cuda": {"resolution": "x0.75,native,x1.5", "batch": "1,4,16,64,256", "impl": "eager,compile"},
-    "cpu": {"resolution": "x0.75,native", "batch": "1,4", "impl": "eager"},
+    "cpu": {"resolution": "x0.5,native", "batch": "1,2", "impl": "eager"},
 }
+#: Seconds of samples a case gets at most: on a CPU noise rarely shrinks, and a step can take a second.
+MAX_TIME = {"cuda": 15.0, "cpu": 3.0}
 EXPORTS = ("timm",)
 
 
@@ -58,21 +60,31 @@ def default_out(models: str, cases: Sequence[Case]) -> Path:
 
 
 def options(
-    cases: Sequence[Case], time_limit: float, min_time: float, images: str, weights: str, fresh: bool
+    cases: Sequence[Case],
+    time_limit: float,
+    min_time: float,
+    max_time: float | None,
+    images: str,
+    weights: str,
+    fresh: bool,
 ) -> SweepOptions:
     """Checked options of a sweep.
 
     Raises: InputError when a folder, a file or a number cannot be used.
     """
-    if time_limit <= 0 or min_time <= 0:
-        raise InputError("--time-limit and --min-time are seconds above zero")
+    if max_time is None:
+        max_time = max(min_time, MAX_TIME["cpu" if cases[0].device == "cpu" else "cuda"])
+    if time_limit <= 0 or min_time <= 0 or max_time < min_time:
+        raise InputError("--time-limit and --min-time are seconds above zero, --max-time is at least --min-time")
     if images:
         from vitbench.inputs import image_files
 
         image_files(Path(images))
     if weights:
         _check_weights(Path(weights), sorted({case.model for case in cases}))
-    return SweepOptions(time_limit=time_limit, min_time=min_time, images=images, weights=weights, fresh=fresh)
+    return SweepOptions(
+        time_limit=time_limit, min_time=min_time, max_time=max_time, images=images, weights=weights, fresh=fresh
+    )
 
 
 def _check_weights(path: Path, models: list[str]) -> None:

@@ -24,6 +24,7 @@ class SweepOptions:
 
     time_limit: float = 600.0
     min_time: float = 0.5
+    max_time: float = 15.0
     passes: tuple[str, ...] = ("latency", "memory", "energy")
     images: str = ""
     weights: str = ""
@@ -33,6 +34,7 @@ class SweepOptions:
     def for_worker(self) -> dict[str, Any]:
         return {
             "min_time": self.min_time,
+            "max_time": self.max_time,
             "passes": list(self.passes),
             "images": self.images,
             "weights": self.weights,
