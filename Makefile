@@ -16,7 +16,7 @@ option = $(if $(strip $($(2))),--$(1) '$(strip $($(2)))')
 SHARED = $(call option,model,MODEL) $(call option,resolution,RES) $(call option,batch,BATCH) \
   $(call option,dtype,DTYPE) $(call option,mode,MODE) $(call option,device,DEVICE) $(call option,out,OUT) $(ARGS)
 
-.PHONY: help setup bench memory-curves test lint types bench-harness clean
+.PHONY: help setup bench memory-curves test lint types bench-harness readme clean
 
 help:
 	@echo 'make bench MODEL=cmt_s    measure a model on this machine (RES= BATCH= IMPL= DTYPE= MODE= DEVICE= OUT= ARGS=)'
@@ -24,6 +24,7 @@ help:
 	@echo 'make test                 the whole suite'
 	@echo 'make lint types           ruff and mypy'
 	@echo 'make bench-harness        what the harness itself costs'
+	@echo 'make readme               the tables of README.md from the results'
 	@echo 'make setup                the virtual environment alone (VENV= PYTHON=)'
 
 setup: $(READY)
@@ -54,6 +55,9 @@ types: $(READY)
 
 bench-harness: $(READY)
 	$(PY) -m pytest tests/vitbench/bench_harness.py --benchmark-only --benchmark-json $(or $(OUT),bench-harness.json) $(ARGS)
+
+readme: $(READY)
+	$(PY) -m vitbench.report.readme README.md
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
