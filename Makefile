@@ -41,7 +41,7 @@ memory-curves: $(READY)
 	$(PY) -m vitbench memory-curves $(SHARED)
 
 test: $(READY)
-	$(PY) -m pytest -n auto --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(READY)
 	$(PY) -m ruff check .
@@ -51,7 +51,7 @@ types: $(READY)
 	$(PY) -m mypy
 
 bench-harness: $(READY)
-	$(PY) -m pytest tests/bench_harness.py --benchmark-only $(ARGS)
+	$(PY) -m pytest tests/vitbench/bench_harness.py --benchmark-only --benchmark-json $(or $(OUT),bench-harness.json) $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -6,27 +6,27 @@ import csv
 import json
 import sys
 
-from vitbench.catalog import catalog, format_resolution, match
+from vitbench.catalog import format_resolution, match, published
 from vitbench.errors import InputError, nearest
 
 FORMATS = ("table", "csv", "json")
 
 
 def _records(pattern: str) -> list[dict[str, object]]:
-    entries = catalog()
+    entries = published()
     return [
         {
             "model": entry.model,
             "family": entry.family,
             "params_m": entry.params_m,
             "gmacs": entry.gmacs,
-            "resolution": format_resolution(entry.resolution),
+            "resolution": None if entry.resolution is None else format_resolution(entry.resolution),
             "top1": entry.top1,
             "coco_ap": entry.coco_ap,
             "training_data": entry.training_data,
             "source": entry.source,
         }
-        for entry in (entries[name] for name in match(pattern))
+        for entry in (entries[name] for name in match(pattern, only_published=True))
     ]
 
 

@@ -11,7 +11,9 @@ from vitbench import catalog
 from vitbench.catalog import Resolution, check_resolution, format_resolution, parse_resolution
 from vitbench.errors import InputError, nearest
 
-IMPLS = ("eager", "sdpa", "compile")
+IMPLS = ("eager", "sdpa", "flex", "compile")
+#: Implementations that torch.compile builds, in whole or in part, at their first call.
+COMPILED = ("compile", "flex")
 MODES = ("infer", "train")
 DTYPES = ("fp32", "tf32", "bf16", "fp16", "amp")
 LAYOUTS = ("nchw", "nhwc")

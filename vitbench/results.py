@@ -118,7 +118,7 @@ def _to_text(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return f"{value:.7g}"
+        return f"{value:.10g}"
     return " ".join(str(value).split())  # one row is one line, whatever an error message holds
 
 

@@ -6,8 +6,6 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich.table import Table
-
 from vitbench import catalog, results, sweep, timm_csv
 from vitbench import plan as planning
 from vitbench.console import console
@@ -84,24 +82,22 @@ def _check_weights(path: Path, models: list[str]) -> None:
     from vitbench.ops import EAGER
 
     spec = MODELS[models[0]]
-    load_weights(spec.build(EAGER, spec.resolution, 1000), models[0], path)
+    load_weights(spec.build(EAGER, spec.resolution, spec.num_classes), models[0], path)
 
 
 def print_plan(cases: Sequence[Case]) -> None:
     """`--dry-run`: every case with parameters (10^6), GMACs (10^9, batch 1) and predicted peak memory (MiB)."""
     from vitbench import estimate
 
-    table = Table(box=None, pad_edge=False)
-    for name in ("case", "params M", "GMACs", "predicted MiB"):
-        table.add_column(name, justify="left" if name == "case" else "right", no_wrap=True)
-    for case in cases:
+    out = console()
+    width = max(len(case.id) for case in cases)
+    out.print(f"{'case':{width}}  {'params M':>10}  {'GMACs':>9}  {'predicted MiB':>13}", soft_wrap=True)
+    for case in cases:  # a line as soon as it is known: predicting a large training step takes seconds
         count = estimate.count(case.model, case.resolution)
         memory = estimate.memory_mib(case)
-        table.add_row(
-            case.id, f"{count.params_m:.6f}", f"{count.gmacs:.4f}", "" if memory is None else f"{memory:,.1f}"
-        )
-    out = console()
-    out.print(table)
+        predicted = "" if memory is None else f"{memory:,.1f}"
+        line = f"{case.id:{width}}  {count.params_m:10.6f}  {count.gmacs:9.4f}  {predicted:>13}"
+        out.print(line.rstrip(), soft_wrap=True)
     out.print(f"{len(cases)} cases; nothing was measured")
 
 

@@ -18,8 +18,6 @@ from vitbench.objective import Output
 
 #: Rounding that two correct orders of summation may differ by, even where eager's own error is luckily small.
 FLOOR = 1e-5
-#: Eager itself has no peer; beyond this its result is useless (an overflow, a wrong conversion).
-EAGER_LIMIT = 0.5
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def relative_error(got: Outcome, want: Outcome) -> float:
     """The largest of the errors of the output's tensors and of the parameters' gradients, each a ratio of 2-norms.
 
     A gradient that is zero in exact arithmetic (a bias before a normalisation) has only rounding in
-    it; it is measured against a thousandth of the average gradient instead of against itself.
+    it; it is measured against a hundredth of the average gradient instead of against itself.
     """
     pairs = zip(objective.tensors(got.output), objective.tensors(want.output), strict=True)
     errors = [_ratio(g, w, 0.0) for g, w in pairs]
@@ -96,7 +94,7 @@ def relative_error(got: Outcome, want: Outcome) -> float:
         count = sum(g.numel() for g in want.gradients.values())
         mean_square = total / count
         errors += [
-            _ratio(got.gradients[name], g, 1e-3 * (mean_square * g.numel()) ** 0.5)
+            _ratio(got.gradients[name], g, 1e-2 * (mean_square * g.numel()) ** 0.5)
             for name, g in want.gradients.items()
         ]
     return max(errors)

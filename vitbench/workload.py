@@ -66,7 +66,9 @@ class Workload:
             if any(kept[:3] != key[:3] for kept in self._module_of):
                 self._module_of.clear()
             module = create_model(case.model, ops_for(impl).name, case.resolution)
-            self._module_of[key] = module.to(case.device, dtype, memory_format=memory_format(case))
+            module.to(case.device, dtype)
+            # Module.to takes a memory format too, which its type stubs leave out.
+            self._module_of[key] = module.to(memory_format=memory_format(case))  # type: ignore[call-overload]
         module = self._module_of[key]
         module.load_state_dict(state)
         return module.train(case.mode == "train")

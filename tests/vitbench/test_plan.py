@@ -95,7 +95,9 @@ def test_bad_options_say_what_would_be_right(call, says: str) -> None:  # type: 
 
 
 def test_match_keeps_catalog_order_and_drops_repeats() -> None:
-    assert match("resnet18,cmt_s,resnet*") == [name for name in catalog() if name.startswith("resnet") or name == "cmt_s"]
+    assert match("resnet18,cmt_s,resnet*") == [
+        name for name in catalog() if name.startswith("resnet") or name == "cmt_s"
+    ]
     assert match("all") == list(catalog())
 
 

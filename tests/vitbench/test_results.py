@@ -64,7 +64,9 @@ def test_empty_is_not_zero(tmp_path: Path) -> None:
 
 def test_written_rows_read_back_equal_in_types_too(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    row = make_row(params_m=26.25616, batch=64, dirty=False, samples=12, top1=83.5, started_at="2026-11-21T00:00:00+00:00")
+    row = make_row(
+        params_m=26.25616, batch=64, dirty=False, samples=12, top1=83.5, started_at="2026-11-21T00:00:00+00:00"
+    )
     results.append(path, row)
     assert results.read(path) == [row]
 
@@ -129,7 +131,8 @@ def test_full_disk_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     before = path.read_bytes()
     program = (
         "import resource, sys; from pathlib import Path; from vitbench import results\n"
-        f"(row,) = results.read(Path({str(path)!r})); resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) + 50},) * 2)\n"
+        f"(row,) = results.read(Path({str(path)!r}))\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) + 50},) * 2)\n"
         f"try: results.append(Path({str(path)!r}), row)\n"
         "except OSError as error: sys.exit(error.errno)\n"
     )

@@ -11,7 +11,6 @@ TransformerEncoderLayer's fast path) are unknown to both counters and count 0 th
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitbench.catalog import Resolution
+from vitbench.measure.skeleton import replace_tensors
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def count(model: nn.Module, resolution: Resolution, in_chans: int = 3) -> FlopCo
     Raises: CountsDisagree when the two counters differ by a single multiply-accumulate in convolutions or
         in matrix products, so that an operator known to only one of them cannot pass in silence.
     """
-    skeleton = _skeleton(getattr(model, "_orig_mod", model))
+    skeleton = replace_tensors(getattr(model, "_orig_mod", model), lambda tensor: tensor.detach().to("meta")).eval()
     with torch.no_grad(), torch.device("meta"):
         x = torch.empty(1, in_chans, *resolution)
         traced, unknown = _fvcore_count(skeleton, x)
@@ -68,19 +68,6 @@ def count(model: nn.Module, resolution: Resolution, in_chans: int = 3) -> FlopCo
     parameters = sum(parameter.numel() for parameter in skeleton.parameters())
     macs = traced["convolution"] + traced["product"]
     return FlopCount(macs / 1e9, traced["activation"] / 1e6, parameters / 1e6, uncounted)
-
-
-def _skeleton(model: nn.Module) -> nn.Module:
-    """A copy of `model` in evaluation mode whose every tensor is on the meta device."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
-        for value in (*module._buffers.values(), *vars(module).values()):
-            if isinstance(value, Tensor):
-                memo[id(value)] = value.detach().to("meta")
-    return copy.deepcopy(model, memo).eval()
 
 
 def _torch_count(model: nn.Module, x: Tensor) -> Counter[str]:
@@ -175,6 +162,7 @@ _NO_PRODUCTS = frozenset(
         "dropout",
         "embedding",
         "feature_dropout",
+        "flip",
         "group_norm",
         "instance_norm",
         "layer_norm",

@@ -81,7 +81,8 @@ class StopRule:
         measured = sum(samples_ms) / 1e3
         if len(samples_ms) >= MIN_SAMPLES and measured >= self.min_seconds:
             low, high = median_interval(samples_ms)
-            width = (high - low) / quantile(samples_ms, 0.5)
+            median = quantile(samples_ms, 0.5)
+            width = max(high - median, median - low) / median
             if width <= CI_TARGET:
                 self.reason = "converged"
             elif len(samples_ms) >= self._next_check:

@@ -10,7 +10,20 @@ from torch import nn
 
 from vitbench.catalog import Resolution, format_resolution, parse_resolution
 from vitbench.errors import InputError, nearest
-from vitbench.models import cmt, convmixer, detr, efficient_vit, efficientnet, resnet, vit, yolos
+from vitbench.models import (
+    cmt,
+    coatnet,
+    convit,
+    convmixer,
+    detr,
+    efficient_vit,
+    efficientnet,
+    resnet,
+    tnt,
+    tutorial,
+    vit,
+    yolos,
+)
 from vitbench.models.spec import ModelSpec, Preprocessing
 from vitbench.ops import ops_for
 
@@ -28,6 +41,10 @@ MODELS: dict[str, ModelSpec] = _merge(
     vit.MODELS,
     resnet.MODELS,
     cmt.MODELS,
+    tnt.MODELS,
+    convit.MODELS,
+    coatnet.MODELS,
+    tutorial.MODELS,
     convmixer.MODELS,
     efficientnet.MODELS,
     efficient_vit.MODELS,
@@ -47,7 +64,7 @@ def create_model(
 
     Args:
         name: a key of MODELS.
-        impl: "eager", "sdpa" or "compile" (the eager model through torch.compile).
+        impl: "eager", "sdpa", "flex" or "compile" (the eager model through torch.compile).
         resolution: 224, "800x1066" or (height, width) in pixels; default the model's own.
         num_classes: outputs of the classifier, or classes that a detector knows; default the published model's.
         weights: a .safetensors file, loaded strictly; tables that depend on the resolution are resampled.

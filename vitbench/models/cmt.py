@@ -164,7 +164,8 @@ class CMT(nn.Module):
         for index, (width, stride) in enumerate(((3, 2), (stem, 1), (stem, 1)), start=1):
             self.add_module(f"stem_conv{index}", nn.Conv2d(width, stem, 3, stride, 1))
             self.add_module(f"stem_norm{index}", nn.BatchNorm2d(stem))
-        rates = iter(torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist())
+        depth_in_all = sum(config.depths)
+        rates = (config.drop_path * block / (depth_in_all - 1) for block in range(depth_in_all))
         stages = zip(STAGES, (stem, *config.widths), config.widths, config.depths, HEADS, REDUCTIONS, strict=False)
         for stage, (name, in_width, width, depth, heads, reduction) in enumerate(stages):
             make = partial(Block, ops, width, heads, reduction, int(width * config.mlp_ratio))
@@ -242,8 +243,9 @@ def _resample(table: Tensor, old: Resolution, new: Resolution, stage: int) -> Te
 
 
 def _initialise(module: nn.Module) -> None:
+    """The authors' start; they truncate at 100 standard deviations, so never."""
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out")

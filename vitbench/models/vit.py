@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vitbench.catalog import Resolution, format_resolution
 from vitbench.models.hybrid_resnet import Bottleneck, backbone_stride, make_backbone
-from vitbench.models.resample import Grid, resample_grid, square_grid
+from vitbench.models.resample import Grid, resample_positions
 from vitbench.models.spec import ModelSpec, Preprocessing
 from vitbench.ops import Ops
 
@@ -164,20 +164,13 @@ class VisionTransformer(nn.Module):
         return (self.head(x[:, 0]) + self.head_dist(x[:, 1])) / 2
 
     def resize_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The state with its position table resampled to this model's grid; prefix tokens keep their positions.
+        """The state with its position table resampled to this model's grid, as `resample_positions` does.
 
-        A table does not say its height and width. They are taken as timm takes them: as published where
-        the number of positions is the published one, else as this model's where it has as many, else as a square.
-
-        Raises: ValueError when none of these fits.
+        Raises: ValueError when the table's grid cannot be known.
         """
-        table = state["pos_embed"]
-        cells = table.shape[1] - self.prefix_tokens
         published = self.config.grid((self.config.resolution, self.config.resolution))
-        known = next((grid for grid in (published, self.grid) if math.prod(grid) == cells), None)
-        prefix, positions = table.split([self.prefix_tokens, cells], dim=1)
-        positions = resample_grid(positions, known or square_grid(cells), self.grid)
-        return {**state, "pos_embed": torch.cat([prefix, positions], dim=1)}
+        table = resample_positions(state["pos_embed"], self.prefix_tokens, published, self.grid)
+        return {**state, "pos_embed": table}
 
 
 def _initialise(module: nn.Module) -> None:

@@ -1,0 +1,264 @@
+"""What the attention kernels share: one launch as data, tile loads, argument checks, the split of work over programs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vitkernels._launch import Launch
+
+LOG2E = 1.4426950408889634
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton saw it when it was imported, just now
+PROGRAMS_WANTED = 384  # about three programs for each SM of an H100 or H200: the last wave stays short
+_TRITON_TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32"}
+_SHORT_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One kernel launch as data: `run_all` executes it, `audit` describes it to the audit without a GPU.
+
+    scores counts the useful scores (query-key pairs) that the launch computes, each with one exp2; products the
+    matrix products over them.
+    """
+
+    kernel: Any
+    args: Mapping[str, Any]
+    grid: int
+    pass_name: str
+    products: int = 0
+    scores: int = 0
+    num_warps: int = 4
+    num_stages: int = 2
+
+    def audit(self, op: str, case: str, head_dim: int, elements: int) -> Launch:
+        """The launch with its tensors (which may live on the meta device) reduced to Triton's pointer types."""
+        tensors = {name: value for name, value in self.args.items() if isinstance(value, Tensor)}
+        args = {**self.args, **{name: _TRITON_TYPES[value.dtype] for name, value in tensors.items()}}
+        data = tensors["q_ptr"] if "q_ptr" in tensors else next(iter(tensors.values()))
+        return Launch(
+            kernel=self.kernel, op=op, case=case, pass_name=self.pass_name, dtype=_SHORT_TYPES[data.dtype], args=args,
+            grid=(self.grid,), elements=elements, bytes=sum(x.numel() * x.element_size() for x in tensors.values()),
+            matrix_flops=2 * self.products * self.scores * head_dim, special=self.scores,
+            num_warps=self.num_warps, num_stages=self.num_stages,
+        )  # fmt: skip
+
+
+def run_all(calls: Sequence[Call]) -> None:
+    """Launches in order on the current stream; a call without programs is skipped."""
+    for call in calls:
+        if call.grid:
+            call.kernel[(call.grid,)](**call.args, num_warps=call.num_warps, num_stages=call.num_stages)
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def images_per_program(batch: int, programs_per_image: int) -> int:
+    """How many images one program walks through with its bias tile held: as many as leave enough programs."""
+    groups = min(batch, max(1, cdiv(PROGRAMS_WANTED, programs_per_image)))
+    return cdiv(batch, groups)
+
+
+def pieces(n: int, count: int, most: int) -> tuple[int, ...]:
+    """`count` sizes, powers of two from 16 to `most`, that sum to n or little more: 196 -> 128, 64, 16. 0: unused."""
+    rest, sizes = cdiv(n, 16) * 16, []
+    for left in range(count, 0, -1):
+        fitting = 1 << (rest.bit_length() - 1) if rest else 0
+        sizes.append(min(most, triton.next_power_of_2(rest) if left == 1 and rest else fitting))
+        rest = max(0, rest - sizes[-1])
+    if rest:
+        raise ValueError(f"{n} does not fit in {count} pieces of at most {most}")
+    return tuple(sizes)
+
+
+def padded_head_dim(head_dim: int) -> int:
+    return max(16, triton.next_power_of_2(head_dim))
+
+
+def stride_alignment(*tensors: Tensor) -> int:
+    """ALIGN of a launch: a power of two up to 8 that divides every stride but the last of these [B, H, rows, D].
+
+    0 if a tile's row offsets need 64 bits; the offsets of images and heads always have them.
+    """
+    align = 8
+    for tensor in tensors:
+        if tensor.shape[2] * tensor.stride(2) >= 2**31:
+            return 0
+        for stride in tensor.stride()[:-1]:
+            while stride % align:
+                align //= 2
+    return align
+
+
+def last_contiguous(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def kernels_run_on(tensor: Tensor) -> bool:
+    """Whether this tensor goes through the Triton kernels; otherwise the plain PyTorch reference computes it."""
+    return tensor.is_cuda or INTERPRETED
+
+
+def token_major(like: Tensor, n: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Empty [B, H, n, D] laid out as (B, n, H, D), for like of [B, H, ., D]."""
+    b, h, _, d = like.shape
+    return like.new_empty((b, n, h, d), dtype=dtype or like.dtype).transpose(1, 2)
+
+
+def check_qkv(op: str, q: Tensor, k: Tensor, v: Tensor, **others: Tensor) -> None:
+    """ValueError unless q is [B, H, N, D], k and v [B, H, M, D], of one supported dtype, all on one device."""
+    if q.dim() != 4 or k.shape != v.shape or k.dim() != 4 or (*q.shape[:2], q.shape[3]) != (*k.shape[:2], k.shape[3]):
+        raise ValueError(
+            f"{op}: q must be [B, H, N, D] and k, v [B, H, M, D]; "
+            f"got q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+        )
+    if not (1 <= q.shape[2] <= 16384 and 1 <= k.shape[2] <= 16384 and 16 <= q.shape[3] <= 128):
+        raise ValueError(
+            f"{op}: N and M must be 1 to 16384 and D 16 to 128; got q {tuple(q.shape)}, k {tuple(k.shape)}"
+        )
+    if not (q.dtype == k.dtype == v.dtype) or q.dtype not in (*_SHORT_TYPES, torch.float64):
+        raise ValueError(
+            f"{op}: q, k, v must share one of float16, bfloat16, float32; got q {q.dtype}, k {k.dtype}, v {v.dtype}"
+        )
+    if q.dtype == torch.float64 and kernels_run_on(q):
+        raise ValueError(f"{op}: the kernels take float16, bfloat16 or float32; got {q.dtype}")
+    for name, tensor in {"k": k, "v": v, **others}.items():
+        if tensor.device != q.device:
+            raise ValueError(f"{op}: {name} is on {tensor.device} but q is on {q.device}")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{op}: {name} must be of a floating dtype like q's {q.dtype}; got {tensor.dtype}")
+
+
+def check_shape(op: str, name: str, tensor: Tensor, want: tuple[int, ...], q: Tensor) -> None:
+    if tuple(tensor.shape) != want:
+        raise ValueError(f"{op}: {name} must be {want} for q {tuple(q.shape)}; got {tuple(tensor.shape)}")
+
+
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in autocast's dtype where autocast is on; unchanged otherwise."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind) or tensors[0].dtype == torch.float64:
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
+
+
+def needs_grad(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def reference_gradients(
+    reference: Callable[..., Tensor], inputs: Sequence[Tensor], grad_out: Tensor
+) -> tuple[Tensor, ...]:
+    """Gradients of every input of a plain PyTorch reference, each in its input's dtype."""
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+    with torch.enable_grad(), torch.autocast(grad_out.device.type, enabled=False):
+        return torch.autograd.grad(reference(*leaves), leaves, grad_out)
+
+
+@triton.jit
+def load_rows(
+    ptr,  # [n_rows, D]
+    stride,
+    rows,  # [R]
+    n_rows,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """[R, BLOCK_D] tile of rows; zero beyond n_rows and D."""
+    offs_d = tl.arange(0, BLOCK_D)
+    mask = rows[:, None] < n_rows
+    if D < BLOCK_D:
+        mask = mask & (offs_d[None, :] < D)
+    return tl.load(ptr + rows[:, None] * stride + offs_d[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def store_rows(
+    ptr,  # [n_rows, D]
+    stride,
+    tile,  # [R, BLOCK_D]
+    rows,  # [R]
+    n_rows,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Store a tile of rows in the pointer's dtype, leaving out what lies beyond n_rows and D."""
+    offs_d = tl.arange(0, BLOCK_D)
+    mask = rows[:, None] < n_rows
+    if D < BLOCK_D:
+        mask = mask & (offs_d[None, :] < D)
+    tl.store(
+        ptr + rows[:, None] * stride + offs_d[None, :], tile.to(ptr.dtype.element_ty), mask=mask
+    )
+
+
+@triton.jit
+def aligned(stride, ALIGN: tl.constexpr):
+    """A stride as `stride_alignment` found it: 64-bit for 0, else with its divisor shown to the compiler.
+
+    By itself the compiler looks for multiples of 16 only, and loads rows of 46 or 52 channels element by element.
+    """
+    if ALIGN == 0:
+        return tl.cast(stride, tl.int64)
+    return (stride // ALIGN) * ALIGN
+
+
+@triton.jit
+def load_bias(
+    ptr,  # [n_rows, n_cols], or its row-padded expansion
+    stride,
+    rows,  # [R]
+    n_rows,
+    cols,  # [K]
+    n_cols,
+    EXPANDED: tl.constexpr,
+):
+    """[R, K] fp32 tile of the bias in units of log2, hugely negative outside of the matrix.
+
+    An expanded bias is in units of log2 already and is as wide as its stride: its own padding is hugely negative.
+    """
+    OUTSIDE: tl.constexpr = -65504.0 if ptr.dtype.element_ty == tl.float16 else -1.0e30
+    width = stride if EXPANDED else n_cols
+    mask = (rows[:, None] < n_rows) & (cols[None, :] < width)
+    tile = tl.load(ptr + rows[:, None] * stride + cols[None, :], mask=mask, other=OUTSIDE)
+    return tile.to(tl.float32) if EXPANDED else tile.to(tl.float32) * 1.4426950408889634
+
+
+@triton.jit
+def sum_rows(p, total):
+    """total [R, 8] and the sums of the rows of p [R, K] in every column: on the matrix unit, off the busy fp32 lanes."""
+    return tl.dot(p, tl.full([p.shape[1], 8], 1.0, p.dtype), total, input_precision="tf32x3")
+
+
+@triton.jit
+def sum_parts_kernel(
+    out_ptr,  # [size]
+    parts_ptr,  # [parts, size] fp32
+    size,
+    parts,
+    BLOCK: tl.constexpr,
+):
+    """Sum of partial results in a fixed order, so that it is the same bit for bit from run to run."""
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offs < size
+    total = tl.zeros([BLOCK], tl.float32)
+    for part in range(parts):
+        total += tl.load(parts_ptr + tl.cast(part, tl.int64) * size + offs, mask=mask, other=0.0)
+    tl.store(out_ptr + offs, total.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def sum_parts_call(out: Tensor, parts: Tensor, pass_name: str) -> Call:
+    """Launch of `sum_parts_kernel`: out (dense) is the sum over the first dimension of parts."""
+    size, block = out.numel(), 1024
+    args = {"out_ptr": out, "parts_ptr": parts, "size": size, "parts": parts.shape[0], "BLOCK": block}
+    return Call(kernel=sum_parts_kernel, args=args, grid=cdiv(size, block), pass_name=pass_name)
+

@@ -1,0 +1,360 @@
+"""gated_attention: ConViT's gated positional self-attention (d'Ascoli et al., arXiv:2103.10697).
+
+P = (1 - g) softmax(q k^T * scale) + g softmax(positional),  g = sigmoid(gate),  output P v, for each head.
+
+The positional softmax does not depend on the image: `_weights_kernel` computes W = g softmax(positional) once per step,
+[H, N, N padded to 16] in q.dtype. The attention kernels then need one exp2 per score and image. W stands still
+while a program walks through images; P v = (1 - g) softmax(S) v + W v are two products with the same v, since the matrix
+unit has time to spare and the fp32 lanes have none. Dividing P by its row sums, as the released models do, changes
+nothing: both softmaxes sum to 1.
+
+Gradients: with dP = dO v^T and delta = rowsum(softmax(S) * dP) = (rowsum(dO * O) - rowsum(dO * W v)) / (1 - g),
+dS = (1 - g) softmax(S) * (dP - delta), dv = P^T dO, and over all images and rows dgate = sum(dO * (W v - g O));
+the gradient of softmax(positional) is g times the sum of dP over the images, which goes through that softmax once.
+The passes over scores are those of bias_attention_bwd.py.
+
+Cannot be avoided: q, k, v, out and positional (bytes), 4 B H N N D floating-point operations, B H N N exp2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from vitkernels._common import (
+    LOG2E,
+    Call,
+    aligned,
+    autocast,
+    cdiv,
+    check_qkv,
+    check_shape,
+    images_per_program,
+    kernels_run_on,
+    last_contiguous,
+    load_rows,
+    needs_grad,
+    padded_head_dim,
+    reference_gradients,
+    run_all,
+    store_rows,
+    stride_alignment,
+    sum_rows,
+    token_major,
+)
+from vitkernels._launch import Launch
+from vitkernels.bias_attention import bias_attention_work
+from vitkernels.gated_attention_bwd import gated_backward_calls, load_logits, load_weights, row_softmax
+
+
+@triton.jit
+def _weights_kernel(
+    weights_ptr,  # [H, N, P] with P = N padded to 16
+    logits_ptr,  # [H, N, N]
+    gate_ptr,  # [H]
+    N,
+    P,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    tiles = tl.cdiv(N, BLOCK_N)
+    rows = tl.program_id(0) % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    head = tl.program_id(0) // tiles
+    logits_ptr += tl.cast(head, tl.int64) * N * N
+    weights_ptr += tl.cast(head, tl.int64) * N * P
+    gate = tl.sigmoid(tl.load(gate_ptr + head).to(tl.float32))
+    largest, total = row_softmax(logits_ptr, rows, N, BLOCK_M)
+    for start in range(0, P, BLOCK_M):
+        cols = start + tl.arange(0, BLOCK_M)
+        p = tl.math.exp2(load_logits(logits_ptr, rows, cols, N) - largest[:, None]) * (gate / total)[:, None]
+        mask = (rows[:, None] < N) & (cols[None, :] < P)
+        tl.store(weights_ptr + rows[:, None] * P + cols[None, :], p.to(weights_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _fwd_kernel(
+    out_ptr,  # [B, H, N, D]
+    lse_ptr,  # [B, H, N] log2(denominators / (1 - g)), or None
+    q_ptr,  # [B, H, N, D]
+    k_ptr,  # [B, H, N, D]
+    v_ptr,  # [B, H, N, D]
+    weights_ptr,  # [H, N, P]
+    gate_ptr,  # [H]
+    out_stride_b,
+    out_stride_h,
+    out_stride_n,
+    q_stride_b,
+    q_stride_h,
+    q_stride_n,
+    k_stride_b,
+    k_stride_h,
+    k_stride_n,
+    v_stride_b,
+    v_stride_h,
+    v_stride_n,
+    B,
+    H,
+    N,
+    P,
+    IMAGES,  # images of one program
+    scale_log2,
+    ALIGN: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    tiles = tl.cdiv(N, BLOCK_N)
+    h = (pid // tiles) % H
+    b_first = pid // (tiles * H) * IMAGES
+    rows = pid % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    h64 = tl.cast(h, tl.int64)
+    weights_ptr += h64 * N * P
+    q_ptr += h64 * aligned(q_stride_h, ALIGN)
+    k_ptr += h64 * aligned(k_stride_h, ALIGN)
+    v_ptr += h64 * aligned(v_stride_h, ALIGN)
+    out_ptr += h64 * aligned(out_stride_h, ALIGN)
+    q_row, k_row, v_row = aligned(q_stride_n, ALIGN), aligned(k_stride_n, ALIGN), aligned(v_stride_n, ALIGN)
+    keep = tl.sigmoid(-tl.load(gate_ptr + h).to(tl.float32))  # 1 - g without cancellation
+    for b in range(b_first, min(b_first + IMAGES, B)):
+        b64 = tl.cast(b, tl.int64)
+        q = load_rows(q_ptr + b64 * aligned(q_stride_b, ALIGN), q_row, rows, N, D, BLOCK_D)
+        k_b = k_ptr + b64 * aligned(k_stride_b, ALIGN)
+        v_b = v_ptr + b64 * aligned(v_stride_b, ALIGN)
+        top = tl.full([BLOCK_N], -3.0e38, tl.float32)
+        total = tl.zeros([BLOCK_N, 8], tl.float32)
+        acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+        positional = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+        for start in range(0, N, BLOCK_M):
+            cols = start + tl.arange(0, BLOCK_M)
+            s = tl.dot(q, tl.trans(load_rows(k_b, k_row, cols, N, D, BLOCK_D)), input_precision="tf32x3")
+            s = tl.where(cols[None, :] < N, s * scale_log2, -1.0e30)
+            new_top = tl.maximum(top, tl.max(s, 1))
+            shrink = tl.math.exp2(top - new_top)[:, None]
+            p = tl.math.exp2(s - new_top[:, None]).to(q.dtype)
+            v = load_rows(v_b, v_row, cols, N, D, BLOCK_D)
+            acc = tl.dot(p, v, acc * shrink, input_precision="tf32x3")
+            total = sum_rows(p, total * shrink)
+            weights = load_weights(weights_ptr, N, P, rows, cols)
+            positional = tl.dot(weights, v, positional, input_precision="tf32x3")
+            top = new_top
+        denominator = tl.max(total, 1)
+        out = acc * (keep / denominator)[:, None] + positional
+        store_rows(out_ptr + b64 * aligned(out_stride_b, ALIGN), aligned(out_stride_n, ALIGN), out, rows, N, D, BLOCK_D)
+        if lse_ptr is not None:
+            tl.store(lse_ptr + (b64 * H + h) * N + rows, top + tl.math.log2(denominator / keep), mask=rows < N)
+
+
+def gated_attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, positional: Tensor, gate: Tensor, scale: float | None = None
+) -> Tensor:
+    """`gated_attention` in plain PyTorch, computed in fp32 (fp64 for fp64 inputs) and returned in q.dtype."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    scores = q.to(dtype) @ k.to(dtype).transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    g = gate.to(dtype).sigmoid()[:, None, None]
+    p = (1 - g) * scores.softmax(-1) + g * positional.to(dtype).softmax(-1)
+    return (p @ v.to(dtype)).to(q.dtype)
+
+
+def gated_attention_work(
+    B: int, H: int, N: int, D: int, itemsize: int = 2, backward: bool = False
+) -> tuple[int, int]:
+    """Unavoidable (floating-point operations of the matrix products, bytes of device memory) of one pass.
+
+    One product P v is counted: the mixed P needs no more, however many products compute it.
+    """
+    return bias_attention_work(B, H, N, N, D, itemsize, 4, backward)
+
+
+def gated_forward_calls(
+    out: Tensor, lse: Tensor | None, weights: Tensor, q: Tensor, k: Tensor, v: Tensor, positional: Tensor, gate: Tensor,
+    scale: float,
+) -> list[Call]:  # fmt: skip
+    """The launches that fill weights [H, N, N padded to 16] in q.dtype, out and, where given, lse [B, H, N] fp32."""
+    B, H, N, D = q.shape
+    P = weights.shape[2]
+    block_n = 64 if q.element_size() == 2 else 32
+    programs = cdiv(N, block_n) * H
+    images = images_per_program(B, programs)
+    weights_args = {
+        "weights_ptr": weights, "logits_ptr": positional, "gate_ptr": gate, "N": N, "P": P, "BLOCK_N": 16,
+        "BLOCK_M": 128,
+    }  # fmt: skip
+    args = {
+        "out_ptr": out, "lse_ptr": lse, "q_ptr": q, "k_ptr": k, "v_ptr": v, "weights_ptr": weights, "gate_ptr": gate,
+        "out_stride_b": out.stride(0), "out_stride_h": out.stride(1), "out_stride_n": out.stride(2),
+        "q_stride_b": q.stride(0), "q_stride_h": q.stride(1), "q_stride_n": q.stride(2),
+        "k_stride_b": k.stride(0), "k_stride_h": k.stride(1), "k_stride_n": k.stride(2),
+        "v_stride_b": v.stride(0), "v_stride_h": v.stride(1), "v_stride_n": v.stride(2),
+        "B": B, "H": H, "N": N, "P": P, "IMAGES": images, "scale_log2": scale * LOG2E,
+        "ALIGN": stride_alignment(q, k, v, out), "D": D, "BLOCK_D": padded_head_dim(D), "BLOCK_N": block_n,
+        "BLOCK_M": 64 if q.element_size() == 2 else 32,
+    }  # fmt: skip
+    return [
+        Call(kernel=_weights_kernel, args=weights_args, grid=H * cdiv(N, 16), pass_name="fwd_weights"),
+        Call(kernel=_fwd_kernel, args=args, grid=programs * cdiv(B, images), pass_name="fwd", products=2,
+             scores=B * H * N * N),
+    ]  # fmt: skip
+
+
+torch.library.define(
+    "vitkernels::gated_attention_fwd",
+    "(Tensor q, Tensor k, Tensor v, Tensor positional, Tensor gate, float scale, bool need_lse)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+torch.library.define(
+    "vitkernels::gated_attention_bwd",
+    "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor positional, Tensor gate, Tensor out, Tensor lse, Tensor weights,"
+    " float scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.register_fake("vitkernels::gated_attention_fwd")
+def _fwd_fake(
+    q: Tensor, k: Tensor, v: Tensor, positional: Tensor, gate: Tensor, scale: float, need_lse: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    n = q.shape[2]
+    lse = q.new_empty(q.shape[:3] if need_lse else (0,), dtype=torch.float32)
+    return token_major(q, n), lse, q.new_empty((q.shape[1], n, (n + 15) // 16 * 16))
+
+
+@torch.library.register_fake("vitkernels::gated_attention_bwd")
+def _bwd_fake(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, positional: Tensor, gate: Tensor, out: Tensor, lse: Tensor,
+    weights: Tensor, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    n = q.shape[2]
+    grads = token_major(q, n), token_major(k, n), token_major(v, n)
+    return *grads, positional.new_empty(positional.shape), gate.new_empty(gate.shape)
+
+
+@torch.library.impl("vitkernels::gated_attention_fwd", ("cpu", "cuda"))
+def _fwd(
+    q: Tensor, k: Tensor, v: Tensor, positional: Tensor, gate: Tensor, scale: float, need_lse: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    out, lse, weights = _fwd_fake(q, k, v, positional, gate, scale, need_lse)
+    if not kernels_run_on(q):
+        with torch.autocast(q.device.type, enabled=False):
+            out.copy_(gated_attention_reference(q, k, v, positional, gate, scale))
+        return out, lse.zero_(), weights.zero_()
+    q, k, v, gate = (last_contiguous(x) for x in (q, k, v, gate))
+    positional = positional.contiguous()
+    run_all(gated_forward_calls(out, lse if need_lse else None, weights, q, k, v, positional, gate, scale))
+    return out, lse, weights
+
+
+@torch.library.impl("vitkernels::gated_attention_bwd", ("cpu", "cuda"))
+def _bwd(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, positional: Tensor, gate: Tensor, out: Tensor, lse: Tensor,
+    weights: Tensor, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    into = _bwd_fake(grad, q, k, v, positional, gate, out, lse, weights, scale)
+    if not kernels_run_on(q):
+        grads = reference_gradients(lambda *x: gated_attention_reference(*x, scale), (q, k, v, positional, gate), grad)
+        for gradient, value in zip(into, grads, strict=True):
+            gradient.copy_(value)
+        return into
+    q, k, v, gate, grad = (last_contiguous(x) for x in (q, k, v, gate, grad))
+    positional = positional.contiguous()
+    run_all(gated_backward_calls(*into, q, k, v, positional, gate, weights, out, lse, grad, scale))
+    return into
+
+
+@register_flop_formula(torch.ops.vitkernels.gated_attention_fwd)
+def _fwd_flops(q_shape: tuple, *_: object, **__: object) -> int:
+    return gated_attention_work(*q_shape)[0]
+
+
+@register_flop_formula(torch.ops.vitkernels.gated_attention_bwd)
+def _bwd_flops(grad_shape: tuple, *_: object, **__: object) -> int:
+    return gated_attention_work(*grad_shape, backward=True)[0]
+
+
+class _GatedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        q: Tensor, k: Tensor, v: Tensor, positional: Tensor, gate: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.ops.vitkernels.gated_attention_fwd(q, k, v, positional, gate, scale, True)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+        *tensors, ctx.scale = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*tensors, *output)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+        return *torch.ops.vitkernels.gated_attention_bwd(grad, *ctx.saved_tensors, ctx.scale), None
+
+
+def gated_attention(
+    q: Tensor, k: Tensor, v: Tensor, positional: Tensor, gate: Tensor, scale: float | None = None
+) -> Tensor:
+    """((1 - g) softmax(q k^T * scale) + g softmax(positional)) v with g = sigmoid(gate), storing no scores of images.
+
+    Tensors on the CPU are computed by `gated_attention_reference`, except under TRITON_INTERPRET=1, where Triton's
+    interpreter runs the kernels. Under autocast q, k and v are cast to its dtype; positional and gate stay as they are.
+
+    Args:
+        q, k, v: [B, H, N, D]; fp16, bf16 or fp32 (on the CPU also fp64), any strides with a contiguous last dim (anything
+            else is copied); N from 1 to 16384, D from 16 to 128.
+        positional: [H, N, N] logits, any floating dtype; the same for all images; receives a gradient.
+        gate: [H], any floating dtype, before the sigmoid; receives a gradient.
+        scale: default D ** -0.5.
+
+    Returns: [B, H, N, D] in q.dtype, laid out as (B, N, H, D) so that merging heads is free.
+
+    Raises: ValueError on shape, dtype or device mismatch.
+    """
+    q, k, v = autocast(q, k, v)
+    check_qkv("gated_attention", q, k, v, positional=positional, gate=gate)
+    if k.shape[2] != q.shape[2]:
+        raise ValueError(f"gated_attention: q and k must have equal shapes; got {tuple(q.shape)} and {tuple(k.shape)}")
+    check_shape("gated_attention", "positional", positional, (q.shape[1], q.shape[2], q.shape[2]), q)
+    check_shape("gated_attention", "gate", gate, (q.shape[1],), q)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if needs_grad(q, k, v, positional, gate):
+        return _GatedAttention.apply(q, k, v, positional, gate, scale)[0]
+    return torch.ops.vitkernels.gated_attention_fwd(q, k, v, positional, gate, scale, False)[0]
+
+
+@dataclass(frozen=True)
+class GatedAttentionCase:
+    """One layer of a real model: B images, H heads, N tokens, D channels per head."""
+
+    name: str
+    B: int
+    H: int
+    N: int
+    D: int
+
+
+GATED_ATTENTION_CASES = (
+    GatedAttentionCase("convit_tiny-224", 64, 4, 196, 48),
+    GatedAttentionCase("convit_small-224", 64, 9, 196, 48),
+    GatedAttentionCase("convit_base-224", 64, 16, 196, 48),
+    GatedAttentionCase("convit_base_plus-224", 64, 16, 196, 64),
+)
+
+
+def audit_launches(arch: int) -> list[Launch]:
+    """Every launch of the forward and backward pass of every case in bf16, for the audit; the same on all archs."""
+    launches = []
+    for case in GATED_ATTENTION_CASES:
+        B, H, N, D = case.B, case.H, case.N, case.D
+        q = token_major(torch.empty((B, H, N, D), device="meta", dtype=torch.bfloat16), N)
+        positional, gate = torch.empty((H, N, N), device="meta"), torch.empty(H, device="meta")
+        out, lse, weights = _fwd_fake(q, q, q, positional, gate, 1.0, True)
+        fwd = gated_forward_calls(out, None, weights, q, q, q, positional, gate, D**-0.5)
+        bwd = gated_backward_calls(
+            q, q, q, positional, gate, q, q, q, positional, gate, weights, out, lse, out, D**-0.5
+        )
+        launches += [call.audit("gated_attention", case.name, D, B * H * N * N) for call in (*fwd, *bwd)]
+    return launches

@@ -1,0 +1,381 @@
+"""relative_attention: softmax(q k^T * scale + relative position bias) v for tokens on a grid.
+
+The bias of (query i, key j) is row (y_i - y_j + h - 1)(2w - 1) + (x_i - x_j + w - 1) of a table [(2h-1)(2w-1), H], as in
+CoAtNet (Dai et al., arXiv:2106.04803), Swin (arXiv:2103.14030) and BEiT (arXiv:2106.08254).
+
+Gathering table entries inside the attention loop costs more instructions than the attention. So a small kernel expands
+the table once per step to a dense [H, N, N padded to 16] in q.dtype (fp32 for fp32), in units of log2, hugely negative
+in the padding, which bias_attention's kernels read in 16-byte rows. Its dense gradient goes back to the table by the
+inverse index: a program gathers, for one head, all pairs that are dy rows apart, in a fixed order.
+
+Cannot be avoided: the bytes of q, k, v, the output and the table; 4 B H N N D floating-point operations; B H N N exp2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from vitkernels._common import (
+    LOG2E,
+    Call,
+    autocast,
+    cdiv,
+    check_qkv,
+    check_shape,
+    kernels_run_on,
+    last_contiguous,
+    needs_grad,
+    reference_gradients,
+    run_all,
+    sum_parts_call,
+    token_major,
+)
+from vitkernels._launch import Launch
+from vitkernels.bias_attention import bias_attention_reference, bias_attention_work, forward_calls
+from vitkernels.bias_attention_bwd import backward_calls, bias_slices
+
+
+@triton.jit
+def _expand_kernel(
+    out_ptr,  # [H, N, P] with P = N padded to 16
+    table_ptr,  # [(2h-1)(2w-1), H]
+    table_stride,
+    H,
+    N,
+    P,
+    grid_h,
+    grid_w,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    tiles_m, tiles_n = tl.cdiv(P, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    cols = pid % tiles_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    rows = pid // tiles_m % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    head = pid // (tiles_m * tiles_n)
+    width = 2 * grid_w - 1
+    at_row = (rows // grid_w + grid_h - 1) * width + rows % grid_w + grid_w - 1
+    at_col = cols // grid_w * width + cols % grid_w
+    inside = (rows[:, None] < N) & (cols[None, :] < N)
+    offs = (at_row[:, None] - at_col[None, :]) * table_stride + head
+    OUTSIDE: tl.constexpr = -65504.0 if out_ptr.dtype.element_ty == tl.float16 else -1.0e30
+    bias = tl.load(table_ptr + offs, mask=inside, other=0.0).to(tl.float32) * 1.4426950408889634
+    bias = tl.where(cols[None, :] < N, bias, OUTSIDE)
+    out_ptr += tl.cast(head, tl.int64) * N * P
+    mask = (rows[:, None] < N) & (cols[None, :] < P)
+    tl.store(out_ptr + rows[:, None] * P + cols[None, :], bias.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _table_gradient_kernel(
+    dtable_ptr,  # [(2h-1)(2w-1), H]
+    dbias_ptr,  # [H, N, N] fp32
+    H,
+    grid_h,
+    grid_w,
+    BLOCK_DX: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    width = 2 * grid_w - 1
+    tiles = tl.cdiv(width, BLOCK_DX)
+    head, dy = pid // tiles % H, pid // (tiles * H) - (grid_h - 1)
+    offs_dx = pid % tiles * BLOCK_DX + tl.arange(0, BLOCK_DX)
+    dx = offs_dx - (grid_w - 1)
+    n = grid_h * grid_w
+    dbias_ptr += tl.cast(head, tl.int64) * n * n
+    # Keys (y, x) whose query (y + dy, x + dx) lies on the grid.
+    first_y, spans = tl.maximum(-dy, 0), tl.cdiv(grid_w, BLOCK_X)
+    total = tl.zeros([BLOCK_DX, BLOCK_X], tl.float32)
+    for step in range((grid_h - tl.abs(dy)) * spans):
+        y = first_y + step // spans
+        x = step % spans * BLOCK_X + tl.arange(0, BLOCK_X)
+        query_x = x[None, :] + dx[:, None]
+        inside = (x[None, :] < grid_w) & (query_x >= 0) & (query_x < grid_w)
+        at = ((y + dy) * grid_w + query_x) * n + y * grid_w + x[None, :]
+        total += tl.load(dbias_ptr + at, mask=inside, other=0.0)
+    dtable = tl.sum(total, 1).to(dtable_ptr.dtype.element_ty)
+    tl.store(dtable_ptr + ((dy + grid_h - 1) * width + offs_dx) * H + head, dtable, mask=offs_dx < width)
+
+
+def relative_index(grid: tuple[int, int], device: torch.device | None = None) -> Tensor:
+    """Rows of the table for every (query, key), [N, N] int64, for row-major tokens on a grid (h, w)."""
+    h, w = grid
+    y, x = torch.arange(h * w, device=device) // w, torch.arange(h * w, device=device) % w
+    return (y[:, None] - y + h - 1) * (2 * w - 1) + (x[:, None] - x + w - 1)
+
+
+def relative_attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: tuple[int, int], scale: float | None = None
+) -> Tensor:
+    """`relative_attention` in plain PyTorch, computed in fp32 (fp64 for fp64 inputs) and returned in q.dtype."""
+    bias = table.to(torch.promote_types(q.dtype, torch.float32))[relative_index(grid, table.device)].permute(2, 0, 1)
+    return bias_attention_reference(q, k, v, bias, scale)
+
+
+def relative_attention_work(
+    B: int, H: int, grid: tuple[int, int], D: int, itemsize: int = 2, backward: bool = False
+) -> tuple[int, int]:
+    """Unavoidable (floating-point operations of the matrix products, bytes of device memory) of one pass."""
+    N = grid[0] * grid[1]
+    flops, _ = bias_attention_work(B, H, N, N, D, backward=backward)
+    table = (2 * grid[0] - 1) * (2 * grid[1] - 1) * H * 4
+    return flops, (8 if backward else 4) * B * H * N * D * itemsize + (2 if backward else 1) * table
+
+
+def expand_call(out: Tensor, table: Tensor, grid: tuple[int, int]) -> Call:
+    """The launch that fills out [H, N, P] from table [(2h-1)(2w-1), H]."""
+    H, N, P = out.shape
+    args = {
+        "out_ptr": out, "table_ptr": table, "table_stride": table.stride(0), "H": H, "N": N, "P": P,
+        "grid_h": grid[0], "grid_w": grid[1], "BLOCK_N": 16, "BLOCK_M": 128,
+    }  # fmt: skip
+    return Call(kernel=_expand_kernel, args=args, grid=cdiv(P, 128) * cdiv(N, 16) * H, pass_name="expand")
+
+
+def relative_backward_calls(
+    dq: Tensor, dk: Tensor, dv: Tensor, dtable: Tensor | None, q: Tensor, k: Tensor, v: Tensor, expanded: Tensor,
+    out: Tensor, lse: Tensor, grad: Tensor, scale: float, grid: tuple[int, int],
+) -> list[Call]:  # fmt: skip
+    """The launches that fill dq, dk, dv (token-major) and, where given, dtable."""
+    B, H, N, _ = q.shape
+    parts = None if dtable is None else lse.new_empty((bias_slices(B, H, N), H, N, N))
+    calls = backward_calls(dq, dk, dv, parts, torch.empty_like(lse), q, k, v, expanded, out, lse, grad, scale, expanded=True)
+    if dtable is None or parts is None:
+        return calls
+    dbias = parts[0]
+    if parts.shape[0] > 1:
+        dbias = lse.new_empty((H, N, N))
+        calls.append(sum_parts_call(dbias, parts, "bwd_sum_dbias"))
+    block_x = min(32, triton.next_power_of_2(grid[1]))
+    args = {
+        "dtable_ptr": dtable, "dbias_ptr": dbias, "H": H, "grid_h": grid[0], "grid_w": grid[1], "BLOCK_DX": 32,
+        "BLOCK_X": block_x,
+    }  # fmt: skip
+    programs = (2 * grid[0] - 1) * H * cdiv(2 * grid[1] - 1, 32)
+    return [*calls, Call(kernel=_table_gradient_kernel, args=args, grid=programs, pass_name="bwd_table")]
+
+
+torch.library.define(
+    "vitkernels::expand_relative_bias", "(Tensor table, int grid_h, int grid_w, ScalarType dtype) -> Tensor"
+)
+torch.library.define(
+    "vitkernels::relative_attention_fwd",
+    "(Tensor q, Tensor k, Tensor v, Tensor expanded, float scale, bool need_lse) -> (Tensor, Tensor)",
+)
+torch.library.define(
+    "vitkernels::relative_attention_bwd",
+    "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor table, Tensor expanded, Tensor out, Tensor lse, float scale,"
+    " int grid_h, int grid_w, bool need_dtable) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.register_fake("vitkernels::expand_relative_bias")
+def _expand_fake(table: Tensor, grid_h: int, grid_w: int, dtype: torch.dtype) -> Tensor:
+    n = grid_h * grid_w
+    return table.new_empty((table.shape[1], n, (n + 15) // 16 * 16), dtype=dtype)
+
+
+@torch.library.impl("vitkernels::expand_relative_bias", ("cpu", "cuda"))
+def _expand(table: Tensor, grid_h: int, grid_w: int, dtype: torch.dtype) -> Tensor:
+    out = _expand_fake(table, grid_h, grid_w, dtype)
+    if kernels_run_on(table):
+        run_all([expand_call(out, last_contiguous(table), (grid_h, grid_w))])
+        return out
+    n = grid_h * grid_w
+    bias = table[relative_index((grid_h, grid_w), table.device)].permute(2, 0, 1).to(torch.promote_types(dtype, torch.float32))
+    out[..., n:] = -65504.0 if dtype == torch.float16 else -1.0e30
+    out[..., :n] = bias * LOG2E
+    return out
+
+
+@torch.library.register_fake("vitkernels::relative_attention_fwd")
+def _fwd_fake(
+    q: Tensor, k: Tensor, v: Tensor, expanded: Tensor, scale: float, need_lse: bool
+) -> tuple[Tensor, Tensor]:
+    return token_major(q, q.shape[2]), q.new_empty(q.shape[:3] if need_lse else (0,), dtype=torch.float32)
+
+
+@torch.library.impl("vitkernels::relative_attention_fwd", ("cpu", "cuda"))
+def _fwd(q: Tensor, k: Tensor, v: Tensor, expanded: Tensor, scale: float, need_lse: bool) -> tuple[Tensor, Tensor]:
+    out, lse = _fwd_fake(q, k, v, expanded, scale, need_lse)
+    if not kernels_run_on(q):
+        with torch.autocast(q.device.type, enabled=False):
+            bias = expanded[..., : q.shape[2]].to(torch.promote_types(q.dtype, torch.float32)) / LOG2E
+            return out.copy_(bias_attention_reference(q, k, v, bias, scale)), lse.zero_()
+    q, k, v = (last_contiguous(x) for x in (q, k, v))
+    run_all(forward_calls(out, lse if need_lse else None, q, k, v, expanded, scale, expanded=True))
+    return out, lse
+
+
+@torch.library.register_fake("vitkernels::relative_attention_bwd")
+def _bwd_fake(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, table: Tensor, expanded: Tensor, out: Tensor, lse: Tensor,
+    scale: float, grid_h: int, grid_w: int, need_dtable: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    n = q.shape[2]
+    dtable = table.new_empty(table.shape if need_dtable else (0,))
+    return token_major(q, n), token_major(k, n), token_major(v, n), dtable
+
+
+@torch.library.impl("vitkernels::relative_attention_bwd", ("cpu", "cuda"))
+def _bwd(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, table: Tensor, expanded: Tensor, out: Tensor, lse: Tensor,
+    scale: float, grid_h: int, grid_w: int, need_dtable: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    grid = (grid_h, grid_w)
+    dq, dk, dv, dtable = _bwd_fake(grad, q, k, v, table, expanded, out, lse, scale, grid_h, grid_w, need_dtable)
+    if not kernels_run_on(q):
+        grads = reference_gradients(lambda *x: relative_attention_reference(*x, grid, scale), (q, k, v, table), grad)
+        for into, x in zip((dq, dk, dv, dtable) if need_dtable else (dq, dk, dv), grads, strict=False):
+            into.copy_(x)
+        return dq, dk, dv, dtable
+    q, k, v, grad = (last_contiguous(x) for x in (q, k, v, grad))
+    into_table = dtable if need_dtable else None
+    run_all(relative_backward_calls(dq, dk, dv, into_table, q, k, v, expanded, out, lse, grad, scale, grid))
+    return dq, dk, dv, dtable
+
+
+@register_flop_formula(torch.ops.vitkernels.expand_relative_bias)
+def _expand_flops(*_: object, **__: object) -> int:
+    return 0
+
+
+@register_flop_formula(torch.ops.vitkernels.relative_attention_fwd)
+def _fwd_flops(q_shape: tuple, k_shape: tuple, *_: object, **__: object) -> int:
+    return bias_attention_work(*q_shape[:3], k_shape[2], q_shape[3])[0]
+
+
+@register_flop_formula(torch.ops.vitkernels.relative_attention_bwd)
+def _bwd_flops(grad_shape: tuple, q_shape: tuple, k_shape: tuple, *_: object, **__: object) -> int:
+    return bias_attention_work(*q_shape[:3], k_shape[2], q_shape[3], backward=True)[0]
+
+
+class _RelativeAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid_h: int, grid_w: int, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        expanded = expand_relative_bias(table, (grid_h, grid_w), q.dtype)
+        return *torch.ops.vitkernels.relative_attention_fwd(q, k, v, expanded, scale, True), expanded
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+        q, k, v, table, ctx.grid_h, ctx.grid_w, ctx.scale = inputs
+        out, lse, expanded = output
+        ctx.mark_non_differentiable(lse, expanded)
+        ctx.save_for_backward(q, k, v, table, expanded, out, lse)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+        need_dtable = ctx.needs_input_grad[3]
+        dq, dk, dv, dtable = torch.ops.vitkernels.relative_attention_bwd(
+            grad, *ctx.saved_tensors, ctx.scale, ctx.grid_h, ctx.grid_w, need_dtable
+        )
+        return dq, dk, dv, dtable if need_dtable else None, None, None, None
+
+
+def expand_relative_bias(table: Tensor, grid: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """The table as the dense bias that the kernels read; keep it where the table does not change between calls.
+
+    Args:
+        table: [(2h-1)(2w-1), H], any floating dtype.
+        grid: (h, w).
+        dtype: of the q, k and v that it will serve.
+
+    Returns: [H, N, N padded to a multiple of 16] in dtype (at least fp32 on the CPU), in units of log2. No gradient.
+    """
+    dtype = dtype if kernels_run_on(table) else torch.promote_types(dtype, torch.float32)
+    return torch.ops.vitkernels.expand_relative_bias(table.detach(), *grid, dtype)
+
+
+def relative_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table: Tensor,
+    grid: tuple[int, int],
+    scale: float | None = None,
+    *,
+    expanded: Tensor | None = None,
+) -> Tensor:
+    """softmax(q k^T * scale + bias) v with the bias of (query i, key j) looked up by their offset on the grid.
+
+    Tensors on the CPU are computed by `relative_attention_reference`, except under TRITON_INTERPRET=1, where Triton's
+    interpreter runs the kernels. Under autocast q, k and v are cast to its dtype; the table stays as it is.
+
+    Args:
+        q, k, v: [B, H, N, D] with N = h w row-major tokens; fp16, bf16 or fp32 (on the CPU also fp64), any strides with a
+            contiguous last dim (anything else is copied); N from 1 to 16384, D from 16 to 128.
+        table: [(2h-1)(2w-1), H], any floating dtype; row (y_i - y_j + h - 1)(2w - 1) + (x_i - x_j + w - 1) is added after
+            scaling; receives a gradient, summed over the batch in fp32.
+        grid: (h, w).
+        scale: default D ** -0.5.
+        expanded: `expand_relative_bias(table, grid, q.dtype)` from an earlier call, for inference: saves making it.
+
+    Returns: [B, H, N, D] in q.dtype, laid out as (B, N, H, D) so that merging heads is free.
+
+    Raises: ValueError on shape, dtype or device mismatch, or if `expanded` is given where gradients are needed.
+    """
+    q, k, v = autocast(q, k, v)
+    check_qkv("relative_attention", q, k, v, table=table)
+    h, w = (int(side) for side in grid)
+    if h * w != q.shape[2] or k.shape[2] != q.shape[2]:
+        raise ValueError(
+            f"relative_attention: grid {h}x{w} needs q, k, v of {h * w} tokens; got q {tuple(q.shape)}, k {tuple(k.shape)}"
+        )
+    check_shape("relative_attention", "table", table, ((2 * h - 1) * (2 * w - 1), q.shape[1]), q)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if needs_grad(q, k, v, table):
+        if expanded is not None:
+            raise ValueError("relative_attention: expanded is for inference; gradients go to the table, so pass only that")
+        return _RelativeAttention.apply(q, k, v, table, h, w, scale)[0]
+    if expanded is None:
+        expanded = expand_relative_bias(table, (h, w), q.dtype)
+    n = h * w
+    check_shape("relative_attention", "expanded", expanded, (q.shape[1], n, cdiv(n, 16) * 16), q)
+    return torch.ops.vitkernels.relative_attention_fwd(q, k, v, expanded, scale, False)[0]
+
+
+@dataclass(frozen=True)
+class RelativeAttentionCase:
+    """One layer of a real model: B images (or windows), H heads, a token grid, D channels per head."""
+
+    name: str
+    B: int
+    H: int
+    grid: tuple[int, int]
+    D: int
+
+
+RELATIVE_ATTENTION_CASES = (
+    RelativeAttentionCase("coatnet_0-s3-224", 64, 12, (14, 14), 32),
+    RelativeAttentionCase("coatnet_0-s4-224", 64, 24, (7, 7), 32),
+    RelativeAttentionCase("coatnet_0-s3-384", 64, 12, (24, 24), 32),
+    RelativeAttentionCase("coatnet_0-s4-384", 64, 24, (12, 12), 32),
+    RelativeAttentionCase("coatnet_2-s3-512", 64, 16, (32, 32), 32),
+    RelativeAttentionCase("swin_t-s1-224", 4096, 3, (7, 7), 32),
+    RelativeAttentionCase("maxvit_t-s1-224", 4096, 2, (7, 7), 32),
+)
+
+
+def audit_launches(arch: int) -> list[Launch]:
+    """Every launch of the forward and backward pass of every case in bf16, for the audit; the same on all archs."""
+    launches = []
+    for case in RELATIVE_ATTENTION_CASES:
+        B, H, D, N = case.B, case.H, case.D, case.grid[0] * case.grid[1]
+        q = torch.empty((B, N, 3, H, D), device="meta", dtype=torch.bfloat16).permute(2, 0, 3, 1, 4)[0]
+        out = token_major(q, N)
+        table = torch.empty(((2 * case.grid[0] - 1) * (2 * case.grid[1] - 1), H), device="meta")
+        expanded, lse = _expand_fake(table, *case.grid, q.dtype), torch.empty((B, H, N), device="meta")
+        fwd = [expand_call(expanded, table, case.grid)]
+        fwd += forward_calls(out, None, q, q, q, expanded, D**-0.5, expanded=True)
+        bwd = relative_backward_calls(out, out, out, table, q, q, q, expanded, out, lse, out, D**-0.5, case.grid)
+        launches += [call.audit("relative_attention", case.name, D, B * H * N * N) for call in (*fwd, *bwd)]
+    return launches

@@ -1,0 +1,165 @@
+"""One row of the audit: resources, counts and a modelled time of a launch on the card of an architecture.
+
+Every pipe's time is its busy cycles spread over the card. The modelled time is the 4-norm of the pipe, L2 and memory
+times: the largest dominates, and one that comes close costs a little because overlap is never perfect. On-chip times
+are stretched by the imbalance of the last wave (the busiest multiprocessor decides). Latency, clock changes and launch
+cost are outside the model; it ranks designs and guards against regressions, it does not replace a measurement.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vitkernels._launch import Launch
+
+from vitbench.audit.chips import Chip, chip_of, occupancy
+from vitbench.audit.job import Compiled
+from vitbench.audit.profile import Profile
+
+
+@dataclass(frozen=True)
+class Row:
+    """The audit's columns, in CSV order. `pass_` is the column "pass". Times in microseconds per launch."""
+
+    kernel: str
+    case: str
+    pass_: str
+    arch: str
+    dtype: str
+    triton: str
+    num_warps: int
+    num_stages: int
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    occupancy: float
+    programs: int
+    matrix_instruction: str
+    narrowest_hot_load_bytes: int | None
+    issue_slots_per_element: float
+    sfu_per_element: float
+    issue_us: float
+    sfu_us: float
+    matrix_us: float
+    lsu_us: float
+    fp32_us: float
+    alu_us: float
+    l2_us: float
+    bytes_us: float
+    modelled_us: float
+    bound_by: str
+    floor_us: float
+    floor_share: float
+    loaded_bytes: int
+    stored_bytes: int
+    bytes_ratio: float
+    occupancy_limit: str
+    exact: bool
+    status: str
+    reason: str
+
+    @property
+    def launch_id(self) -> str:
+        """As `vitkernels.Launch.id`: op/case/pass/dtype."""
+        return f"{self.kernel}/{self.case}/{self.pass_}/{self.dtype}"
+
+    @property
+    def key(self) -> str:
+        return f"{self.launch_id}/{self.arch}"
+
+
+def floor_us(launch: Launch, chip: Chip) -> float:
+    """The least time the work could take: the slowest of memory, matrix, special-function and fp32 work."""
+    return max(
+        launch.bytes / chip.dram_bytes_per_us,
+        launch.matrix_flops / chip.matrix_flops_per_us,
+        chip.sm_cycles_us(launch.special / 16),
+        chip.sm_cycles_us(launch.fma / chip.fp32_lanes),
+    )
+
+
+def _norm(times: list[float]) -> float:
+    return float(sum(t**4 for t in times) ** 0.25)
+
+
+def model(launch: Launch, compiled: Compiled, counted: Profile, arch: int) -> Row:
+    """The row of a launch that compiled."""
+    chip = chip_of(arch)
+    fits = occupancy(
+        chip, compiled.registers, compiled.shared_bytes, compiled.num_warps, compiled.tensor_memory_columns
+    )
+    balance = -(-launch.programs // chip.multiprocessors) * chip.multiprocessors / launch.programs
+    share = chip.older_matrix_share if counted.older_matrix else 1.0
+    times = {
+        "issue": chip.scheduler_cycles_us(counted.issued) * balance,
+        "sfu": chip.scheduler_cycles_us(counted.cycles["sfu"]) * balance,
+        "matrix": 2 * counted.matrix_multiply_adds / (chip.matrix_flops_per_us * share) * balance,
+        "lsu": chip.sm_cycles_us(counted.cycles["lsu"]) * balance,
+        "fp32": chip.scheduler_cycles_us(counted.cycles["fp32"]) * balance,
+        "alu": chip.scheduler_cycles_us(counted.cycles["alu"]) * balance,
+        "l2": (counted.load_bytes + counted.store_bytes) / chip.l2_bytes_per_us,
+        "bytes": (launch.moved_bytes or launch.bytes) / chip.dram_bytes_per_us,
+    }
+    modelled = _norm(list(times.values()))
+    floor = floor_us(launch, chip)
+    return Row(
+        kernel=launch.op,
+        case=launch.case,
+        pass_=launch.pass_name,
+        arch=f"sm_{arch}",
+        dtype=launch.dtype,
+        triton=compiled.triton,
+        num_warps=compiled.num_warps,
+        num_stages=launch.num_stages,
+        registers=compiled.registers,
+        spill_bytes=compiled.stack_bytes,
+        shared_bytes=compiled.shared_bytes,
+        occupancy=fits.share,
+        programs=launch.programs,
+        matrix_instruction=counted.matrix_instruction,
+        narrowest_hot_load_bytes=counted.narrowest_hot_load_bytes,
+        issue_slots_per_element=counted.issued * 32 / launch.elements,
+        sfu_per_element=counted.special * 32 / launch.elements,
+        issue_us=times["issue"],
+        sfu_us=times["sfu"],
+        matrix_us=times["matrix"],
+        lsu_us=times["lsu"],
+        fp32_us=times["fp32"],
+        alu_us=times["alu"],
+        l2_us=times["l2"],
+        bytes_us=times["bytes"],
+        modelled_us=modelled,
+        bound_by=max(times, key=lambda name: times[name]),
+        floor_us=floor,
+        floor_share=floor / modelled if modelled else 0.0,
+        loaded_bytes=round(counted.load_bytes),
+        stored_bytes=round(counted.store_bytes),
+        bytes_ratio=(counted.load_bytes + counted.store_bytes) / launch.bytes if launch.bytes else 0.0,
+        occupancy_limit=fits.limit,
+        exact=not counted.guessed and not counted.sampled,
+        status="ok" if fits.programs else "error",
+        reason=_reason(counted)
+        if fits.programs
+        else f"does not fit on a multiprocessor of the {chip.name}: too much "
+        f"{fits.limit} ({compiled.shared_bytes} B shared, {compiled.registers} registers, {compiled.num_warps} warps)",
+    )
+
+
+def _reason(counted: Profile) -> str:
+    if counted.guessed:
+        places = ", ".join(f"{address:#x}" for address in sorted(counted.guessed))
+        return f"branches at {places} depend on data; loops there are counted once"
+    return ""
+
+
+def failure(launch: Launch, arch: int, triton: str, reason: str) -> Row:
+    """The row of a launch that could not be compiled or counted: numbers are empty or zero, never guessed."""
+    return Row(
+        kernel=launch.op, case=launch.case, pass_=launch.pass_name, arch=f"sm_{arch}", dtype=launch.dtype,
+        triton=triton, num_warps=launch.num_warps, num_stages=launch.num_stages, registers=0, spill_bytes=0,
+        shared_bytes=0, occupancy=0.0, programs=launch.programs, matrix_instruction="", narrowest_hot_load_bytes=None,
+        issue_slots_per_element=0.0, sfu_per_element=0.0, issue_us=0.0, sfu_us=0.0, matrix_us=0.0, lsu_us=0.0,
+        fp32_us=0.0, alu_us=0.0, l2_us=0.0, bytes_us=0.0, modelled_us=0.0, bound_by="", floor_us=0.0, floor_share=0.0,
+        loaded_bytes=0, stored_bytes=0, bytes_ratio=0.0, occupancy_limit="", exact=False, status="error",
+        reason=reason,
+    )  # fmt: skip

@@ -1,0 +1,85 @@
+"""Finds the launches that kernel modules describe (`audit_launches`, see `vitkernels._launch`)."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from vitkernels._launch import Launch
+
+from vitbench.errors import InputError
+
+
+def modules(names: Sequence[str]) -> list[ModuleType]:
+    """The modules named, and every submodule of those that are packages; a name may be a path to a .py file.
+
+    Raises: InputError when one cannot be imported.
+    """
+    found: list[ModuleType] = []
+    for name in names:
+        module = _from_file(Path(name)) if name.endswith(".py") else _from_name(name)
+        found.append(module)
+        for info in pkgutil.walk_packages(getattr(module, "__path__", []), module.__name__ + "."):
+            found.append(_from_name(info.name))
+    return found
+
+
+def _from_name(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as problem:
+        raise InputError(f"cannot import kernels from {name!r}: {problem}") from problem
+
+
+def _from_file(path: Path) -> ModuleType:
+    name = "vitbench_kernels_" + path.stem
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    if not path.exists() or spec is None or spec.loader is None:
+        raise InputError(f"no kernel file {path}; give a module name or the path of a .py file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def launches(names: Sequence[str], arch: int, pattern: str = "*") -> list[Launch]:
+    """Launches on sm_<arch> whose id (op/case/pass/dtype) matches a comma-separated list of wildcards.
+
+    A pattern without wildcard matches any part of the id.
+
+    Raises: InputError when nothing is registered, nothing matches, or two launches share an id.
+    """
+    registered: list[Launch] = []
+    for module in modules(names):
+        describe = getattr(module, "audit_launches", None)
+        # A package may re-export the function; only the module that defines it counts.
+        if callable(describe) and describe.__module__ == module.__name__:
+            registered.extend(describe(arch))
+    if not registered:
+        raise InputError(f"no module of {', '.join(names)} has audit_launches(arch) with launches for sm_{arch}")
+    seen: set[str] = set()
+    for launch in registered:
+        if launch.id in seen:
+            raise InputError(f"two launches are called {launch.id}; give them different cases or passes")
+        seen.add(launch.id)
+    chosen = [launch for launch in registered if matches(launch.id, pattern)]
+    if not chosen:
+        raise InputError(f"no launch matches {pattern!r}; there are {_some(sorted(seen))}")
+    return chosen
+
+
+def matches(name: str, pattern: str) -> bool:
+    parts = [part.strip() for part in pattern.split(",") if part.strip()]
+    return any(fnmatch.fnmatchcase(name, part if any(c in part for c in "*?[") else f"*{part}*") for part in parts)
+
+
+def _some(names: Iterable[str], count: int = 8) -> str:
+    names = list(names)
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more

@@ -1,0 +1,99 @@
+"""The audit end to end: launches to rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitkernels._launch import Launch
+
+from vitbench.audit import registry
+from vitbench.audit.compile import compile_all, job_of
+from vitbench.audit.execute import RanAway
+from vitbench.audit.job import Compiled, Failed
+from vitbench.audit.model import Row, failure, model
+from vitbench.audit.profile import Profile, profile
+from vitbench.errors import InputError
+
+
+@dataclass(frozen=True)
+class Audited:
+    """A launch on one architecture, its row, and (unless it failed) its machine code and counts."""
+
+    launch: Launch
+    arch: int
+    row: Row
+    compiled: Compiled | None = None
+    profile: Profile | None = None
+
+
+def parse_arch(text: str) -> list[int]:
+    """[80, 90] from "sm_80,sm_90".
+
+    Raises: InputError.
+    """
+    found = []
+    for part in text.split(","):
+        digits = part.strip().removeprefix("sm_")
+        if not digits.isdigit():
+            raise InputError(f"unknown architecture {part.strip()!r}; write sm_80, sm_90 or sm_100")
+        found.append(int(digits))
+    return found
+
+
+def audit(
+    names: Sequence[str] = ("vitkernels",),
+    pattern: str = "*",
+    archs: Sequence[int] = (80, 90, 100),
+    processes: int | None = None,
+    cache: Path | None = None,
+    triton_path: str | None = None,
+    done: Callable[[int, int], None] | None = None,
+) -> list[Audited]:
+    """Compile and cost every registered launch that matches, on every architecture.
+
+    Args:
+        names: modules or packages that hold kernels, or paths of .py files.
+        pattern: comma-separated wildcards on launch ids.
+        processes: compiling processes; default the number of CPUs.
+        cache: folder of finished compilations.
+        triton_path: folder of another triton package to compile with.
+        done: called with (finished, total).
+
+    Raises: InputError when nothing matches. A launch that fails to compile is a row with status "error".
+    """
+    planned = [(launch, arch) for arch in archs for launch in registry.launches(names, arch, pattern)]
+    return audit_launches(planned, processes, cache, triton_path, done)
+
+
+def audit_launches(
+    planned: Sequence[tuple[Launch, int]],
+    processes: int | None = None,
+    cache: Path | None = None,
+    triton_path: str | None = None,
+    done: Callable[[int, int], None] | None = None,
+) -> list[Audited]:
+    """The same for given (launch, architecture) pairs."""
+    finished = 0
+
+    def tick(_: int) -> None:
+        nonlocal finished
+        finished += 1
+        if done:
+            done(finished, len(planned))
+
+    jobs = [job_of(launch, arch) for launch, arch in planned]
+    results = compile_all(jobs, processes or os.cpu_count() or 1, cache, triton_path, tick)
+    return [_row(launch, arch, result) for (launch, arch), result in zip(planned, results, strict=True)]
+
+
+def _row(launch: Launch, arch: int, result: Compiled | Failed) -> Audited:
+    if isinstance(result, Failed):
+        return Audited(launch, arch, failure(launch, arch, "", result.reason))
+    try:
+        counted = profile(launch, result, arch)
+    except (RanAway, ValueError) as problem:
+        return Audited(launch, arch, failure(launch, arch, result.triton, f"not counted: {problem}"), result)
+    return Audited(launch, arch, model(launch, result, counted, arch), result, counted)

@@ -1,0 +1,140 @@
+"""The hot loop of one launch, instruction by instruction, what costs most, and what to try."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from vitbench.audit import pipes
+from vitbench.audit.chips import chip_of
+from vitbench.audit.profile import Profile, tensor_tile
+from vitbench.audit.run import Audited
+
+
+def table(items: list[Audited]) -> str:
+    """One line per launch with the numbers a kernel author tunes by."""
+    header = (
+        f"{'launch':58} {'arch':6} {'regs':>4} {'spill':>5} {'smem':>7} {'occ':>5} {'matrix':8} {'load':>4} "
+        f"{'slots/el':>9} {'sfu/el':>7} {'issue':>7} {'bytes':>7} {'model':>7} {'floor':>7} {'share':>6} bound"
+    )
+    lines = [header]
+    for item in items:
+        r = item.row
+        name = item.launch.id
+        if r.status != "ok":
+            lines.append(f"{name:58} {r.arch:6} {r.status}: {r.reason}")
+            continue
+        lines.append(
+            f"{name:58} {r.arch:6} {r.registers:4} {r.spill_bytes:5} {r.shared_bytes:7} {r.occupancy:5.2f} "
+            f"{r.matrix_instruction or '-':8} {r.narrowest_hot_load_bytes or '-':>4} {r.issue_slots_per_element:9.3f} "
+            f"{r.sfu_per_element:7.3f} {r.issue_us:7.2f} {r.bytes_us:7.2f} {r.modelled_us:7.2f} {r.floor_us:7.2f} "
+            f"{r.floor_share:6.1%} {r.bound_by}{' (' + r.reason + ')' if r.reason else ''}"
+        )
+    return "\n".join(lines)
+
+
+def show(item: Audited) -> str:
+    """Resources, loops, top costs, advice and the listing of the hot loop."""
+    r, counted = item.row, item.profile
+    lines = [f"{item.launch.id} {r.arch} triton {r.triton}"]
+    if counted is None:
+        return "\n".join([*lines, f"{r.status}: {r.reason}"])
+    limit = f"{r.occupancy:.0%} occupancy, limited by {r.occupancy_limit}"
+    lines += [
+        f"registers {r.registers}  stack {r.spill_bytes} B  shared {r.shared_bytes} B  {limit}",
+        f"grid {item.launch.grid}  programs {r.programs}  warps {r.num_warps}  stages {r.num_stages}",
+        f"issue slots per element {r.issue_slots_per_element:.3f}  special functions per element "
+        f"{r.sfu_per_element:.3f}  bytes issued / unavoidable {r.bytes_ratio:.3f}",
+        "time us: "
+        + "  ".join(
+            f"{name} {getattr(r, name + '_us'):.2f}"
+            for name in ("issue", "sfu", "matrix", "lsu", "fp32", "alu", "l2", "bytes", "modelled", "floor")
+        )
+        + f"  bound by {r.bound_by}, {r.floor_share:.0%} of the floor",
+    ]
+    if r.reason:
+        lines.append(f"note: {r.reason}")
+    lines += ["", "loops (machine code, hottest first): address, depth, instructions, trips per warp, share of issue"]
+    for loop in counted.loops:
+        lines.append(
+            f"  {loop.header_address:#06x}  depth {loop.depth}  {loop.instructions:5} instructions  "
+            f"{loop.trips:10.2f} trips  {loop.issue_share:6.1%}"
+        )
+    inside = sum(loop.issue_share for loop in counted.loops)
+    lines.append(f"  outside every loop: {1 - inside:6.1%}")
+    lines += ["", "top costs (whole launch): instruction, share of issue, slots per element"]
+    for name, times in sorted(counted.by_name.items(), key=lambda found: -found[1])[:16]:
+        share = times * 32 / item.launch.elements
+        lines.append(f"  {name:12} {times / counted.issued:6.1%} {share:9.3f}")
+    lines += ["", "global loads by width: " + _widths(counted), "", "what to try:"]
+    lines += [f"  - {hint}" for hint in advice(item)] or ["  - nothing stands out"]
+    lines += ["", *_listing(item, counted)]
+    return "\n".join(lines)
+
+
+def _widths(counted: Profile) -> str:
+    return "  ".join(f"{width} B x {times:.0f}" for width, times in sorted(counted.widths.items())) or "none"
+
+
+def advice(item: Audited) -> list[str]:
+    """What the counts suggest, most telling first."""
+    r, counted = item.row, item.profile
+    if counted is None:
+        return []
+    names, total = counted.by_name, counted.issued
+    hints = []
+    if r.spill_bytes:
+        hints.append(f"{r.spill_bytes} bytes of stack per thread: smaller tiles, more warps or fewer live values")
+    if item.launch.matrix_flops and not r.matrix_instruction:
+        hints.append("no matrix instruction although the launch multiplies matrices: check tl.dot shapes and dtypes")
+    if item.arch == 90 and r.matrix_instruction == "HMMA":
+        hints.append("HMMA on sm_90: HGMMA needs M >= 64 and 4 warps per 64 rows")
+    if r.narrowest_hot_load_bytes is not None and r.narrowest_hot_load_bytes < 16:
+        hints.append(
+            f"{r.narrowest_hot_load_bytes}-byte global loads in the hot loop: make the last stride 1, strides and "
+            "sizes multiples of 16 (or hint it), and masks constant over groups of 16 bytes"
+        )
+    if r.bytes_ratio > 1.5:
+        hints.append(f"issues {r.bytes_ratio:.1f} times the unavoidable bytes: padding, or tensors read again from L2")
+    if counted.special and r.sfu_per_element > 1.3 * max(1.0, item.launch.special / item.launch.elements):
+        hints.append(f"{r.sfu_per_element:.2f} special functions per element: padding, rescaling or divisions")
+    conversions = sum(names[name] for name in ("F2FP", "PRMT", "F2F", "I2F", "F2I"))
+    if conversions > 0.12 * total:
+        hints.append(f"{conversions / total:.0%} of issue converts or repacks types")
+    moves = names["MOV"] + names["SEL"] + names["FSEL"]
+    if moves > 0.12 * total:
+        hints.append(f"{moves / total:.0%} of issue moves or selects: mask in the last trip only")
+    shuffles = names["SHFL"]
+    if shuffles > 0.06 * total:
+        hints.append(f"{shuffles / total:.0%} of issue shuffles: reduce along a thread's own values first")
+    integer = sum(names[name] for name in ("IMAD", "IADD3", "LEA", "LOP3", "SHF", "ISETP", "VIADD"))
+    if integer > 0.35 * total:
+        hints.append(f"{integer / total:.0%} of issue is integer and address work: hoist it out or step pointers")
+    inside = sum(loop.issue_share for loop in counted.loops)
+    if counted.loops and inside < 0.7:
+        hints.append(f"{1 - inside:.0%} of issue is outside the loops: more work per program")
+    if r.programs < chip_of(item.arch).multiprocessors:
+        hints.append(f"{r.programs} programs leave multiprocessors idle: split the work")
+    return hints
+
+
+def _listing(item: Audited, counted: Profile) -> list[str]:
+    graph = counted.graph
+    if counted.loops:
+        blocks = sorted(counted.loops[0].blocks)
+        title = f"hottest loop at {counted.loops[0].header_address:#x}: address, pipe, cycles, runs per warp"
+    else:
+        blocks = [b.number for b in graph.blocks if counted.executions[b.number]]
+        title = "no loop; the whole kernel: address, pipe, cycles, runs per warp"
+    warps = item.launch.programs * item.row.num_warps
+    per_pipe: Counter[str] = Counter()
+    lines = []
+    for number in blocks:
+        times = counted.executions[number] / warps
+        if not times:
+            continue
+        for i in graph.instructions(number):
+            used = pipes.use(i, item.arch, tensor_tile(graph, i))
+            per_pipe[used.pipe] += 1
+            lines.append(f"  {i.address:#06x}  {used.pipe:8} {used.cycles:4.0f} {times:10.2f}  {i.text}")
+    mix = "  ".join(f"{pipe} {count}" for pipe, count in per_pipe.most_common())
+    return [title, f"  instructions by pipe: {mix}", *lines]

@@ -1,0 +1,226 @@
+"""The compiling side of the audit: a process that imports triton without the interpreter and answers jobs.
+
+Protocol: one line per job on standard input (base64 of a pickle of `Job`), one line per answer on standard output
+(base64 of a pickle of `Compiled` or `Failed`). Run by `vitbench.audit.compile`, never by hand.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from vitbench.audit.job import Compiled, Failed, FunctionRef, Job
+
+_CACHE_VERSION = 2
+_PARAMETER_BASE = {9: 0x210, 8: 0x160}  # bank 0 offset of the first kernel parameter, by major version
+_PTX_PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.([busf](?:8|16|32|64))[^,)]*?_param_\d+(?:\[(\d+)\])?")
+
+
+def _module(ref: FunctionRef) -> ModuleType:
+    if ref.module != "__main__":
+        try:
+            module = importlib.import_module(ref.module)
+        except ImportError:
+            pass
+        else:
+            if os.path.realpath(module.__file__ or "") == os.path.realpath(ref.file):
+                return module
+    name = "vitbench_audited_" + hashlib.sha256(ref.file.encode()).hexdigest()[:16]
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, ref.file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"cannot import {ref.file}, which defines kernel {ref.name}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def resolve(ref: FunctionRef) -> Any:
+    found: Any = _module(ref)
+    for part in ref.name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _integer_type(value: int) -> str:
+    if -(2**31) <= value < 2**31:
+        return "i32"
+    return "i64" if value < 2**63 else "u64"
+
+
+def specialise(fn: Any, job: Job) -> tuple[dict[str, str], dict[tuple[int, ...], Any], dict[tuple[int, ...], Any]]:
+    """Signature, constants and attributes as a launch with these values would give.
+
+    Raises: ValueError when a parameter has no value or a value no parameter.
+    """
+    names = [p.name for p in fn.params]
+    if missing := [p.name for p in fn.params if p.name not in job.args and not p.has_default]:
+        raise ValueError(f"kernel {job.kernel.name}: args lack {', '.join(missing)}")
+    if extra := [name for name in job.args if name not in names]:
+        raise ValueError(f"kernel {job.kernel.name} has no parameter {', '.join(extra)}; it has {', '.join(names)}")
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+    for position, p in enumerate(fn.params):
+        value = job.args.get(p.name, p.default)
+        if isinstance(value, FunctionRef):
+            value = resolve(value)
+        specialised = not p.do_not_specialize
+        if p.is_constexpr or value is None or (value is not True and value == 1 and specialised and _whole(value)):
+            signature[p.name] = "constexpr"
+            constants[(position,)] = value
+            continue
+        aligned = specialised and not p.do_not_specialize_on_alignment
+        if isinstance(value, str):
+            signature[p.name] = value
+            aligned = aligned and value.startswith("*") and p.name not in job.unaligned
+        elif isinstance(value, bool):
+            signature[p.name], aligned = p.annotation_type or "u1", False
+        elif isinstance(value, int):
+            signature[p.name] = p.annotation_type or _integer_type(value)
+            aligned = aligned and value % 16 == 0
+        else:
+            signature[p.name], aligned = p.annotation_type or "fp32", False
+        if aligned:
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    return signature, constants, attributes
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _parameters(ptx: str, signature: dict[str, str], arch: int) -> tuple[tuple[int, int, str], ...]:
+    start = ptx.index(".entry")
+    found = _PTX_PARAMETER.findall(ptx[start : ptx.index("{", start)])
+    sizes = [int(count) if count else int(kind.lstrip("busf")) // 8 for kind, count in found]
+    plain = [(name, kind) for name, kind in signature.items() if kind != "constexpr"]
+    descriptors = sum(kind.startswith("tensordesc") for _, kind in plain)
+    # A host tensor descriptor is followed by its shape and strides; Triton appends two scratch pointers.
+    trailing = (len(sizes) - 2 - len(plain)) // descriptors if descriptors else 0
+    names: list[str] = []
+    for name, kind in plain:
+        names.append(name)
+        names.extend([""] * (trailing if kind.startswith("tensordesc") else 0))
+    names.extend([""] * (len(sizes) - len(names)))
+    layout = []
+    offset = _PARAMETER_BASE.get(arch // 10, 0x380)
+    for size, name in zip(sizes, names, strict=True):
+        alignment = 64 if size > 8 else size
+        offset = -(-offset // alignment) * alignment
+        layout.append((offset, size, name))
+        offset += size
+    return tuple(layout)
+
+
+def _tool(name: str) -> str:
+    import triton
+
+    shipped = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return str(shipped) if shipped.exists() else name
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def _key(fn: Any, job: Job, signature: object, constants: object, attributes: object) -> str:
+    import triton
+
+    shown = (_CACHE_VERSION, triton.__version__, fn.cache_key, signature, str(constants), attributes, job.arch)
+    launch = (job.num_warps, job.num_stages, sorted(job.options.items()))
+    return hashlib.sha256(repr((shown, launch)).encode()).hexdigest()
+
+
+def compile_job(job: Job, cache: Path) -> Compiled:
+    """Compile and disassemble, or read the same from the cache folder.
+
+    Raises: whatever the compiler raises.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    fn = resolve(job.kernel)
+    signature, constants, attributes = specialise(fn, job)
+    stored = cache / (_key(fn, job, signature, constants, attributes) + ".json.gz")
+    if stored.exists():
+        record = json.loads(gzip.decompress(stored.read_bytes()))
+        return Compiled(**{**record, "parameters": tuple(tuple(p) for p in record["parameters"])})
+    options = {"num_warps": job.num_warps, "num_stages": job.num_stages, **job.options}
+    source = ASTSource(fn, signature, constants, attributes)
+    kernel = triton.compile(source, target=GPUTarget("cuda", job.arch, 32), options=options)
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(kernel.asm["cubin"])
+        sass = _run(_tool("nvdisasm"), "-c", str(cubin))
+        usage = _run(_tool("cuobjdump"), "-res-usage", str(cubin))
+    numbers = {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", usage)}
+    compiled = Compiled(
+        sass=sass,
+        registers=numbers["REG"],
+        stack_bytes=numbers["STACK"],
+        shared_bytes=kernel.metadata.shared,
+        tensor_memory_columns=getattr(kernel.metadata, "tmem_size", 0) or 0,
+        num_warps=_warps(kernel.asm["ptx"], job.num_warps),
+        parameters=_parameters(kernel.asm["ptx"], signature, job.arch),
+        triton=triton.__version__,
+    )
+    cache.mkdir(parents=True, exist_ok=True)
+    draft = stored.with_suffix(f".{os.getpid()}.part")
+    draft.write_bytes(gzip.compress(json.dumps(vars(compiled)).encode(), 3))
+    draft.replace(stored)
+    return compiled
+
+
+def _warps(ptx: str, asked: int) -> int:
+    """Warps per program that are really launched: warp specialisation adds some."""
+    found = re.search(r"\.reqntid\s+(\d+)", ptx)
+    return int(found.group(1)) // 32 if found else asked
+
+
+def answer(line: bytes, cache: Path) -> bytes:
+    job = pickle.loads(base64.b64decode(line))
+    result: Compiled | Failed
+    try:
+        result = compile_job(job, cache)
+    except Exception as problem:  # every failure of the compiler is a row of the audit, with its reason
+        result = Failed(_one_line(problem), traceback.format_exc())
+    return base64.b64encode(pickle.dumps(result))
+
+
+def _one_line(problem: Exception) -> str:
+    """The line of a compiler's message that says what is wrong: its first error, else its last line."""
+    lines = [text.strip() for text in str(problem).splitlines() if text.strip()] or [""]
+    telling = [text for text in lines if " fatal " in text] or [text for text in lines if " error " in text]
+    return f"{type(problem).__name__}: {telling[0] if telling else lines[-1]}"[:300]
+
+
+def main() -> None:
+    cache = Path(sys.argv[1])
+    # The compiler prints; answers keep a descriptor of their own, and everything else goes to standard error.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    for line in sys.stdin.buffer:
+        answers.write(answer(line.strip(), cache) + b"\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
