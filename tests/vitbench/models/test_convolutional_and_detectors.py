@@ -114,12 +114,12 @@ def test_a_training_step_with_its_randomness_has_finite_gradients(family: str) -
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[Tensor, Tensor]:
-    """64 handwritten digits as [64, 3, 32, 32], and their labels."""
+    """32 handwritten digits as [32, 3, 32, 32], and their labels."""
     datasets = pytest.importorskip("sklearn.datasets")
     data = datasets.load_digits()
-    images = torch.tensor(data.images[:64], dtype=torch.float32)[:, None] / 8 - 1
+    images = torch.tensor(data.images[:32], dtype=torch.float32)[:, None] / 8 - 1
     images = nn.functional.interpolate(images, size=(32, 32), mode="bilinear").expand(-1, 3, -1, -1)
-    return images.contiguous(), torch.tensor(data.target[:64])
+    return images.contiguous(), torch.tensor(data.target[:32])
 
 
 def learn(family: str, ops: Ops, images: Tensor, labels: Tensor) -> list[float]:
