@@ -52,6 +52,107 @@ from vitkernels.bias_attention_bwd import backward_calls, bias_slices
 
 
 @triton.jit
+def _absorb(q, k_ptr, k_row, v_ptr, v_row, bias, keys, n_keys, scale_log2, top, total, acc, D: tl.constexpr):
+    """One block of keys into the running softmax (top [R], total [R, 8], acc [R, BLOCK_D]) of one image."""
+    BLOCK_D: tl.constexpr = q.shape[1]
+    s = tl.dot(q, tl.trans(load_rows(k_ptr, k_row, keys, n_keys, D, BLOCK_D)), input_precision="tf32x3")
+    s = s * scale_log2 + bias
+    new_top = tl.maximum(top, tl.max(s, 1))
+    shrink = tl.math.exp2(top - new_top)[:, None]
+    p = tl.math.exp2(s - new_top[:, None]).to(q.dtype)
+    v = load_rows(v_ptr, v_row, keys, n_keys, D, BLOCK_D)
+    acc = tl.dot(p, v, acc * shrink, input_precision="tf32x3")
+    return new_top, sum_rows(p, total * shrink), acc
+
+
+@triton.jit
+def _finish(out_ptr, out_row, lse_ptr, lse_at, rows, n_rows, top, total, acc, D: tl.constexpr):
+    denominator = tl.max(total, 1)
+    store_rows(out_ptr, out_row, acc * (1.0 / denominator)[:, None], rows, n_rows, D, acc.shape[1])
+    if lse_ptr is not None:
+        tl.store(lse_ptr + lse_at + rows, top + tl.math.log2(denominator), mask=rows < n_rows)
+
+
+@triton.jit
+def _load_images(ptr, step, row, images, b_end, rows, n_rows, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """[I, R, BLOCK_D]: the same rows of several images; zero beyond b_end, n_rows and D."""
+    offs_d = tl.arange(0, BLOCK_D)
+    mask = (images < b_end)[:, None, None] & (rows < n_rows)[None, :, None]
+    if D < BLOCK_D:
+        mask = mask & (offs_d < D)[None, None, :]
+    at = images.to(tl.int64)[:, None, None] * step + (rows * row)[None, :, None] + offs_d[None, None, :]
+    return tl.load(ptr + at, mask=mask, other=0.0)
+
+
+@triton.jit
+def _fwd_tail(
+    out_ptr, out_step, out_row, lse_ptr, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr, v_step, v_row, bias_ptr,
+    bias_row, rows, b_first, b_end, h, H, N, M, scale_log2, EXPANDED: tl.constexpr, D: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """The last few queries of each image: 16 rows for a warp and image, four images at once, instead of 64 rows."""
+    offs_d = tl.arange(0, BLOCK_D)
+    ones = tl.full([4, BLOCK_M, 8], 1.0, q_ptr.dtype.element_ty)
+    for b in range(b_first, b_end, 4):
+        images = b + tl.arange(0, 4)
+        q = _load_images(q_ptr, q_step, q_row, images, b_end, rows, N, D, BLOCK_D)
+        top = tl.full([4, 16], -3.0e38, tl.float32)
+        total = tl.zeros([4, 16, 8], tl.float32)
+        acc = tl.zeros([4, 16, BLOCK_D], tl.float32)
+        for start in range(0, M, BLOCK_M):
+            keys = start + tl.arange(0, BLOCK_M)
+            k = _load_images(k_ptr, k_step, k_row, images, b_end, keys, M, D, BLOCK_D)
+            bias = load_bias(bias_ptr, bias_row, rows, N, keys, M, EXPANDED)  # [16, BLOCK_M] serves all images
+            s = tl.dot(q, tl.permute(k, (0, 2, 1))) * scale_log2 + bias[None, :, :]
+            new_top = tl.maximum(top, tl.max(s, 2))
+            shrink = tl.math.exp2(top - new_top)[:, :, None]
+            p = tl.math.exp2(s - new_top[:, :, None]).to(q.dtype)
+            v = _load_images(v_ptr, v_step, v_row, images, b_end, keys, M, D, BLOCK_D)
+            acc = tl.dot(p, v, acc * shrink)
+            total = tl.dot(p, ones, total * shrink)
+            top = new_top
+        denominator = tl.max(total, 2)
+        mask = (images < b_end)[:, None] & (rows < N)[None, :]
+        at = images.to(tl.int64)[:, None, None] * out_step + (rows * out_row)[None, :, None] + offs_d[None, None, :]
+        out = (acc * (1.0 / denominator)[:, :, None]).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + at, out, mask=mask[:, :, None] & (offs_d < D)[None, None, :])
+        if lse_ptr is not None:
+            at_lse = (images.to(tl.int64)[:, None] * H + h) * N + rows[None, :]
+            tl.store(lse_ptr + at_lse, top + tl.math.log2(denominator), mask=mask)
+
+
+@triton.jit
+def _fwd_tile(
+    out_ptr, out_step, out_row, lse_ptr, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr, v_step, v_row, bias_ptr,
+    bias_row, rows, b_first, b_end, h, H, N, M, scale_log2, EXPANDED: tl.constexpr, D: tl.constexpr,
+    BLOCK_D: tl.constexpr, KEYS_0: tl.constexpr, KEYS_1: tl.constexpr, KEYS_2: tl.constexpr,
+):  # fmt: skip
+    """A tile of queries of images b_first to b_end: bias of all keys stays in registers."""
+    keys_0 = tl.arange(0, KEYS_0)
+    bias_0 = load_bias(bias_ptr, bias_row, rows, N, keys_0, M, EXPANDED)  # [R, KEYS_0]
+    if KEYS_1 > 0:
+        keys_1 = KEYS_0 + tl.arange(0, KEYS_1)
+        bias_1 = load_bias(bias_ptr, bias_row, rows, N, keys_1, M, EXPANDED)
+    if KEYS_2 > 0:
+        keys_2 = KEYS_0 + KEYS_1 + tl.arange(0, KEYS_2)
+        bias_2 = load_bias(bias_ptr, bias_row, rows, N, keys_2, M, EXPANDED)
+    R: tl.constexpr = rows.shape[0]
+    for b in range(b_first, b_end):
+        b64 = tl.cast(b, tl.int64)
+        k_b, v_b = k_ptr + b64 * k_step, v_ptr + b64 * v_step
+        q = load_rows(q_ptr + b64 * q_step, q_row, rows, N, D, BLOCK_D)
+        top = tl.full([R], -3.0e38, tl.float32)
+        total = tl.zeros([R, 8], tl.float32)
+        acc = tl.zeros([R, BLOCK_D], tl.float32)
+        top, total, acc = _absorb(q, k_b, k_row, v_b, v_row, bias_0, keys_0, M, scale_log2, top, total, acc, D)
+        if KEYS_1 > 0:
+            top, total, acc = _absorb(q, k_b, k_row, v_b, v_row, bias_1, keys_1, M, scale_log2, top, total, acc, D)
+        if KEYS_2 > 0:
+            top, total, acc = _absorb(q, k_b, k_row, v_b, v_row, bias_2, keys_2, M, scale_log2, top, total, acc, D)
+        _finish(out_ptr + b64 * out_step, out_row, lse_ptr, (b64 * H + h) * N, rows, N, top, total, acc, D)
+
+
+@triton.jit
 def _fwd_short_kernel(
     out_ptr,  # [B, H, N, D]
     lse_ptr,  # [B, H, N] log2 of the softmax denominators, or None
@@ -87,82 +188,34 @@ def _fwd_short_kernel(
     KEYS_0: tl.constexpr,
     KEYS_1: tl.constexpr,
     KEYS_2: tl.constexpr,
+    TAIL: tl.constexpr,  # the last tile has at most 16 queries
 ):
     pid = tl.program_id(0)
     tiles = tl.cdiv(N, BLOCK_N)
-    h = (pid // tiles) % H
+    tile, h = pid % tiles, (pid // tiles) % H
     b_first = pid // (tiles * H) * IMAGES
-    rows = pid % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
-    h64 = h.to(tl.int64)
+    b_end = min(b_first + IMAGES, B)
+    h64 = tl.cast(h, tl.int64)
     bias_ptr += h64 * bias_stride_h
-    keys_0 = tl.arange(0, KEYS_0)
-    bias_0 = load_bias(bias_ptr, bias_stride_n, rows, N, keys_0, M, EXPANDED)  # [BLOCK_N, KEYS_0]
-    if KEYS_1 > 0:
-        keys_1 = KEYS_0 + tl.arange(0, KEYS_1)
-        bias_1 = load_bias(bias_ptr, bias_stride_n, rows, N, keys_1, M, EXPANDED)
-    if KEYS_2 > 0:
-        keys_2 = KEYS_0 + KEYS_1 + tl.arange(0, KEYS_2)
-        bias_2 = load_bias(bias_ptr, bias_stride_n, rows, N, keys_2, M, EXPANDED)
     q_ptr += h64 * aligned(q_stride_h, ALIGN)
     k_ptr += h64 * aligned(k_stride_h, ALIGN)
     v_ptr += h64 * aligned(v_stride_h, ALIGN)
+    out_ptr += h64 * aligned(out_stride_h, ALIGN)
+    q_step, k_step, v_step = aligned(q_stride_b, ALIGN), aligned(k_stride_b, ALIGN), aligned(v_stride_b, ALIGN)
     q_row, k_row, v_row = aligned(q_stride_n, ALIGN), aligned(k_stride_m, ALIGN), aligned(v_stride_m, ALIGN)
-    for b in range(b_first, min(b_first + IMAGES, B)):
-        b64 = tl.cast(b, tl.int64)
-        k_b = k_ptr + b64 * aligned(k_stride_b, ALIGN)
-        v_b = v_ptr + b64 * aligned(v_stride_b, ALIGN)
-        q = load_rows(q_ptr + b64 * aligned(q_stride_b, ALIGN), q_row, rows, N, D, BLOCK_D)
-        s_0 = tl.dot(q, tl.trans(load_rows(k_b, k_row, keys_0, M, D, BLOCK_D)), input_precision="tf32x3")
-        s_0 = s_0 * scale_log2 + bias_0
-        top = tl.max(s_0, 1)  # [BLOCK_N]
-        if KEYS_1 > 0:
-            s_1 = tl.dot(q, tl.trans(load_rows(k_b, k_row, keys_1, M, D, BLOCK_D)), input_precision="tf32x3")
-            s_1 = s_1 * scale_log2 + bias_1
-            top = tl.maximum(top, tl.max(s_1, 1))
-        if KEYS_2 > 0:
-            s_2 = tl.dot(q, tl.trans(load_rows(k_b, k_row, keys_2, M, D, BLOCK_D)), input_precision="tf32x3")
-            s_2 = s_2 * scale_log2 + bias_2
-            top = tl.maximum(top, tl.max(s_2, 1))
-        p_0 = tl.math.exp2(s_0 - top[:, None]).to(q.dtype)
-        acc = tl.dot(p_0, load_rows(v_b, v_row, keys_0, M, D, BLOCK_D), input_precision="tf32x3")
-        total = sum_rows(p_0, tl.zeros([BLOCK_N, 8], tl.float32))  # equal columns
-        if KEYS_1 > 0:
-            p_1 = tl.math.exp2(s_1 - top[:, None]).to(q.dtype)
-            acc = tl.dot(p_1, load_rows(v_b, v_row, keys_1, M, D, BLOCK_D), acc, input_precision="tf32x3")
-            total = sum_rows(p_1, total)
-        if KEYS_2 > 0:
-            p_2 = tl.math.exp2(s_2 - top[:, None]).to(q.dtype)
-            acc = tl.dot(p_2, load_rows(v_b, v_row, keys_2, M, D, BLOCK_D), acc, input_precision="tf32x3")
-            total = sum_rows(p_2, total)
-        denominator = tl.max(total, 1)
-        store_rows(
-            out_ptr + b64 * aligned(out_stride_b, ALIGN) + h64 * aligned(out_stride_h, ALIGN),
-            aligned(out_stride_n, ALIGN), acc / denominator[:, None], rows, N, D, BLOCK_D,
+    out_step, out_row = aligned(out_stride_b, ALIGN), aligned(out_stride_n, ALIGN)
+    if TAIL and tile == tiles - 1:
+        _fwd_tail(
+            out_ptr, out_step, out_row, lse_ptr, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr, v_step, v_row,
+            bias_ptr, bias_stride_n, tile * BLOCK_N + tl.arange(0, 16), b_first, b_end, h, H, N, M, scale_log2, EXPANDED, D,
+            BLOCK_D, 64,
         )  # fmt: skip
-        if lse_ptr is not None:
-            tl.store(lse_ptr + (b64 * H + h) * N + rows, top + tl.math.log2(denominator), mask=rows < N)
-
-
-@triton.jit
-def _absorb(q, k_ptr, k_row, v_ptr, v_row, bias, keys, n_keys, scale_log2, top, total, acc, D: tl.constexpr):
-    """One block of keys into the running softmax (top [R], total [R, 8], acc [R, BLOCK_D]) of one image."""
-    BLOCK_D: tl.constexpr = q.shape[1]
-    s = tl.dot(q, tl.trans(load_rows(k_ptr, k_row, keys, n_keys, D, BLOCK_D)), input_precision="tf32x3")
-    s = s * scale_log2 + bias
-    new_top = tl.maximum(top, tl.max(s, 1))
-    shrink = tl.math.exp2(top - new_top)[:, None]
-    p = tl.math.exp2(s - new_top[:, None]).to(q.dtype)
-    v = load_rows(v_ptr, v_row, keys, n_keys, D, BLOCK_D)
-    acc = tl.dot(p, v, acc * shrink, input_precision="tf32x3")
-    return new_top, sum_rows(p, total * shrink), acc
-
-
-@triton.jit
-def _finish(out_ptr, out_row, lse_ptr, lse_at, rows, n_rows, top, total, acc, D: tl.constexpr):
-    denominator = tl.max(total, 1)
-    store_rows(out_ptr, out_row, acc / denominator[:, None], rows, n_rows, D, acc.shape[1])
-    if lse_ptr is not None:
-        tl.store(lse_ptr + lse_at + rows, top + tl.math.log2(denominator), mask=rows < n_rows)
+    else:
+        _fwd_tile(
+            out_ptr, out_step, out_row, lse_ptr, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr, v_step, v_row,
+            bias_ptr, bias_stride_n, tile * BLOCK_N + tl.arange(0, BLOCK_N), b_first, b_end, h, H, N, M, scale_log2, EXPANDED,
+            D, BLOCK_D, KEYS_0, KEYS_1, KEYS_2,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -315,7 +368,8 @@ def forward_calls(
     if cdiv(M, 16) * 16 <= short_limit(D, q.element_size()):
         images = images_per_program(B, programs)
         keys = pieces(M, 3, 128)
-        args |= {"IMAGES": images, "KEYS_0": keys[0], "KEYS_1": keys[1], "KEYS_2": keys[2]}
+        args |= {"IMAGES": images, "KEYS_0": keys[0], "KEYS_1": keys[1], "KEYS_2": keys[2],
+                 "TAIL": N > block_n and 0 < N % block_n <= 16 and images >= 4}  # fmt: skip
         kernel = _fwd_short_kernel
     else:
         images = min(triton.next_power_of_2(max(1, B)), long_images(D, q.element_size()))
