@@ -1,4 +1,4 @@
-"""What the attention kernels share: one launch as data, tile loads, argument checks, the split of work over programs."""
+"""What the attention kernels share: a launch as data, tile loads, argument checks, the split of work."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def load_bias(
 
 @triton.jit
 def sum_rows(p, total):
-    """total [R, 8] and the sums of the rows of p [R, K] in every column: on the matrix unit, off the busy fp32 lanes."""
+    """total [R, 8] and the row sums of p [R, K] in every column: by the matrix unit, as the fp32 lanes are busy."""
     return tl.dot(p, tl.full([p.shape[1], 8], 1.0, p.dtype), total, input_precision="tf32x3")
 
 

@@ -4,8 +4,8 @@ P = (1 - g) softmax(q k^T * scale) + g softmax(positional),  g = sigmoid(gate), 
 
 The positional softmax does not depend on the image: `_weights_kernel` computes W = g softmax(positional) once per step,
 [H, N, N padded to 16] in q.dtype. The attention kernels then need one exp2 per score and image. W stands still
-while a program walks through images; P v = (1 - g) softmax(S) v + W v are two products with the same v, since the matrix
-unit has time to spare and the fp32 lanes have none. Dividing P by its row sums, as the released models do, changes
+while a program walks through images; P v = (1 - g) softmax(S) v + W v are two products with the same v, since the
+matrix unit has time to spare and the fp32 lanes have none. Dividing P by its row sums, as the released models do, changes
 nothing: both softmaxes sum to 1.
 
 Gradients: with dP = dO v^T and delta = rowsum(softmax(S) * dP) = (rowsum(dO * O) - rowsum(dO * W v)) / (1 - g),
@@ -210,8 +210,8 @@ torch.library.define(
 )
 torch.library.define(
     "vitkernels::gated_attention_bwd",
-    "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor positional, Tensor gate, Tensor out, Tensor lse, Tensor weights,"
-    " float scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor positional, Tensor gate, Tensor out, Tensor lse,"
+    " Tensor weights, float scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 
 
@@ -303,8 +303,8 @@ def gated_attention(
     interpreter runs the kernels. Under autocast q, k and v are cast to its dtype; positional and gate stay as they are.
 
     Args:
-        q, k, v: [B, H, N, D]; fp16, bf16 or fp32 (on the CPU also fp64), any strides with a contiguous last dim (anything
-            else is copied); N from 1 to 16384, D from 16 to 128.
+        q, k, v: [B, H, N, D]; fp16, bf16 or fp32 (on the CPU also fp64), any strides with a contiguous last dim
+            (anything else is copied); N from 1 to 16384, D from 16 to 128.
         positional: [H, N, N] logits, any floating dtype; the same for all images; receives a gradient.
         gate: [H], any floating dtype, before the sigmoid; receives a gradient.
         scale: default D ** -0.5.

@@ -1,7 +1,7 @@
 """relative_attention: softmax(q k^T * scale + relative position bias) v for tokens on a grid.
 
-The bias of (query i, key j) is row (y_i - y_j + h - 1)(2w - 1) + (x_i - x_j + w - 1) of a table [(2h-1)(2w-1), H], as in
-CoAtNet (Dai et al., arXiv:2106.04803), Swin (arXiv:2103.14030) and BEiT (arXiv:2106.08254).
+The bias of (query i, key j) is row (y_i - y_j + h - 1)(2w - 1) + (x_i - x_j + w - 1) of a table [(2h-1)(2w-1), H], as
+in CoAtNet (Dai et al., arXiv:2106.04803), Swin (arXiv:2103.14030) and BEiT (arXiv:2106.08254).
 
 Gathering table entries inside the attention loop costs more instructions than the attention. So a small kernel expands
 the table once per step to a dense [H, N, N padded to 16] in q.dtype (fp32 for fp32), in units of log2, hugely negative
@@ -37,8 +37,9 @@ from vitkernels._common import (
     token_major,
 )
 from vitkernels._launch import Launch
-from vitkernels.bias_attention import bias_attention_reference, bias_attention_work, forward_calls
+from vitkernels.bias_attention import bias_attention_reference, bias_attention_work
 from vitkernels.bias_attention_bwd import backward_calls, bias_slices
+from vitkernels.bias_attention_fwd import forward_calls
 
 
 @triton.jit
@@ -134,9 +135,9 @@ def expand_call(out: Tensor, table: Tensor, grid: tuple[int, int]) -> Call:
     H, N, P = out.shape
     args = {
         "out_ptr": out, "table_ptr": table, "table_stride": table.stride(0), "H": H, "N": N, "P": P,
-        "grid_h": grid[0], "grid_w": grid[1], "BLOCK_N": 16, "BLOCK_M": 128,
+        "grid_h": grid[0], "grid_w": grid[1], "BLOCK_N": 64, "BLOCK_M": 128,
     }  # fmt: skip
-    return Call(kernel=_expand_kernel, args=args, grid=cdiv(P, 128) * cdiv(N, 16) * H, pass_name="expand")
+    return Call(kernel=_expand_kernel, args=args, grid=cdiv(P, 128) * cdiv(N, 64) * H, pass_name="expand")
 
 
 def relative_backward_calls(
@@ -146,7 +147,10 @@ def relative_backward_calls(
     """The launches that fill dq, dk, dv (token-major) and, where given, dtable."""
     B, H, N, _ = q.shape
     parts = None if dtable is None else lse.new_empty((bias_slices(B, H, N), H, N, N))
-    calls = backward_calls(dq, dk, dv, parts, torch.empty_like(lse), q, k, v, expanded, out, lse, grad, scale, expanded=True)
+    delta = torch.empty_like(lse)
+    calls = backward_calls(
+        dq, dk, dv, parts, delta, q, k, v, expanded, out, lse, grad, scale, expanded=True
+    )
     if dtable is None or parts is None:
         return calls
     dbias = parts[0]
@@ -189,7 +193,7 @@ def _expand(table: Tensor, grid_h: int, grid_w: int, dtype: torch.dtype) -> Tens
         run_all([expand_call(out, last_contiguous(table), (grid_h, grid_w))])
         return out
     n = grid_h * grid_w
-    bias = table[relative_index((grid_h, grid_w), table.device)].permute(2, 0, 1).to(torch.promote_types(dtype, torch.float32))
+    bias = table.to(dtype)[relative_index((grid_h, grid_w), table.device)].permute(2, 0, 1)
     out[..., n:] = -65504.0 if dtype == torch.float16 else -1.0e30
     out[..., :n] = bias * LOG2E
     return out
@@ -311,10 +315,10 @@ def relative_attention(
     interpreter runs the kernels. Under autocast q, k and v are cast to its dtype; the table stays as it is.
 
     Args:
-        q, k, v: [B, H, N, D] with N = h w row-major tokens; fp16, bf16 or fp32 (on the CPU also fp64), any strides with a
-            contiguous last dim (anything else is copied); N from 1 to 16384, D from 16 to 128.
-        table: [(2h-1)(2w-1), H], any floating dtype; row (y_i - y_j + h - 1)(2w - 1) + (x_i - x_j + w - 1) is added after
-            scaling; receives a gradient, summed over the batch in fp32.
+        q, k, v: [B, H, N, D] with N = h w row-major tokens; fp16, bf16 or fp32 (on the CPU also fp64), any strides
+            with a contiguous last dim (anything else is copied); N from 1 to 16384, D from 16 to 128.
+        table: [(2h-1)(2w-1), H], any floating dtype; row (y_i - y_j + h - 1)(2w - 1) + (x_i - x_j + w - 1) is added
+            after scaling; receives a gradient, summed over the batch in fp32.
         grid: (h, w).
         scale: default D ** -0.5.
         expanded: `expand_relative_bias(table, grid, q.dtype)` from an earlier call, for inference: saves making it.
@@ -328,13 +332,14 @@ def relative_attention(
     h, w = (int(side) for side in grid)
     if h * w != q.shape[2] or k.shape[2] != q.shape[2]:
         raise ValueError(
-            f"relative_attention: grid {h}x{w} needs q, k, v of {h * w} tokens; got q {tuple(q.shape)}, k {tuple(k.shape)}"
+            f"relative_attention: grid {h}x{w} needs q, k, v of {h * w} tokens; "
+            f"got q {tuple(q.shape)}, k {tuple(k.shape)}"
         )
     check_shape("relative_attention", "table", table, ((2 * h - 1) * (2 * w - 1), q.shape[1]), q)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if needs_grad(q, k, v, table):
         if expanded is not None:
-            raise ValueError("relative_attention: expanded is for inference; gradients go to the table, so pass only that")
+            raise ValueError("relative_attention: expanded is for inference; where gradients are needed, pass the table alone")
         return _RelativeAttention.apply(q, k, v, table, h, w, scale)[0]
     if expanded is None:
         expanded = expand_relative_bias(table, (h, w), q.dtype)
