@@ -16,11 +16,16 @@ _NO_DESTINATION = {
     "UTCQMMA", "UTCOMMA", "UTCBAR", "UTMACMDFLUSH", "UTMACCTL", "ERRBAR", "CCTL", "WARPGROUP", "KILL", "YIELD", "STTM",
     "UBLKCP", "UCGABAR_ARV", "UCGABAR_WAIT", "ARRIVES", "REDG", "REDS", "UTCCP", "BREAK", "DEPBAR_ALL",
 }  # fmt: skip
-_PAIR = {"WIDE", "64", "HI_64", "U64", "S64"}
 
 
-def _pair(instruction: Instruction) -> bool:
-    return not _PAIR.isdisjoint(instruction.modifiers)
+def _writes_pair(instruction: Instruction) -> bool:
+    return "WIDE" in instruction.modifiers or "64" in instruction.modifiers or instruction.name == "CS2R"
+
+
+def _reads_pairs(instruction: Instruction) -> bool:
+    """Whether a register source may stand for itself and the next one."""
+    wide = not {"U64", "S64"}.isdisjoint(instruction.modifiers) and "SETP" in instruction.name
+    return wide or _writes_pair(instruction) or (instruction.name == "IMAD" and "HI" in instruction.modifiers)
 
 
 def _next(register: str) -> str:
@@ -84,7 +89,7 @@ def writes(instruction: Instruction) -> list[str]:
         if instruction.name.startswith("LD") or instruction.name in ("ULDC", "ATOMG"):
             for _ in range(instruction.width_bytes // 4 - 1):
                 found.append(_next(found[-1]))
-        elif _pair(instruction) or instruction.name == "CS2R":
+        elif _writes_pair(instruction):
             found.append(_next(found[-1]))
     return [name for name in found if name[-1] not in "ZT"]
 
@@ -96,10 +101,10 @@ def reads(instruction: Instruction) -> set[str]:
         for _ in range(max(1, instruction.width_bytes // 4)):
             names.add(register)
             register = _next(register)
-    pair = _pair(instruction)
-    sources = instruction.operands if instruction.name in ("R2P", "UR2UP") else instruction.operands[
-        _results(instruction) :
-    ]
+    pair = _reads_pairs(instruction)
+    sources = (
+        instruction.operands if instruction.name in ("R2P", "UR2UP") else instruction.operands[_results(instruction) :]
+    )
     text = instruction.guard.lstrip("!") + " " + " , ".join(sources)
     for match in _ANY.finditer(text):
         register = match.group(1)

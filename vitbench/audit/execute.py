@@ -17,8 +17,8 @@ from vitbench.audit.machine import Getter, Step, Thread, getter
 from vitbench.audit.sass import Instruction, is_predicate
 
 MAX_PROGRAMS = 192
-MIN_PROGRAMS = 12
-MAX_STEPS = 400_000  # instructions run per launch: about a third of a second
+MIN_PROGRAMS = 8
+MAX_STEPS = 120_000  # instructions run per launch: a few tenths of a second
 MAX_BLOCKS = 4_000_000
 _GOLDEN = 0.6180339887498949
 
@@ -120,9 +120,7 @@ class Machine:
         code = self.graph.listing.instructions
         alive = {b.number for b in self.graph.blocks if code[b.stop - 1].name in ("EXIT", "RET")}
         alive -= {
-            b.number
-            for b in self.graph.blocks
-            if any(i.name == "BPT" for i in self.graph.instructions(b.number))
+            b.number for b in self.graph.blocks if any(i.name == "BPT" for i in self.graph.instructions(b.number))
         }
         changed = True
         while changed:
@@ -159,7 +157,10 @@ class Machine:
             return block.after
         test: Value = 1 if block.guard is None else block.guard(thread)
         if test is None:
-            test = self._guess(number, block)
+            test = self._certain(block)
+            if test is None and block.kind == "EXIT" and "SR_TID.X" not in thread.special:
+                # Threads that leave early do so by their index: the warp goes on for the others.
+                test = 0
             if test is None:
                 guessed.add(block.address)
                 test = self._leave_loop(number, block)
@@ -175,7 +176,7 @@ class Machine:
             return calls.pop() if calls else None
         return None
 
-    def _guess(self, number: int, block: _Block) -> Value:
+    def _certain(self, block: _Block) -> Value:
         """A side that is certain although the predicate is not: the other one is a trap."""
         if block.kind in ("BRA", "CALL", "JMP") and block.taken in self.dead_ends:
             return 0
@@ -202,53 +203,64 @@ def _all_of(tests: list[Getter]) -> Getter:
 def count(graph: cfg.Graph, launched: Launched) -> Executions:
     """Runs the launch's programs, or as many spread over the grid as MAX_PROGRAMS and MAX_STEPS allow, and scales.
 
-    Where control depends on the thread, lanes 0, 1 and 31 of every warp are run and a block counts as often as the
-    lane that ran it most; elsewhere one thread stands for all, and thread indices are unknown to it.
+    One thread that does not know its index stands for all. Only where a branch turns out to depend on the index are
+    lanes 0 and 31 of every warp run, and a block counts as often as the lane that ran it most.
 
     Raises: RanAway when a thread does not end.
     """
     machine = Machine(graph)
-    by_thread = bool(machine.controls & {"SR_TID.X", "SR_LANEID", "ELECT"})
-    threads = [(w, lane) for w in range(launched.num_warps) for lane in (0, 1, 31)] if by_thread else [(0, 0)]
     axes = [n if f"SR_CTAID.{axis}" in machine.reads else 1 for n, axis in zip(launched.grid, "XYZ", strict=True)]
-    tally = _Tally(machine, launched, by_thread)
-    first = tally.run((0, 0, 0), threads[:3])
-    limit = max(MIN_PROGRAMS, min(MAX_PROGRAMS, MAX_STEPS * 3 // (max(first, 1) * len(threads))))
-    tally = _Tally(machine, launched, by_thread)
-    programs = _spread(axes, limit)
-    for program in programs:
-        tally.run(program, threads)
-    scale = math.prod(launched.grid) / len(programs) * (1 if by_thread else launched.num_warps)
+    warps = launched.num_warps
+    tally, programs = _sample(machine, launched, axes, [None])
+    scale = math.prod(launched.grid) / programs * warps
+    if tally.guessed and machine.controls & {"SR_TID.X", "SR_LANEID", "ELECT"}:
+        threads = [(warp, lane) for warp in range(warps) for lane in (0, 31)]
+        tally, programs = _sample(machine, launched, axes, threads)
+        scale = math.prod(launched.grid) / programs
     return Executions(
         warps=[times * scale for times in tally.blocks],
         active={index: times * scale for index, times in tally.active.items()},
         guessed=frozenset(tally.guessed),
-        sampled=math.prod(axes) > len(programs),
+        sampled=math.prod(axes) > programs,
     )
+
+
+_Who = tuple[int, int] | None  # (warp, lane), or None for a thread that stands for all
+
+
+def _sample(machine: Machine, launched: Launched, axes: Sequence[int], threads: Sequence[_Who]) -> tuple[_Tally, int]:
+    """Counts over as many programs as the step limit allows, and how many those were."""
+    steps = _Tally(machine, launched).run((0, 0, 0), threads)
+    limit = max(MIN_PROGRAMS, min(MAX_PROGRAMS, MAX_STEPS // max(steps, 1)))
+    tally = _Tally(machine, launched)
+    programs = _spread(axes, limit)
+    for program in programs:
+        tally.run(program, threads)
+    return tally, len(programs)
 
 
 class _Tally:
     """Sums of block and guard counts over the programs run so far."""
 
-    def __init__(self, machine: Machine, launched: Launched, by_thread: bool) -> None:
-        self.machine, self.launched, self.by_thread = machine, launched, by_thread
+    def __init__(self, machine: Machine, launched: Launched) -> None:
+        self.machine, self.launched = machine, launched
         self.blocks = [0] * len(machine.blocks)
         self.active: dict[int, int] = {}
         self.guessed: set[int] = set()
 
-    def run(self, program: tuple[int, int, int], threads: Sequence[tuple[int, int]]) -> int:
+    def run(self, program: tuple[int, int, int], threads: Sequence[_Who]) -> int:
         """One program; returns the instructions run."""
         steps = 0
         per_warp: dict[int, list[tuple[list[int], dict[int, int]]]] = {}
-        for warp, lane in threads:
+        for who in threads:
             special = dict(zip(("SR_CTAID.X", "SR_CTAID.Y", "SR_CTAID.Z"), program, strict=True))
             special |= {"SR_TID.Y": 0, "SR_TID.Z": 0, "SR_CgaCtaId": 0, "SR_SWINHI": 0}
-            if self.by_thread:
-                special |= {"SR_TID.X": 32 * warp + lane, "SR_LANEID": lane}
+            if who is not None:
+                special |= {"SR_TID.X": 32 * who[0] + who[1], "SR_LANEID": who[1]}
             counts = [0] * len(self.blocks)
             thread = Thread(self.launched.constants, special)
             steps += self.machine.run_thread(thread, counts, self.guessed)
-            per_warp.setdefault(warp, []).append((counts, thread.active))
+            per_warp.setdefault(who[0] if who else 0, []).append((counts, thread.active))
         for lanes in per_warp.values():
             for block, executed in enumerate(zip(*(counts for counts, _ in lanes), strict=True)):
                 self.blocks[block] += max(executed)

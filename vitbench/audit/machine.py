@@ -29,7 +29,6 @@ class Thread:
         value = self.constants.get(offset & ~3)
         return None if value is None else value >> 8 * (offset & 3) & MASK
 
-
     def known(self, name: str) -> Value:
         """A register or predicate, None unless all of it is known."""
         word = self.values.get(name)
@@ -131,4 +130,3 @@ def shape(instruction: Instruction) -> Shape:
     while operands and is_predicate(operands[-1]):
         back.insert(0, operands.pop())
     return Shape(register, front, operands, back)
-

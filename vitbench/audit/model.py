@@ -59,8 +59,13 @@ class Row:
     reason: str
 
     @property
+    def launch_id(self) -> str:
+        """As `vitkernels.Launch.id`: op/case/pass/dtype."""
+        return f"{self.kernel}/{self.case}/{self.pass_}/{self.dtype}"
+
+    @property
     def key(self) -> str:
-        return f"{self.kernel}/{self.case}/{self.pass_}/{self.dtype}/{self.arch}"
+        return f"{self.launch_id}/{self.arch}"
 
 
 def floor_us(launch: Launch, chip: Chip) -> float:
@@ -132,8 +137,11 @@ def model(launch: Launch, compiled: Compiled, counted: Profile, arch: int) -> Ro
         bytes_ratio=(counted.load_bytes + counted.store_bytes) / launch.bytes if launch.bytes else 0.0,
         occupancy_limit=fits.limit,
         exact=not counted.guessed and not counted.sampled,
-        status="ok",
-        reason=_reason(counted),
+        status="ok" if fits.programs else "error",
+        reason=_reason(counted)
+        if fits.programs
+        else f"does not fit on a multiprocessor of the {chip.name}: too much "
+        f"{fits.limit} ({compiled.shared_bytes} B shared, {compiled.registers} registers, {compiled.num_warps} warps)",
     )
 
 

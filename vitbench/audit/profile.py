@@ -157,9 +157,7 @@ def _loops(result: Profile, per_block: list[float], warps: int) -> None:
         size = sum(graph.blocks[b].stop - graph.blocks[b].start for b in own)
         trips = result.executions[loop.header] / warps if warps else 0.0
         if issued:
-            result.loops.append(
-                LoopCount(address, loop.depth, size, trips, issued / result.issued, loop.blocks)
-            )
+            result.loops.append(LoopCount(address, loop.depth, size, trips, issued / result.issued, loop.blocks))
         if issued and (hottest is None or issued > hottest[0]):
             hottest = (issued, loop)
     result.loops.sort(key=lambda found: -found.issue_share)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vitkernels._launch import Launch
 
@@ -99,29 +97,3 @@ def _row(launch: Launch, arch: int, result: Compiled | Failed) -> Audited:
     except (RanAway, ValueError) as problem:
         return Audited(launch, arch, failure(launch, arch, result.triton, f"not counted: {problem}"), result)
     return Audited(launch, arch, model(launch, result, counted, arch), result, counted)
-
-
-def column(name: str) -> str:
-    """The CSV column of a Row field: "pass" is a Python keyword."""
-    return name.rstrip("_")
-
-
-def record(row: Row) -> dict[str, Any]:
-    """A row as it stands in a CSV: numbers rounded to four significant decimals, unknown values empty."""
-    values: dict[str, Any] = {}
-    for field in fields(Row):
-        value = getattr(row, field.name)
-        if isinstance(value, float):
-            value = float(f"{value:.5g}")
-        values[column(field.name)] = "" if value is None else value
-    return values
-
-
-def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Write rows sorted by key, so that two files of the same kernels differ only where the kernels do."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, [column(field.name) for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        for row in sorted(rows, key=lambda r: r.key):
-            writer.writerow(record(row))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 _LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;")
 _LABEL = re.compile(r"^([.$A-Za-z_][\w.$]*):\s*$")
@@ -28,15 +29,15 @@ class Instruction:
     operands: tuple[str, ...]
     text: str
 
-    @property
+    @cached_property
     def name(self) -> str:
         return self.opcode.partition(".")[0]
 
-    @property
+    @cached_property
     def modifiers(self) -> tuple[str, ...]:
         return tuple(self.opcode.split(".")[1:])
 
-    @property
+    @cached_property
     def width_bytes(self) -> int:
         """Bytes one thread moves in this load or store (4 unless a modifier says otherwise)."""
         for modifier in self.modifiers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from vitbench.audit import pipes
+from vitbench.audit.chips import chip_of
 from vitbench.audit.profile import Profile, tensor_tile
 from vitbench.audit.run import Audited
 
@@ -111,8 +112,7 @@ def advice(item: Audited) -> list[str]:
     inside = sum(loop.issue_share for loop in counted.loops)
     if counted.loops and inside < 0.7:
         hints.append(f"{1 - inside:.0%} of issue is outside the loops: more work per program")
-    chip_waves = r.programs / (1 if r.occupancy == 0 else 132)
-    if chip_waves < 1:
+    if r.programs < chip_of(item.arch).multiprocessors:
         hints.append(f"{r.programs} programs leave multiprocessors idle: split the work")
     return hints
 

@@ -27,9 +27,7 @@ from vitbench.audit.job import Compiled, Failed, FunctionRef, Job
 
 _CACHE_VERSION = 2
 _PARAMETER_BASE = {9: 0x210, 8: 0x160}  # bank 0 offset of the first kernel parameter, by major version
-_PTX_PARAMETER = re.compile(
-    r"\.param\s+(?:\.align\s+\d+\s+)?\.([busf](?:8|16|32|64))[^,)]*?_param_\d+(?:\[(\d+)\])?"
-)
+_PTX_PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.([busf](?:8|16|32|64))[^,)]*?_param_\d+(?:\[(\d+)\])?")
 
 
 def _module(ref: FunctionRef) -> ModuleType:
@@ -203,10 +201,15 @@ def answer(line: bytes, cache: Path) -> bytes:
     try:
         result = compile_job(job, cache)
     except Exception as problem:  # every failure of the compiler is a row of the audit, with its reason
-        lines = [text.strip() for text in str(problem).splitlines() if text.strip()]
-        reason = f"{type(problem).__name__}: {lines[-1] if lines else ''}"
-        result = Failed(reason[:300], traceback.format_exc())
+        result = Failed(_one_line(problem), traceback.format_exc())
     return base64.b64encode(pickle.dumps(result))
+
+
+def _one_line(problem: Exception) -> str:
+    """The line of a compiler's message that says what is wrong: its first error, else its last line."""
+    lines = [text.strip() for text in str(problem).splitlines() if text.strip()] or [""]
+    telling = [text for text in lines if " fatal " in text] or [text for text in lines if " error " in text]
+    return f"{type(problem).__name__}: {telling[0] if telling else lines[-1]}"[:300]
 
 
 def main() -> None:

@@ -1,0 +1,132 @@
+"""Compiling in other processes: arguments, failures, crashes, cache, registration and the command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vitbench.audit import registry
+from vitbench.audit.job import reference
+from vitbench.audit.run import Audited, audit, parse_arch
+from vitbench.errors import InputError
+
+KERNELS = str(Path(__file__).with_name("broken_kernels.py"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("machine_code")
+
+
+@pytest.fixture(scope="module")
+def items(cache: Path) -> dict[str, Audited]:
+    return {item.launch.case: item for item in audit([KERNELS], archs=[90], processes=1, cache=cache)}
+
+
+def test_compiles_although_this_process_may_run_the_interpreter(items: dict[str, Audited]) -> None:
+    good = items["good"]
+    assert good.row.status == "ok", good.row.reason
+    assert good.compiled is not None
+    names = [name for _, _, name in good.compiled.parameters if name]
+    assert names == ["x_ptr", "y_ptr", "n", "scale", "flag"], "constants and absent pointers are no parameters"
+
+
+def test_one_is_a_constant_and_large_integers_are_64_bit(items: dict[str, Audited]) -> None:
+    one, huge, plain = (items[case].compiled for case in ("one", "huge", "good"))
+    assert one is not None
+    assert huge is not None
+    assert plain is not None
+    assert "n" not in [name for _, _, name in one.parameters]
+    assert [size for _, size, name in huge.parameters if name == "n"] == [8]
+    assert [size for _, size, name in plain.parameters if name == "n"] == [4]
+
+
+def test_absent_pointer_compiles_the_branch_away(items: dict[str, Audited]) -> None:
+    assert items["with bias"].row.loaded_bytes == 2 * items["good"].row.loaded_bytes
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ("odd block", "arange"),
+        ("crash", "the compiling process ended with code 7"),
+        ("lacking", "args lack y_ptr, n, scale, flag, bias_ptr, BLOCK"),
+        ("extra", "has no parameter m"),
+    ],
+)
+def test_failure_is_a_row_with_its_reason(items: dict[str, Audited], case: str, reason: str) -> None:
+    row = items[case].row
+    assert row.status == "error"
+    assert reason in row.reason
+    assert "\n" not in row.reason
+
+
+def test_worker_is_replaced_after_a_crash(items: dict[str, Audited]) -> None:
+    assert items["after"].row.status == "ok"
+
+
+def test_second_run_reads_the_cache(items: dict[str, Audited], cache: Path) -> None:
+    files = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    again = audit([KERNELS], "broken/good/*", [90], 1, cache)
+    assert again[0].row == items["good"].row
+    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == files
+    # good and after are the same compilation.
+    assert len(files) == 4
+
+
+def test_nested_kernels_are_refused() -> None:
+    def inner() -> None:
+        pass
+
+    with pytest.raises(ValueError, match="top level of a module"):
+        reference(inner)
+
+
+def test_patterns_choose_launches(tmp_path: Path) -> None:
+    chosen = registry.launches([KERNELS], 90, "*/good/*,*/one/*")
+    assert [launch.case for launch in chosen] == ["good", "one"]
+    assert [launch.case for launch in registry.launches([KERNELS], 90, "huge")] == ["huge"]
+    with pytest.raises(InputError, match="no launch matches 'nothing'; there are broken/after/fwd/fp32"):
+        registry.launches([KERNELS], 90, "nothing")
+
+
+def test_bad_registrations_are_one_line(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.py"
+    empty.write_text("")
+    with pytest.raises(InputError, match="audit_launches"):
+        registry.launches([str(empty)], 90)
+    with pytest.raises(InputError, match="cannot import kernels from 'no_such_package'"):
+        registry.launches(["no_such_package"], 90)
+    with pytest.raises(InputError, match="no kernel file"):
+        registry.launches([str(tmp_path / "absent.py")], 90)
+    with pytest.raises(InputError, match="sm_80, sm_90 or sm_100"):
+        parse_arch("hopper")
+    twice = tmp_path / "twice.py"
+    twice.write_text(Path(KERNELS).read_text().replace('"after", **GOOD', '"good", **GOOD'))
+    with pytest.raises(InputError, match="two launches are called broken/good/fwd/fp32"):
+        registry.launches([str(twice)], 90)
+
+
+def test_command_line_prints_the_table_and_exits_by_verdict(
+    cache: Path, items: dict[str, Audited], tmp_path: Path
+) -> None:
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "VITBENCH_CACHE": str(cache)}
+        command = [sys.executable, "-m", "vitbench.audit", "--kernels", KERNELS, "--arch", "sm_90", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+    good = call("--kernel", "broken/good/*", "--out", str(tmp_path / "a.csv"), "--accept", str(tmp_path / "base"))
+    assert good.returncode == 0, good.stderr
+    assert "broken/good/fwd/fp32" in good.stdout
+    assert (tmp_path / "a.csv").read_text().count("\n") == 2
+    gate = call("--kernel", "broken/good/*", "--baseline", str(tmp_path / "base"))
+    assert (gate.returncode, gate.stdout.splitlines()[-1]) == (0, "same: 1 launches compared, 1 the same")
+    assert call("--kernel", "odd block").returncode == 1
+    absent = call("--kernel", "nothing")
+    assert (absent.returncode, absent.stderr.count("\n")) == (2, 1)
+    shown = call("--show", "broken/good/*")
+    assert "what to try:" in shown.stdout

@@ -1,0 +1,124 @@
+"""Occupancy, floors and modelled times against numbers worked out by hand."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+from vitkernels._launch import Launch
+
+from vitbench.audit import cfg, model, sass
+from vitbench.audit.chips import CHIPS, chip_of, occupancy
+from vitbench.audit.job import Compiled
+from vitbench.audit.profile import Profile
+from vitbench.audit.run import Audited
+from vitbench.audit.show import advice, show, table
+from vitbench.errors import InputError
+
+H200 = CHIPS[90]
+TEXT = '\t.section\t.text.k,"ax"\nk:\n        /*0000*/                   EXIT ;\n'
+
+
+def _launch(**changes: object) -> Launch:
+    given: dict[str, object] = {
+        "kernel": None, "op": "op", "case": "case", "pass_name": "fwd", "dtype": "bf16", "args": {}, "grid": (1320,),
+        "elements": 1_000_000, "bytes": 4_300_000,
+    }  # fmt: skip
+    return Launch(**{**given, **changes})  # type: ignore[arg-type]
+
+
+def _compiled(**changes: object) -> Compiled:
+    given: dict[str, object] = {
+        "sass": TEXT, "registers": 64, "stack_bytes": 0, "shared_bytes": 0, "tensor_memory_columns": 0,
+        "num_warps": 4, "parameters": (), "triton": "3.7.1",
+    }  # fmt: skip
+    return Compiled(**{**given, **changes})  # type: ignore[arg-type]
+
+
+def _profile(issued: float = 0.0, **cycles: float) -> Profile:
+    graph = cfg.build(sass.parse(TEXT))
+    tally: defaultdict[str, float] = defaultdict(float, cycles)
+    return Profile(graph, [1.0], issued=issued, cycles=tally)
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "warps", "programs", "limit"),
+    [
+        (32, 0, 4, 16, "warps"),
+        (32, 0, 1, 32, "programs"),
+        (128, 0, 4, 4, "registers"),
+        (255, 0, 8, 1, "registers"),
+        (32, 100 * 1024, 4, 2, "shared"),
+        (32, 227 * 1024, 4, 1, "shared"),
+        (32, 256 * 1024, 4, 0, "shared"),
+    ],
+)
+def test_occupancy(registers: int, shared: int, warps: int, programs: int, limit: str) -> None:
+    found = occupancy(H200, registers, shared, warps)
+    assert (found.programs, found.limit) == (programs, limit)
+    assert found.share == programs * warps / 64
+
+
+def test_tensor_memory_limits_occupancy() -> None:
+    assert occupancy(CHIPS[100], 32, 0, 4, tensor_columns=256).programs == 2
+
+
+def test_bytes_bind_a_copy() -> None:
+    row = model.model(_launch(), _compiled(), _profile(issued=1000), 90)
+    assert row.bytes_us == pytest.approx(1.0)
+    assert row.floor_us == pytest.approx(1.0)
+    assert (row.bound_by, row.status) == ("bytes", "ok")
+    assert row.floor_share == pytest.approx(1.0, abs=1e-3)
+
+
+def test_issue_time_is_one_instruction_per_scheduler_and_clock() -> None:
+    issued = 4 * 132 * 1755 * 3.0  # three microseconds of the whole card
+    row = model.model(_launch(bytes=0), _compiled(), _profile(issued=issued), 90)
+    assert row.issue_us == pytest.approx(3.0)
+    assert row.issue_slots_per_element == pytest.approx(issued * 32 / 1e6)
+
+
+def test_busiest_multiprocessor_decides() -> None:
+    counted = _profile(issued=4 * 132 * 1755.0)
+    even = model.model(_launch(grid=(132,)), _compiled(), counted, 90)
+    uneven = model.model(_launch(grid=(133,)), _compiled(), counted, 90)
+    assert uneven.issue_us / even.issue_us == pytest.approx(2 * 132 / 133)
+
+
+def test_floor_is_the_slowest_kind_of_unavoidable_work() -> None:
+    exp2 = 132 * 16 * 1755 * 5
+    assert model.floor_us(_launch(bytes=0, special=exp2), H200) == pytest.approx(5.0)
+    assert model.floor_us(_launch(bytes=0, matrix_flops=790_000_000 * 2), H200) == pytest.approx(2.0)
+    assert model.floor_us(_launch(bytes=0, fma=132 * 128 * 1755), H200) == pytest.approx(1.0)
+    # kernels.md, CoAtNet-0 S3 at 224 pixels, batch 64: 38.5 MB in 9.0 us and 8.0 us of exp2.
+    assert model.floor_us(_launch(bytes=38_535_168), H200) == pytest.approx(9.0, abs=0.05)
+    assert model.floor_us(_launch(bytes=0, special=64 * 12 * 196 * 196), H200) == pytest.approx(8.0, abs=0.05)
+
+
+def test_kernel_that_does_not_fit_is_an_error_row() -> None:
+    row = model.model(_launch(), _compiled(shared_bytes=240 * 1024), _profile(issued=1), 90)
+    assert (row.status, row.occupancy) == ("error", 0.0)
+    assert "does not fit" in row.reason
+
+
+def test_unknown_architecture_is_bad_input() -> None:
+    with pytest.raises(InputError, match=r"sm_75.*sm_80, sm_90, sm_100"):
+        chip_of(75)
+
+
+def test_text_reports_name_the_launch_and_what_to_try() -> None:
+    launch = _launch(matrix_flops=10, grid=(2,))
+    compiled = _compiled(stack_bytes=16)
+    counted = _profile(issued=1000)
+    counted.narrowest_hot_load_bytes = 2
+    item = Audited(launch, 90, model.model(launch, compiled, counted, 90), compiled, counted)
+    hints = " ".join(advice(item))
+    assert "16 bytes of stack" in hints
+    assert "no matrix instruction" in hints
+    assert "2-byte global loads" in hints
+    assert "leave multiprocessors idle" in hints
+    assert "EXIT" in show(item)
+    assert launch.id in table([item])
+    failed = Audited(launch, 90, model.failure(launch, 90, "", "CompilationError: no"))
+    assert "CompilationError: no" in table([failed])
+    assert "CompilationError: no" in show(failed)
