@@ -1,5 +1,8 @@
 """What the attention kernels share: a launch as data, tile loads, argument checks, the split of work."""
 
+# Parameters of kernels are Triton values, which have no Python types.
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 from __future__ import annotations
 
 import os
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from vitkernels._launch import Launch
 
+Shape = tuple[int, int, int, int]
 LOG2E = 1.4426950408889634
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton saw it when it was imported, just now
 PROGRAMS_WANTED = 384  # about three programs for each SM of an H100 or H200: the last wave stays short

@@ -3,13 +3,14 @@
 Fused: both products, the bias, the softmax. The N x M scores never leave the chip. Cannot be avoided: reading q, k, v
 and bias once and writing the output (bytes), 4 B H N M D floating-point operations, B H N M exp2.
 
-The kernels are in bias_attention_fwd.py, bias_attention_bwd.py (dQ and dBias) and bias_attention_bwd_key.py (dK and dV).
+The kernels are in bias_attention_fwd.py, bias_attention_bwd.py (dQ, dBias) and bias_attention_bwd_key.py (dK, dV).
 Scaled dot-product attention: Vaswani et al., arXiv:1706.03762; the softmax in blocks: Milakov and Gimelshein,
 arXiv:1805.02867; Dao et al., arXiv:2205.14135.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from vitkernels._common import (
     Call,
+    Shape,
     autocast,
     check_qkv,
     check_shape,
@@ -101,7 +103,8 @@ def _bwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     dq, dk, dv, dbias = _bwd_fake(grad, q, k, v, bias, out, lse, scale, need_dbias)
     if not kernels_run_on(q):
-        grads = reference_gradients(lambda *x: bias_attention_reference(*x, scale), (q, k, v, bias), grad)
+        reference = functools.partial(bias_attention_reference, scale=scale)
+        grads = reference_gradients(reference, (q, k, v, bias), grad)
         for into, value in zip((dq, dk, dv, dbias) if need_dbias else (dq, dk, dv), grads, strict=False):
             into.copy_(value)
         return dq, dk, dv, dbias
@@ -124,13 +127,13 @@ def bias_backward_calls(
 
 
 @register_flop_formula(torch.ops.vitkernels.bias_attention_fwd)
-def _fwd_flops(q_shape: tuple, k_shape: tuple, *_: object, **__: object) -> int:
-    return bias_attention_work(*q_shape[:3], k_shape[2], q_shape[3])[0]
+def _fwd_flops(q_shape: Shape, k_shape: Shape, *_: object, **__: object) -> int:
+    return bias_attention_work(q_shape[0], q_shape[1], q_shape[2], k_shape[2], q_shape[3])[0]
 
 
 @register_flop_formula(torch.ops.vitkernels.bias_attention_bwd)
-def _bwd_flops(grad_shape: tuple, q_shape: tuple, k_shape: tuple, *_: object, **__: object) -> int:
-    return bias_attention_work(*q_shape[:3], k_shape[2], q_shape[3], backward=True)[0]
+def _bwd_flops(_: Shape, q_shape: Shape, k_shape: Shape, *__: object, **___: object) -> int:
+    return bias_attention_work(q_shape[0], q_shape[1], q_shape[2], k_shape[2], q_shape[3], backward=True)[0]
 
 
 class _BiasAttention(torch.autograd.Function):
@@ -216,8 +219,9 @@ def audit_launches(arch: int) -> list[Launch]:
     launches = []
     for case in BIAS_ATTENTION_CASES:
         B, H, N, M, D = case.B, case.H, case.N, case.M, case.D
-        meta = {"device": "meta", "dtype": torch.bfloat16}
-        q, k, v = (torch.empty((B, n, H, D), **meta).transpose(1, 2) for n in (N, M, M))
+        q, k, v = (
+            torch.empty((B, n, H, D), device="meta", dtype=torch.bfloat16).transpose(1, 2) for n in (N, M, M)
+        )
         bias, lse = torch.empty((H, N, M), device="meta"), torch.empty((B, H, N), device="meta")
         fwd = forward_calls(q, None, q, k, v, bias, D**-0.5, expanded=False)
         bwd = bias_backward_calls(q, k, v, bias, q, k, v, bias, q, lse, q, D**-0.5)

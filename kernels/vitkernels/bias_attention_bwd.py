@@ -15,6 +15,9 @@ Two passes, each of which recomputes P and dS, so that each sum stays inside one
 The partial dBias (one per slice) and dK, dV (one per span) are summed in a fixed order.
 """
 
+# Parameters of kernels are Triton values, which have no Python types.
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 from __future__ import annotations
 
 import triton

@@ -3,6 +3,9 @@
 Scores are transposed, [keys, queries], so that P^T and dS^T sit in registers as the matrix unit wants its left operand.
 """
 
+# Parameters of kernels are Triton values, which have no Python types.
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,13 +1,16 @@
 """Forward kernels of bias_attention, of relative_attention and of whoever else brings a dense bias.
 
 The bias does not depend on the image, so it stands still and the images move. `_fwd_short_kernel`: a program owns a
-tile of queries of one head, holds the bias of all keys in up to three power-of-two pieces (196 = 128 + 64 + 16 less padding)
+tile of queries of one head, holds the bias of all keys in up to three power-of-two pieces (196 padded: 128 + 64 + 16)
 and walks through a group of images; a last tile of at most 16 queries gets one warp for each image instead of four.
 `_fwd_long_kernel`: blocks of keys outside, up to four images inside each. Everything is in units of log2, since the
 hardware has exp2. Row sums come from the matrix unit: p is multiplied by ones while it sits in registers.
 
 num_stages is 1: with copies in flight the addresses of a second stage spill.
 """
+
+# Parameters of kernels are Triton values, which have no Python types.
+# mypy: allow-untyped-defs, allow-incomplete-defs
 
 from __future__ import annotations
 

@@ -4,6 +4,9 @@
 the summed gradient of the positional softmax through that softmax, once for all images. No atomics: see there.
 """
 
+# Parameters of kernels are Triton values, which have no Python types.
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 from __future__ import annotations
 
 import triton

@@ -11,8 +11,12 @@ inverse index: a program gathers, for one head, all pairs that are dy rows apart
 Cannot be avoided: the bytes of q, k, v, the output and the table; 4 B H N N D floating-point operations; B H N N exp2.
 """
 
+# Parameters of kernels are Triton values, which have no Python types.
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +28,7 @@ from torch.utils.flop_counter import register_flop_formula
 from vitkernels._common import (
     LOG2E,
     Call,
+    Shape,
     autocast,
     cdiv,
     check_qkv,
@@ -236,7 +241,8 @@ def _bwd(
     grid = (grid_h, grid_w)
     dq, dk, dv, dtable = _bwd_fake(grad, q, k, v, table, expanded, out, lse, scale, grid_h, grid_w, need_dtable)
     if not kernels_run_on(q):
-        grads = reference_gradients(lambda *x: relative_attention_reference(*x, grid, scale), (q, k, v, table), grad)
+        reference = functools.partial(relative_attention_reference, grid=grid, scale=scale)
+        grads = reference_gradients(reference, (q, k, v, table), grad)
         for into, x in zip((dq, dk, dv, dtable) if need_dtable else (dq, dk, dv), grads, strict=False):
             into.copy_(x)
         return dq, dk, dv, dtable
@@ -252,13 +258,15 @@ def _expand_flops(*_: object, **__: object) -> int:
 
 
 @register_flop_formula(torch.ops.vitkernels.relative_attention_fwd)
-def _fwd_flops(q_shape: tuple, k_shape: tuple, *_: object, **__: object) -> int:
-    return bias_attention_work(*q_shape[:3], k_shape[2], q_shape[3])[0]
+def _fwd_flops(q_shape: Shape, *_: object, **__: object) -> int:
+    B, H, N, D = q_shape
+    return bias_attention_work(B, H, N, N, D)[0]
 
 
 @register_flop_formula(torch.ops.vitkernels.relative_attention_bwd)
-def _bwd_flops(grad_shape: tuple, q_shape: tuple, k_shape: tuple, *_: object, **__: object) -> int:
-    return bias_attention_work(*q_shape[:3], k_shape[2], q_shape[3], backward=True)[0]
+def _bwd_flops(grad_shape: Shape, *_: object, **__: object) -> int:
+    B, H, N, D = grad_shape
+    return bias_attention_work(B, H, N, N, D, backward=True)[0]
 
 
 class _RelativeAttention(torch.autograd.Function):
@@ -270,14 +278,14 @@ class _RelativeAttention(torch.autograd.Function):
         return *torch.ops.vitkernels.relative_attention_fwd(q, k, v, expanded, scale, True), expanded
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    def setup_context(ctx, inputs, output) -> None:
         q, k, v, table, ctx.grid_h, ctx.grid_w, ctx.scale = inputs
         out, lse, expanded = output
         ctx.mark_non_differentiable(lse, expanded)
         ctx.save_for_backward(q, k, v, table, expanded, out, lse)
 
     @staticmethod
-    def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+    def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         need_dtable = ctx.needs_input_grad[3]
         dq, dk, dv, dtable = torch.ops.vitkernels.relative_attention_bwd(
             grad, *ctx.saved_tensors, ctx.scale, ctx.grid_h, ctx.grid_w, need_dtable
@@ -339,7 +347,7 @@ def relative_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if needs_grad(q, k, v, table):
         if expanded is not None:
-            raise ValueError("relative_attention: expanded is for inference; where gradients are needed, pass the table alone")
+            raise ValueError("relative_attention: expanded is for inference; for gradients pass the table alone")
         return _RelativeAttention.apply(q, k, v, table, h, w, scale)[0]
     if expanded is None:
         expanded = expand_relative_bias(table, (h, w), q.dtype)
