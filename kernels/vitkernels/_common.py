@@ -1,4 +1,7 @@
-"""What the attention kernels share: one launch as data, tile loads, argument checks, the split of work over programs."""
+"""What the attention kernels share: a launch as data, tile loads, argument checks, the split of work."""
+
+# Parameters of kernels are Triton values, which have no Python types.
+# mypy: allow-untyped-defs, allow-incomplete-defs
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from vitkernels._launch import Launch
 
+Shape = tuple[int, int, int, int]
 LOG2E = 1.4426950408889634
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton saw it when it was imported, just now
 PROGRAMS_WANTED = 384  # about three programs for each SM of an H100 or H200: the last wave stays short
@@ -235,7 +239,7 @@ def load_bias(
 
 @triton.jit
 def sum_rows(p, total):
-    """total [R, 8] and the sums of the rows of p [R, K] in every column: on the matrix unit, off the busy fp32 lanes."""
+    """total [R, 8] and the row sums of p [R, K] in every column: by the matrix unit, as the fp32 lanes are busy."""
     return tl.dot(p, tl.full([p.shape[1], 8], 1.0, p.dtype), total, input_precision="tf32x3")
 
 

@@ -1,262 +1,39 @@
 """bias_attention: softmax(q k^T * scale + bias) v, with a dense bias for each head, shared by the images of a batch.
 
-Fused: both products, the bias, the softmax. The N x M scores never leave the chip. Cannot be avoided: reading q, k, v and
-bias once and writing the output (bytes), 4 B H N M D floating-point operations, B H N M exp2.
+Fused: both products, the bias, the softmax. The N x M scores never leave the chip. Cannot be avoided: reading q, k, v
+and bias once and writing the output (bytes), 4 B H N M D floating-point operations, B H N M exp2.
 
-The bias does not depend on the image, so it stands still and the images move: a program owns a tile of queries of
-one head and walks through a group of images. `_fwd_short_kernel` holds the whole row of keys in up to three
-power-of-two pieces (196 = 128 + 64 + 16 less padding), so that the softmax needs no rescaling; `_fwd_long_kernel`
-puts blocks of keys outside and up to four images inside. Everything is computed in units of log2, since the
-hardware has exp2. Row sums come from the matrix unit: p is multiplied by ones while it sits in registers.
-
-The gradients are in bias_attention_bwd.py. Scaled dot-product attention: Vaswani et al., arXiv:1706.03762; the
-softmax in blocks: Milakov and Gimelshein, arXiv:1805.02867; Dao et al., arXiv:2205.14135.
+The kernels are in bias_attention_fwd.py, bias_attention_bwd.py (dQ, dBias) and bias_attention_bwd_key.py (dK, dV).
+Scaled dot-product attention: Vaswani et al., arXiv:1706.03762; the softmax in blocks: Milakov and Gimelshein,
+arXiv:1805.02867; Dao et al., arXiv:2205.14135.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from vitkernels._common import (
-    LOG2E,
     Call,
-    aligned,
+    Shape,
     autocast,
-    cdiv,
     check_qkv,
     check_shape,
-    images_per_program,
     kernels_run_on,
     last_contiguous,
-    load_bias,
-    load_rows,
     needs_grad,
-    padded_head_dim,
     reference_gradients,
     run_all,
-    pieces,
-    store_rows,
-    stride_alignment,
     sum_parts_call,
-    sum_rows,
     token_major,
 )
 from vitkernels._launch import Launch
 from vitkernels.bias_attention_bwd import backward_calls, bias_slices
-
-
-@triton.jit
-def _fwd_short_kernel(
-    out_ptr,  # [B, H, N, D]
-    lse_ptr,  # [B, H, N] log2 of the softmax denominators, or None
-    q_ptr,  # [B, H, N, D]
-    k_ptr,  # [B, H, M, D]
-    v_ptr,  # [B, H, M, D]
-    bias_ptr,  # [H, N, M]
-    out_stride_b,
-    out_stride_h,
-    out_stride_n,
-    q_stride_b,
-    q_stride_h,
-    q_stride_n,
-    k_stride_b,
-    k_stride_h,
-    k_stride_m,
-    v_stride_b,
-    v_stride_h,
-    v_stride_m,
-    bias_stride_h,
-    bias_stride_n,
-    B,
-    H,
-    N,
-    M,
-    IMAGES,  # images of one program
-    scale_log2,
-    EXPANDED: tl.constexpr,  # the bias is padded to whole pieces and in units of log2
-    ALIGN: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    KEYS_0: tl.constexpr,
-    KEYS_1: tl.constexpr,
-    KEYS_2: tl.constexpr,
-):
-    pid = tl.program_id(0)
-    tiles = tl.cdiv(N, BLOCK_N)
-    h = (pid // tiles) % H
-    b_first = pid // (tiles * H) * IMAGES
-    rows = pid % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
-    h64 = h.to(tl.int64)
-    bias_ptr += h64 * bias_stride_h
-    keys_0 = tl.arange(0, KEYS_0)
-    bias_0 = load_bias(bias_ptr, bias_stride_n, rows, N, keys_0, M, EXPANDED)  # [BLOCK_N, KEYS_0]
-    if KEYS_1 > 0:
-        keys_1 = KEYS_0 + tl.arange(0, KEYS_1)
-        bias_1 = load_bias(bias_ptr, bias_stride_n, rows, N, keys_1, M, EXPANDED)
-    if KEYS_2 > 0:
-        keys_2 = KEYS_0 + KEYS_1 + tl.arange(0, KEYS_2)
-        bias_2 = load_bias(bias_ptr, bias_stride_n, rows, N, keys_2, M, EXPANDED)
-    q_ptr += h64 * aligned(q_stride_h, ALIGN)
-    k_ptr += h64 * aligned(k_stride_h, ALIGN)
-    v_ptr += h64 * aligned(v_stride_h, ALIGN)
-    q_row, k_row, v_row = aligned(q_stride_n, ALIGN), aligned(k_stride_m, ALIGN), aligned(v_stride_m, ALIGN)
-    for b in range(b_first, min(b_first + IMAGES, B)):
-        b64 = tl.cast(b, tl.int64)
-        k_b = k_ptr + b64 * aligned(k_stride_b, ALIGN)
-        v_b = v_ptr + b64 * aligned(v_stride_b, ALIGN)
-        q = load_rows(q_ptr + b64 * aligned(q_stride_b, ALIGN), q_row, rows, N, D, BLOCK_D)
-        s_0 = tl.dot(q, tl.trans(load_rows(k_b, k_row, keys_0, M, D, BLOCK_D)), input_precision="tf32x3")
-        s_0 = s_0 * scale_log2 + bias_0
-        top = tl.max(s_0, 1)  # [BLOCK_N]
-        if KEYS_1 > 0:
-            s_1 = tl.dot(q, tl.trans(load_rows(k_b, k_row, keys_1, M, D, BLOCK_D)), input_precision="tf32x3")
-            s_1 = s_1 * scale_log2 + bias_1
-            top = tl.maximum(top, tl.max(s_1, 1))
-        if KEYS_2 > 0:
-            s_2 = tl.dot(q, tl.trans(load_rows(k_b, k_row, keys_2, M, D, BLOCK_D)), input_precision="tf32x3")
-            s_2 = s_2 * scale_log2 + bias_2
-            top = tl.maximum(top, tl.max(s_2, 1))
-        p_0 = tl.math.exp2(s_0 - top[:, None]).to(q.dtype)
-        acc = tl.dot(p_0, load_rows(v_b, v_row, keys_0, M, D, BLOCK_D), input_precision="tf32x3")
-        total = sum_rows(p_0, tl.zeros([BLOCK_N, 8], tl.float32))  # equal columns
-        if KEYS_1 > 0:
-            p_1 = tl.math.exp2(s_1 - top[:, None]).to(q.dtype)
-            acc = tl.dot(p_1, load_rows(v_b, v_row, keys_1, M, D, BLOCK_D), acc, input_precision="tf32x3")
-            total = sum_rows(p_1, total)
-        if KEYS_2 > 0:
-            p_2 = tl.math.exp2(s_2 - top[:, None]).to(q.dtype)
-            acc = tl.dot(p_2, load_rows(v_b, v_row, keys_2, M, D, BLOCK_D), acc, input_precision="tf32x3")
-            total = sum_rows(p_2, total)
-        denominator = tl.max(total, 1)
-        store_rows(
-            out_ptr + b64 * aligned(out_stride_b, ALIGN) + h64 * aligned(out_stride_h, ALIGN),
-            aligned(out_stride_n, ALIGN), acc / denominator[:, None], rows, N, D, BLOCK_D,
-        )  # fmt: skip
-        if lse_ptr is not None:
-            tl.store(lse_ptr + (b64 * H + h) * N + rows, top + tl.math.log2(denominator), mask=rows < N)
-
-
-@triton.jit
-def _absorb(q, k_ptr, k_row, v_ptr, v_row, bias, keys, n_keys, scale_log2, top, total, acc, D: tl.constexpr):
-    """One block of keys into the running softmax (top [R], total [R, 8], acc [R, BLOCK_D]) of one image."""
-    BLOCK_D: tl.constexpr = q.shape[1]
-    s = tl.dot(q, tl.trans(load_rows(k_ptr, k_row, keys, n_keys, D, BLOCK_D)), input_precision="tf32x3")
-    s = s * scale_log2 + bias
-    new_top = tl.maximum(top, tl.max(s, 1))
-    shrink = tl.math.exp2(top - new_top)[:, None]
-    p = tl.math.exp2(s - new_top[:, None]).to(q.dtype)
-    v = load_rows(v_ptr, v_row, keys, n_keys, D, BLOCK_D)
-    acc = tl.dot(p, v, acc * shrink, input_precision="tf32x3")
-    return new_top, sum_rows(p, total * shrink), acc
-
-
-@triton.jit
-def _finish(out_ptr, out_row, lse_ptr, lse_at, rows, n_rows, top, total, acc, D: tl.constexpr):
-    denominator = tl.max(total, 1)
-    store_rows(out_ptr, out_row, acc / denominator[:, None], rows, n_rows, D, acc.shape[1])
-    if lse_ptr is not None:
-        tl.store(lse_ptr + lse_at + rows, top + tl.math.log2(denominator), mask=rows < n_rows)
-
-
-@triton.jit
-def _fwd_long_kernel(
-    out_ptr,  # [B, H, N, D]
-    lse_ptr,  # [B, H, N] log2 of the softmax denominators, or None
-    q_ptr,  # [B, H, N, D]
-    k_ptr,  # [B, H, M, D]
-    v_ptr,  # [B, H, M, D]
-    bias_ptr,  # [H, N, M]
-    out_stride_b,
-    out_stride_h,
-    out_stride_n,
-    q_stride_b,
-    q_stride_h,
-    q_stride_n,
-    k_stride_b,
-    k_stride_h,
-    k_stride_m,
-    v_stride_b,
-    v_stride_h,
-    v_stride_m,
-    bias_stride_h,
-    bias_stride_n,
-    B,
-    H,
-    N,
-    M,
-    scale_log2,
-    EXPANDED: tl.constexpr,  # the bias is padded to a multiple of 16 keys and in units of log2
-    ALIGN: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    IMAGES: tl.constexpr,  # 1, 2 or 4 images share each bias tile
-):
-    pid = tl.program_id(0)
-    tiles = tl.cdiv(N, BLOCK_N)
-    h = (pid // tiles) % H
-    b = (pid // (tiles * H) * IMAGES).to(tl.int64)
-    rows = pid % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
-    h64 = h.to(tl.int64)
-    bias_ptr += h64 * bias_stride_h
-    q_step, k_step, v_step = aligned(q_stride_b, ALIGN), aligned(k_stride_b, ALIGN), aligned(v_stride_b, ALIGN)
-    q_ptr += h64 * aligned(q_stride_h, ALIGN) + b * q_step
-    k_ptr += h64 * aligned(k_stride_h, ALIGN) + b * k_step
-    v_ptr += h64 * aligned(v_stride_h, ALIGN) + b * v_step
-    q_row, k_row, v_row = aligned(q_stride_n, ALIGN), aligned(k_stride_m, ALIGN), aligned(v_stride_m, ALIGN)
-    # An image past the batch has no rows: it is computed on zeros and not stored.
-    q_0 = load_rows(q_ptr, q_row, rows, N, D, BLOCK_D)
-    top_0 = tl.full([BLOCK_N], -3.0e38, tl.float32)
-    total_0 = tl.zeros([BLOCK_N, 8], tl.float32)
-    acc_0 = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    if IMAGES > 1:
-        n_1, m_1 = tl.where(b + 1 < B, N, 0), tl.where(b + 1 < B, M, 0)
-        q_1 = load_rows(q_ptr + q_step, q_row, rows, n_1, D, BLOCK_D)
-        top_1, total_1, acc_1 = top_0, total_0, acc_0
-    if IMAGES > 2:
-        n_2, m_2 = tl.where(b + 2 < B, N, 0), tl.where(b + 2 < B, M, 0)
-        n_3, m_3 = tl.where(b + 3 < B, N, 0), tl.where(b + 3 < B, M, 0)
-        q_2 = load_rows(q_ptr + 2 * q_step, q_row, rows, n_2, D, BLOCK_D)
-        q_3 = load_rows(q_ptr + 3 * q_step, q_row, rows, n_3, D, BLOCK_D)
-        top_2, total_2, acc_2 = top_0, total_0, acc_0
-        top_3, total_3, acc_3 = top_0, total_0, acc_0
-    for start in range(0, M, BLOCK_M):
-        keys = start + tl.arange(0, BLOCK_M)
-        bias = load_bias(bias_ptr, bias_stride_n, rows, N, keys, M, EXPANDED)  # [BLOCK_N, BLOCK_M]
-        top_0, total_0, acc_0 = _absorb(
-            q_0, k_ptr, k_row, v_ptr, v_row, bias, keys, M, scale_log2, top_0, total_0, acc_0, D
-        )
-        if IMAGES > 1:
-            top_1, total_1, acc_1 = _absorb(
-                q_1, k_ptr + k_step, k_row, v_ptr + v_step, v_row, bias, keys, m_1, scale_log2, top_1, total_1, acc_1, D
-            )
-        if IMAGES > 2:
-            top_2, total_2, acc_2 = _absorb(
-                q_2, k_ptr + 2 * k_step, k_row, v_ptr + 2 * v_step, v_row, bias, keys, m_2, scale_log2,
-                top_2, total_2, acc_2, D,
-            )  # fmt: skip
-            top_3, total_3, acc_3 = _absorb(
-                q_3, k_ptr + 3 * k_step, k_row, v_ptr + 3 * v_step, v_row, bias, keys, m_3, scale_log2,
-                top_3, total_3, acc_3, D,
-            )  # fmt: skip
-    out_step, out_row = aligned(out_stride_b, ALIGN), aligned(out_stride_n, ALIGN)
-    out_ptr += h64 * aligned(out_stride_h, ALIGN) + b * out_step
-    lse_at = (b * H + h) * N
-    lse_step = H * N
-    _finish(out_ptr, out_row, lse_ptr, lse_at, rows, N, top_0, total_0, acc_0, D)
-    if IMAGES > 1:
-        _finish(out_ptr + out_step, out_row, lse_ptr, lse_at + lse_step, rows, n_1, top_1, total_1, acc_1, D)
-    if IMAGES > 2:
-        _finish(out_ptr + 2 * out_step, out_row, lse_ptr, lse_at + 2 * lse_step, rows, n_2, top_2, total_2, acc_2, D)
-        _finish(out_ptr + 3 * out_step, out_row, lse_ptr, lse_at + 3 * lse_step, rows, n_3, top_3, total_3, acc_3, D)
+from vitkernels.bias_attention_fwd import forward_calls
 
 
 def bias_attention_reference(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None = None) -> Tensor:
@@ -280,51 +57,6 @@ def bias_attention_work(
     return 4 * scores * D, tokens * (2 * N + 2 * M) + H * N * M * bias_itemsize
 
 
-def long_images(head_dim: int, itemsize: int) -> int:
-    """How many images share each bias tile in the long kernel: what the registers hold."""
-    if itemsize == 4 or head_dim > 64:
-        return 1
-    return 4 if head_dim <= 32 else 2
-
-
-def short_limit(head_dim: int, itemsize: int) -> int:
-    """Most keys that the short kernel takes: bias and scores of a whole row are in registers."""
-    if itemsize == 4:
-        return 0
-    return 208 if head_dim <= 32 else 128
-
-
-def forward_calls(
-    out: Tensor, lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, expanded: bool
-) -> list[Call]:
-    """The launch that fills out and, where given, lse [B, H, N] fp32. An expanded bias is [H, N, M padded to 16]."""
-    B, H, N, D = q.shape
-    M = k.shape[2]
-    block_n = 64 if q.element_size() == 2 else 32
-    programs = cdiv(N, block_n) * H
-    args = {
-        "out_ptr": out, "lse_ptr": lse, "q_ptr": q, "k_ptr": k, "v_ptr": v, "bias_ptr": bias,
-        "out_stride_b": out.stride(0), "out_stride_h": out.stride(1), "out_stride_n": out.stride(2),
-        "q_stride_b": q.stride(0), "q_stride_h": q.stride(1), "q_stride_n": q.stride(2),
-        "k_stride_b": k.stride(0), "k_stride_h": k.stride(1), "k_stride_m": k.stride(2),
-        "v_stride_b": v.stride(0), "v_stride_h": v.stride(1), "v_stride_m": v.stride(2),
-        "bias_stride_h": bias.stride(0), "bias_stride_n": bias.stride(1), "B": B, "H": H, "N": N, "M": M,
-        "scale_log2": scale * LOG2E, "EXPANDED": expanded, "ALIGN": stride_alignment(q, k, v, out), "D": D,
-        "BLOCK_D": padded_head_dim(D), "BLOCK_N": block_n,
-    }  # fmt: skip
-    if cdiv(M, 16) * 16 <= short_limit(D, q.element_size()):
-        images = images_per_program(B, programs)
-        keys = pieces(M, 3, 128)
-        args |= {"IMAGES": images, "KEYS_0": keys[0], "KEYS_1": keys[1], "KEYS_2": keys[2]}
-        kernel = _fwd_short_kernel
-    else:
-        images = min(triton.next_power_of_2(max(1, B)), long_images(D, q.element_size()))
-        args |= {"IMAGES": images, "BLOCK_M": 64 if q.element_size() == 2 else 32}
-        kernel = _fwd_long_kernel
-    return [Call(kernel=kernel, args=args, grid=programs * cdiv(B, images), pass_name="fwd", products=2,
-                 scores=B * H * N * M)]
-
-
 torch.library.define(
     "vitkernels::bias_attention_fwd",
     "(Tensor q, Tensor k, Tensor v, Tensor bias, float scale, bool need_lse) -> (Tensor, Tensor)",
@@ -346,8 +78,9 @@ def _fwd_fake(
 
 @torch.library.register_fake("vitkernels::bias_attention_bwd")
 def _bwd_fake(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, out: Tensor, lse: Tensor, scale: float, need_dbias: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, out: Tensor, lse: Tensor, scale: float,
+    need_dbias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     n, m = q.shape[2], k.shape[2]
     return token_major(q, n), token_major(k, m), token_major(v, m), bias.new_empty(bias.shape if need_dbias else (0,))
 
@@ -365,14 +98,16 @@ def _fwd(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, need_lse: 
 
 @torch.library.impl("vitkernels::bias_attention_bwd", ("cpu", "cuda"))
 def _bwd(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, out: Tensor, lse: Tensor, scale: float, need_dbias: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, out: Tensor, lse: Tensor, scale: float,
+    need_dbias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     dq, dk, dv, dbias = _bwd_fake(grad, q, k, v, bias, out, lse, scale, need_dbias)
     if not kernels_run_on(q):
-        grads = reference_gradients(lambda *x: bias_attention_reference(*x, scale), (q, k, v, bias), grad)
-        return tuple(
-            into.copy_(x) for into, x in zip((dq, dk, dv, dbias), grads if need_dbias else (*grads[:3], dbias), strict=True)
-        )  # type: ignore[return-value]
+        reference = functools.partial(bias_attention_reference, scale=scale)
+        grads = reference_gradients(reference, (q, k, v, bias), grad)
+        for into, value in zip((dq, dk, dv, dbias) if need_dbias else (dq, dk, dv), grads, strict=False):
+            into.copy_(value)
+        return dq, dk, dv, dbias
     q, k, v, bias, grad = (last_contiguous(x) for x in (q, k, v, bias, grad))
     run_all(bias_backward_calls(dq, dk, dv, dbias if need_dbias else None, q, k, v, bias, out, lse, grad, scale))
     return dq, dk, dv, dbias
@@ -392,13 +127,13 @@ def bias_backward_calls(
 
 
 @register_flop_formula(torch.ops.vitkernels.bias_attention_fwd)
-def _fwd_flops(q_shape: tuple, k_shape: tuple, *_: object, **__: object) -> int:
-    return bias_attention_work(*q_shape[:3], k_shape[2], q_shape[3])[0]
+def _fwd_flops(q_shape: Shape, k_shape: Shape, *_: object, **__: object) -> int:
+    return bias_attention_work(q_shape[0], q_shape[1], q_shape[2], k_shape[2], q_shape[3])[0]
 
 
 @register_flop_formula(torch.ops.vitkernels.bias_attention_bwd)
-def _bwd_flops(grad_shape: tuple, q_shape: tuple, k_shape: tuple, *_: object, **__: object) -> int:
-    return bias_attention_work(*q_shape[:3], k_shape[2], q_shape[3], backward=True)[0]
+def _bwd_flops(_: Shape, q_shape: Shape, k_shape: Shape, *__: object, **___: object) -> int:
+    return bias_attention_work(q_shape[0], q_shape[1], q_shape[2], k_shape[2], q_shape[3], backward=True)[0]
 
 
 class _BiasAttention(torch.autograd.Function):
@@ -484,12 +219,11 @@ def audit_launches(arch: int) -> list[Launch]:
     launches = []
     for case in BIAS_ATTENTION_CASES:
         B, H, N, M, D = case.B, case.H, case.N, case.M, case.D
-        meta = {"device": "meta", "dtype": torch.bfloat16}
-        q, k, v = (torch.empty((B, n, H, D), **meta).transpose(1, 2) for n in (N, M, M))
-        bias, lse = torch.empty((H, N, M), device="meta"), torch.empty((B, H, N), device="meta")
-        fwd = forward_calls(torch.empty_like(q), None, q, k, v, bias, D**-0.5, expanded=False)
-        bwd = bias_backward_calls(
-            *map(torch.empty_like, (q, k, v, bias)), q, k, v, bias, torch.empty_like(q), lse, torch.empty_like(q), D**-0.5
+        q, k, v = (
+            torch.empty((B, n, H, D), device="meta", dtype=torch.bfloat16).transpose(1, 2) for n in (N, M, M)
         )
+        bias, lse = torch.empty((H, N, M), device="meta"), torch.empty((B, H, N), device="meta")
+        fwd = forward_calls(q, None, q, k, v, bias, D**-0.5, expanded=False)
+        bwd = bias_backward_calls(q, k, v, bias, q, k, v, bias, q, lse, q, D**-0.5)
         launches += [call.audit("bias_attention", case.name, D, B * H * N * M) for call in (*fwd, *bwd)]
     return launches

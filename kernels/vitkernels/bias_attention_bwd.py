@@ -6,25 +6,26 @@ dQ = scale dS K,  dK = scale dS^T Q,  dBias = sum over images of dS.
 Two passes, each of which recomputes P and dS, so that each sum stays inside one program:
 
 - queries stand still (`_bwd_query_kernel`): a program owns a tile of queries of one head, a chunk of keys and a
-  slice of the images. It keeps dBias of the chunk in registers for its whole slice. Chunks are launched one
+  slice of the images. It keeps bias and dBias of the chunk in registers for its whole slice. Chunks are launched one
   after the other and carry dQ through an fp32 buffer. The first also makes delta.
-- keys stand still (`_bwd_key_short_kernel`, `_bwd_key_long_kernel`): dK and dV in registers, on transposed scores. The
-  short one holds the bias of all queries for a group of images; the long one walks over a span of queries, and
-  where there are several spans they leave partial sums.
+- keys stand still (bias_attention_bwd_key.py): dK and dV in registers, on transposed scores. One kernel walks through a
+  group of images with all queries unrolled, the other through a span of queries of one image; where there are several
+  spans they leave partial sums.
 
 The partial dBias (one per slice) and dK, dV (one per span) are summed in a fixed order.
 """
 
+# Parameters of kernels are Triton values, which have no Python types.
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from vitkernels._common import (
     LOG2E,
-    PROGRAMS_WANTED,
     Call,
     aligned,
     cdiv,
@@ -32,18 +33,17 @@ from vitkernels._common import (
     load_bias,
     load_rows,
     padded_head_dim,
-    pieces,
     store_rows,
     stride_alignment,
-    sum_parts_call,
     token_major,
 )
+from vitkernels.bias_attention_bwd_key import key_calls
 
 
 @triton.jit
 def _absorb_keys(
-    q, do, acc, dbias, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_row, lse, delta, rows, n_rows, keys, n_keys, scale_log2,
-    EXPANDED: tl.constexpr, GATED: tl.constexpr, PADDED: tl.constexpr, D: tl.constexpr,
+    q, do, acc, dbias, k_ptr, k_row, v_ptr, v_row, bias, lse, delta, keys, n_keys, scale_log2,
+    GATED: tl.constexpr, PADDED: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """Adds dS K of a tile of keys to acc [R, BLOCK_D] and its dS (gated: dP) to dbias [R, K]; lse and delta are [R]."""
     BLOCK_D: tl.constexpr = q.shape[1]
@@ -51,7 +51,7 @@ def _absorb_keys(
     v = load_rows(v_ptr, v_row, keys, n_keys, D, BLOCK_D)
     s = tl.dot(q, tl.trans(k), input_precision="tf32x3") * scale_log2
     if not GATED:
-        s += load_bias(bias_ptr, bias_row, rows, n_rows, keys, n_keys, EXPANDED)
+        s += bias
     elif PADDED:
         s = tl.where(keys[None, :] < n_keys, s, -1.0e30)
     dp = tl.dot(do, tl.trans(v), input_precision="tf32x3")
@@ -112,8 +112,6 @@ def _bwd_query_kernel(
     BLOCK_N: tl.constexpr,
     KEYS_0: tl.constexpr,
     KEYS_1: tl.constexpr,
-    KEYS_2: tl.constexpr,
-    KEYS_3: tl.constexpr,
 ):
     pid = tl.program_id(0)
     tiles = tl.cdiv(N, BLOCK_N)
@@ -134,16 +132,12 @@ def _bwd_query_kernel(
     if dbias_ptr is not None:
         dbias_ptr += (tl.cast(part, tl.int64) * H + h) * N * M
     keys_0 = first_key + tl.arange(0, KEYS_0)
+    bias_0 = 0.0 if GATED else load_bias(bias_ptr, bias_stride_n, rows, N, keys_0, M, EXPANDED)
     dbias_0 = tl.zeros([BLOCK_N, KEYS_0], tl.float32)
     if KEYS_1 > 0:
         keys_1 = first_key + KEYS_0 + tl.arange(0, KEYS_1)
+        bias_1 = 0.0 if GATED else load_bias(bias_ptr, bias_stride_n, rows, N, keys_1, M, EXPANDED)
         dbias_1 = tl.zeros([BLOCK_N, KEYS_1], tl.float32)
-    if KEYS_2 > 0:
-        keys_2 = first_key + KEYS_0 + KEYS_1 + tl.arange(0, KEYS_2)
-        dbias_2 = tl.zeros([BLOCK_N, KEYS_2], tl.float32)
-    if KEYS_3 > 0:
-        keys_3 = first_key + KEYS_0 + KEYS_1 + KEYS_2 + tl.arange(0, KEYS_3)
-        dbias_3 = tl.zeros([BLOCK_N, KEYS_3], tl.float32)
     for b in range(part * IMAGES, min(part * IMAGES + IMAGES, B)):
         b64 = tl.cast(b, tl.int64)
         row_b = (b64 * H + h) * N
@@ -162,23 +156,13 @@ def _bwd_query_kernel(
         v_b = v_ptr + b64 * aligned(v_stride_b, ALIGN)
         acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
         acc, dbias_0 = _absorb_keys(
-            q, do, acc, dbias_0, k_b, k_row, v_b, v_row, bias_ptr, bias_stride_n, lse, delta, rows, N, keys_0, M,
-            scale_log2, EXPANDED, GATED, PADDED, D,
+            q, do, acc, dbias_0, k_b, k_row, v_b, v_row, bias_0, lse, delta, keys_0, M, scale_log2,
+            GATED, PADDED, D,
         )  # fmt: skip
         if KEYS_1 > 0:
             acc, dbias_1 = _absorb_keys(
-                q, do, acc, dbias_1, k_b, k_row, v_b, v_row, bias_ptr, bias_stride_n, lse, delta, rows, N, keys_1, M,
-                scale_log2, EXPANDED, GATED, PADDED, D,
-            )  # fmt: skip
-        if KEYS_2 > 0:
-            acc, dbias_2 = _absorb_keys(
-                q, do, acc, dbias_2, k_b, k_row, v_b, v_row, bias_ptr, bias_stride_n, lse, delta, rows, N, keys_2, M,
-                scale_log2, EXPANDED, GATED, PADDED, D,
-            )  # fmt: skip
-        if KEYS_3 > 0:
-            acc, dbias_3 = _absorb_keys(
-                q, do, acc, dbias_3, k_b, k_row, v_b, v_row, bias_ptr, bias_stride_n, lse, delta, rows, N, keys_3, M,
-                scale_log2, EXPANDED, GATED, PADDED, D,
+                q, do, acc, dbias_1, k_b, k_row, v_b, v_row, bias_1, lse, delta, keys_1, M, scale_log2,
+                GATED, PADDED, D,
             )  # fmt: skip
         acc *= scale
         dq_b = b64 * aligned(dq_stride_b, ALIGN)
@@ -192,10 +176,6 @@ def _bwd_query_kernel(
         _store_scores(dbias_ptr, dbias_0, rows, N, keys_0, M)
         if KEYS_1 > 0:
             _store_scores(dbias_ptr, dbias_1, rows, N, keys_1, M)
-        if KEYS_2 > 0:
-            _store_scores(dbias_ptr, dbias_2, rows, N, keys_2, M)
-        if KEYS_3 > 0:
-            _store_scores(dbias_ptr, dbias_3, rows, N, keys_3, M)
 
 
 @triton.jit
@@ -204,211 +184,14 @@ def _store_scores(ptr, tile, rows, n_rows, cols, n_cols):
     tl.store(pointers, tile, mask=(rows[:, None] < n_rows) & (cols[None, :] < n_cols))
 
 
-@triton.jit
-def _absorb_queries(
-    k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias_ptr, bias_row, rows, n_rows, keys, n_keys,
-    scale_log2, EXPANDED: tl.constexpr, GATED: tl.constexpr, D: tl.constexpr,
-):  # fmt: skip
-    """Adds what a tile of queries gives to dK / scale and dV [K, BLOCK_D], on transposed scores [K, R]."""
-    BLOCK_D: tl.constexpr = k.shape[1]
-    q = load_rows(q_ptr, q_row, rows, n_rows, D, BLOCK_D)
-    do = load_rows(do_ptr, do_row, rows, n_rows, D, BLOCK_D)
-    lse = tl.load(lse_ptr + rows, mask=rows < n_rows, other=0.0)
-    delta = tl.load(delta_ptr + rows, mask=rows < n_rows, other=0.0)
-    bias = tl.trans(load_bias(bias_ptr, bias_row, rows, n_rows, keys, n_keys, EXPANDED))
-    s = tl.dot(k, tl.trans(q), input_precision="tf32x3") * scale_log2
-    if not GATED:
-        s += bias
-    p = tl.math.exp2(s - lse[None, :])
-    weights = p + bias if GATED else p
-    dv = tl.dot(weights.to(q.dtype), do, dv, input_precision="tf32x3")
-    ds = p * (tl.dot(v, tl.trans(do), input_precision="tf32x3") - delta[None, :])
-    return tl.dot(ds.to(q.dtype), q, dk, input_precision="tf32x3"), dv
-
-
-@triton.jit
-def _bwd_key_short_kernel(
-    dk_ptr,  # [B, H, M, D]
-    dv_ptr,  # [B, H, M, D], strides of dk
-    q_ptr,  # [B, H, N, D]
-    k_ptr,  # [B, H, M, D]
-    v_ptr,  # [B, H, M, D]
-    bias_ptr,  # [H, N, M]
-    do_ptr,  # [B, H, N, D]
-    lse_ptr,  # [B, H, N] fp32
-    delta_ptr,  # [B, H, N] fp32
-    dk_stride_b,
-    dk_stride_h,
-    dk_stride_m,
-    q_stride_b,
-    q_stride_h,
-    q_stride_n,
-    k_stride_b,
-    k_stride_h,
-    k_stride_m,
-    v_stride_b,
-    v_stride_h,
-    v_stride_m,
-    do_stride_b,
-    do_stride_h,
-    do_stride_n,
-    bias_stride_h,
-    bias_stride_n,
-    B,
-    H,
-    N,
-    M,
-    IMAGES,  # images of one program
-    scale,
-    scale_log2,
-    GATED: tl.constexpr,
-    EXPANDED: tl.constexpr,
-    ALIGN: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    ROWS_0: tl.constexpr,
-    ROWS_1: tl.constexpr,
-    ROWS_2: tl.constexpr,
-    ROWS_3: tl.constexpr,
-):
-    pid = tl.program_id(0)
-    tiles = tl.cdiv(M, BLOCK_M)
-    h = (pid // tiles) % H
-    b_first = pid // (tiles * H) * IMAGES
-    keys = pid % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
-    h64 = h.to(tl.int64)
-    bias_ptr += h64 * bias_stride_h
-    rows_0 = tl.arange(0, ROWS_0)
-    if ROWS_1 > 0:
-        rows_1 = ROWS_0 + tl.arange(0, ROWS_1)
-    if ROWS_2 > 0:
-        rows_2 = ROWS_0 + ROWS_1 + tl.arange(0, ROWS_2)
-    if ROWS_3 > 0:
-        rows_3 = ROWS_0 + ROWS_1 + ROWS_2 + tl.arange(0, ROWS_3)
-    q_ptr += h64 * aligned(q_stride_h, ALIGN)
-    k_ptr += h64 * aligned(k_stride_h, ALIGN)
-    v_ptr += h64 * aligned(v_stride_h, ALIGN)
-    do_ptr += h64 * aligned(do_stride_h, ALIGN)
-    dk_head = h64 * aligned(dk_stride_h, ALIGN)
-    q_row, do_row, dk_row = aligned(q_stride_n, ALIGN), aligned(do_stride_n, ALIGN), aligned(dk_stride_m, ALIGN)
-    for b in range(b_first, min(b_first + IMAGES, B)):
-        b64 = tl.cast(b, tl.int64)
-        k = load_rows(k_ptr + b64 * aligned(k_stride_b, ALIGN), aligned(k_stride_m, ALIGN), keys, M, D, BLOCK_D)
-        v = load_rows(v_ptr + b64 * aligned(v_stride_b, ALIGN), aligned(v_stride_m, ALIGN), keys, M, D, BLOCK_D)
-        q_b = q_ptr + b64 * aligned(q_stride_b, ALIGN)
-        do_b = do_ptr + b64 * aligned(do_stride_b, ALIGN)
-        lse_b = lse_ptr + (b64 * H + h) * N
-        delta_b = delta_ptr + (b64 * H + h) * N
-        dk = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-        dv = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-        dk, dv = _absorb_queries(
-            k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_ptr, bias_stride_n, rows_0, N, keys, M,
-            scale_log2, EXPANDED, GATED, D,
-        )  # fmt: skip
-        if ROWS_1 > 0:
-            dk, dv = _absorb_queries(
-                k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_ptr, bias_stride_n, rows_1, N, keys, M,
-                scale_log2, EXPANDED, GATED, D,
-            )  # fmt: skip
-        if ROWS_2 > 0:
-            dk, dv = _absorb_queries(
-                k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_ptr, bias_stride_n, rows_2, N, keys, M,
-                scale_log2, EXPANDED, GATED, D,
-            )  # fmt: skip
-        if ROWS_3 > 0:
-            dk, dv = _absorb_queries(
-                k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_ptr, bias_stride_n, rows_3, N, keys, M,
-                scale_log2, EXPANDED, GATED, D,
-            )  # fmt: skip
-        dk_b = b64 * aligned(dk_stride_b, ALIGN) + dk_head
-        store_rows(dk_ptr + dk_b, dk_row, dk * scale, keys, M, D, BLOCK_D)
-        store_rows(dv_ptr + dk_b, dk_row, dv, keys, M, D, BLOCK_D)
-
-
-@triton.jit
-def _bwd_key_long_kernel(
-    dk_ptr,  # [B, H, M, D], or fp32 [spans, B, H, M, D]
-    dv_ptr,  # as dk
-    q_ptr,  # [B, H, N, D]
-    k_ptr,  # [B, H, M, D]
-    v_ptr,  # [B, H, M, D]
-    bias_ptr,  # [H, N, M]
-    do_ptr,  # [B, H, N, D]
-    lse_ptr,  # [B, H, N] fp32
-    delta_ptr,  # [B, H, N] fp32
-    dk_stride_s,
-    dk_stride_b,
-    dk_stride_h,
-    dk_stride_m,
-    q_stride_b,
-    q_stride_h,
-    q_stride_n,
-    k_stride_b,
-    k_stride_h,
-    k_stride_m,
-    v_stride_b,
-    v_stride_h,
-    v_stride_m,
-    do_stride_b,
-    do_stride_h,
-    do_stride_n,
-    bias_stride_h,
-    bias_stride_n,
-    B,
-    H,
-    N,
-    M,
-    SPAN,  # queries of one program
-    scale,
-    scale_log2,
-    GATED: tl.constexpr,
-    EXPANDED: tl.constexpr,
-    ALIGN: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-):
-    pid = tl.program_id(0)
-    tiles = tl.cdiv(M, BLOCK_M)
-    b = (pid // tiles) % B
-    h = (pid // (tiles * B)) % H
-    span = pid // (tiles * B * H)
-    keys = pid % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
-    h64, b64 = h.to(tl.int64), b.to(tl.int64)
-    bias_ptr += h64 * bias_stride_h
-    k_ptr += h64 * aligned(k_stride_h, ALIGN) + b64 * aligned(k_stride_b, ALIGN)
-    v_ptr += h64 * aligned(v_stride_h, ALIGN) + b64 * aligned(v_stride_b, ALIGN)
-    q_ptr += h64 * aligned(q_stride_h, ALIGN) + b64 * aligned(q_stride_b, ALIGN)
-    do_ptr += h64 * aligned(do_stride_h, ALIGN) + b64 * aligned(do_stride_b, ALIGN)
-    lse_ptr += (b64 * H + h) * N
-    delta_ptr += (b64 * H + h) * N
-    q_row, do_row, dk_row = aligned(q_stride_n, ALIGN), aligned(do_stride_n, ALIGN), aligned(dk_stride_m, ALIGN)
-    k = load_rows(k_ptr, aligned(k_stride_m, ALIGN), keys, M, D, BLOCK_D)
-    v = load_rows(v_ptr, aligned(v_stride_m, ALIGN), keys, M, D, BLOCK_D)
-    dk = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    dv = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    for first in range(span * SPAN, min(span * SPAN + SPAN, N), BLOCK_N):
-        rows = first + tl.arange(0, BLOCK_N)
-        dk, dv = _absorb_queries(
-            k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias_ptr, bias_stride_n, rows, N, keys, M,
-            scale_log2, EXPANDED, GATED, D,
-        )  # fmt: skip
-    dk_at = span.to(tl.int64) * dk_stride_s + b64 * aligned(dk_stride_b, ALIGN) + h64 * aligned(dk_stride_h, ALIGN)
-    store_rows(dk_ptr + dk_at, dk_row, dk * scale, keys, M, D, BLOCK_D)
-    store_rows(dv_ptr + dk_at, dk_row, dv, keys, M, D, BLOCK_D)
-
-
-def key_chunk(n_keys: int, head_dim: int, itemsize: int) -> tuple[int, int, int, int]:
-    """Sizes of the pieces of keys whose dBias a program of the query pass holds: what pads least, then the longest."""
+def key_chunk(n_keys: int, head_dim: int, itemsize: int) -> tuple[int, int]:
+    """Sizes of the two pieces of keys whose bias and dBias a program of the query pass holds: what pads least."""
     if itemsize == 4 or head_dim > 64:
-        return (32, 0, 0, 0)
-    most = 208 if head_dim <= 32 else 128
-    choices = [(64, 64, 64, 16), (64, 64, 64, 0), (64, 64, 16, 0), (64, 64, 0, 0), (64, 32, 16, 0), (64, 32, 0, 0),
-               (64, 16, 0, 0), (64, 0, 0, 0), (32, 16, 0, 0), (32, 0, 0, 0), (16, 0, 0, 0)]  # fmt: skip
-    fitting = [choice for choice in choices if sum(choice) <= most]
-    return min(fitting, key=lambda choice: (cdiv(n_keys, sum(choice)) * (sum(choice) + 32), -sum(choice)))
+        return (32, 0) if n_keys > 16 else (16, 0)
+    choices = [(64, 0), (32, 16), (32, 0), (16, 0)]
+    if head_dim <= 32:
+        choices.insert(0, (64, 16))
+    return min(choices, key=lambda choice: cdiv(n_keys, sum(choice)) * (sum(choice) + 32))
 
 
 def bias_slices(batch: int, heads: int, n: int) -> int:
@@ -464,7 +247,7 @@ def backward_calls(
         "dq_ptr": dq, "carry_ptr": carry, "dbias_ptr": dbias_parts, "out_ptr": out, "IMAGES": images,
         "dq_stride_b": dq.stride(0), "dq_stride_h": dq.stride(1), "dq_stride_n": dq.stride(2),
         "out_stride_b": out.stride(0), "out_stride_h": out.stride(1), "out_stride_n": out.stride(2),
-        "BLOCK_N": block_n, "KEYS_0": keys[0], "KEYS_1": keys[1], "KEYS_2": keys[2], "KEYS_3": keys[3],
+        "BLOCK_N": block_n, "KEYS_0": keys[0], "KEYS_1": keys[1],
     }  # fmt: skip
     calls = [
         Call(
@@ -474,41 +257,9 @@ def backward_calls(
             grid=cdiv(N, block_n) * H * cdiv(B, images),
             pass_name=f"bwd_query_{first}",
             products=3,
+            num_stages=1,
             scores=B * H * N * min(sum(keys), M - first),
         )
         for first in range(0, M, sum(keys))
     ]
-    return calls + _key_calls(dk, dv, shared, block_n, block_m)
-
-
-def _key_calls(dk: Tensor, dv: Tensor, shared: dict, block_n: int, block_m: int) -> list[Call]:
-    B, H, M, D = dk.shape
-    N, tiles = shared["N"], cdiv(M, block_m)
-    if N <= 208 and D <= 32 and dk.element_size() == 2:
-        images = images_per_program(B, tiles * H)
-        rows = pieces(N, 4, 64)
-        return [Call(
-            kernel=_bwd_key_short_kernel, pass_name="bwd_key", products=4, scores=B * H * N * M, grid=tiles * H * cdiv(B, images),
-            args=shared | {
-                "dk_ptr": dk, "dv_ptr": dv, "IMAGES": images, "BLOCK_M": block_m,
-                "dk_stride_b": dk.stride(0), "dk_stride_h": dk.stride(1), "dk_stride_m": dk.stride(2),
-                "ROWS_0": rows[0], "ROWS_1": rows[1], "ROWS_2": rows[2], "ROWS_3": rows[3],
-            },
-        )]  # fmt: skip
-    spans = max(1, min(cdiv(PROGRAMS_WANTED, B * H * tiles), cdiv(N, 8 * block_n))) if B else 1
-    span = cdiv(cdiv(N, spans), block_n) * block_n
-    spans = cdiv(N, span)
-    dk_parts, dv_parts = dk, dv
-    if spans > 1:
-        dk_parts, dv_parts = (dk.new_empty((spans, B, M, H, D), dtype=torch.float32).transpose(2, 3) for _ in range(2))
-    strides = (0, *dk.stride()) if spans == 1 else dk_parts.stride()
-    key = Call(
-        kernel=_bwd_key_long_kernel, pass_name="bwd_key", products=4, scores=B * H * N * M, grid=tiles * B * H * spans,
-        args=shared | {
-            "dk_ptr": dk_parts, "dv_ptr": dv_parts, "SPAN": span, "BLOCK_N": block_n, "BLOCK_M": block_m,
-            "dk_stride_s": strides[0], "dk_stride_b": strides[1], "dk_stride_h": strides[2], "dk_stride_m": strides[3],
-        },
-    )  # fmt: skip
-    if spans == 1:
-        return [key]
-    return [key, sum_parts_call(dk, dk_parts, "bwd_sum_dk"), sum_parts_call(dv, dv_parts, "bwd_sum_dv")]
+    return calls + key_calls(dk, dv, shared, block_n, block_m)

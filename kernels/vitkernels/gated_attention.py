@@ -4,9 +4,9 @@ P = (1 - g) softmax(q k^T * scale) + g softmax(positional),  g = sigmoid(gate), 
 
 The positional softmax does not depend on the image: `_weights_kernel` computes W = g softmax(positional) once per step,
 [H, N, N padded to 16] in q.dtype. The attention kernels then need one exp2 per score and image. W stands still
-while a program walks through images; P v = (1 - g) softmax(S) v + W v are two products with the same v, since the matrix
-unit has time to spare and the fp32 lanes have none. Dividing P by its row sums, as the released models do, changes
-nothing: both softmaxes sum to 1.
+while a program walks through images; P v = (1 - g) softmax(S) v + W v are two products with the same v, since the
+matrix unit has time to spare and the fp32 lanes have none. Dividing P by its row sums, as the released models do,
+changes nothing: both softmaxes sum to 1.
 
 Gradients: with dP = dO v^T and delta = rowsum(softmax(S) * dP) = (rowsum(dO * O) - rowsum(dO * W v)) / (1 - g),
 dS = (1 - g) softmax(S) * (dP - delta), dv = P^T dO, and over all images and rows dgate = sum(dO * (W v - g O));
@@ -16,8 +16,12 @@ The passes over scores are those of bias_attention_bwd.py.
 Cannot be avoided: q, k, v, out and positional (bytes), 4 B H N N D floating-point operations, B H N N exp2.
 """
 
+# Parameters of kernels are Triton values, which have no Python types.
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +33,7 @@ from torch.utils.flop_counter import register_flop_formula
 from vitkernels._common import (
     LOG2E,
     Call,
+    Shape,
     aligned,
     autocast,
     cdiv,
@@ -210,8 +215,8 @@ torch.library.define(
 )
 torch.library.define(
     "vitkernels::gated_attention_bwd",
-    "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor positional, Tensor gate, Tensor out, Tensor lse, Tensor weights,"
-    " float scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor positional, Tensor gate, Tensor out, Tensor lse,"
+    " Tensor weights, float scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 
 
@@ -256,23 +261,29 @@ def _bwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     into = _bwd_fake(grad, q, k, v, positional, gate, out, lse, weights, scale)
     if not kernels_run_on(q):
-        grads = reference_gradients(lambda *x: gated_attention_reference(*x, scale), (q, k, v, positional, gate), grad)
+        reference = functools.partial(gated_attention_reference, scale=scale)
+        grads = reference_gradients(reference, (q, k, v, positional, gate), grad)
         for gradient, value in zip(into, grads, strict=True):
             gradient.copy_(value)
         return into
     q, k, v, gate, grad = (last_contiguous(x) for x in (q, k, v, gate, grad))
     positional = positional.contiguous()
-    run_all(gated_backward_calls(*into, q, k, v, positional, gate, weights, out, lse, grad, scale))
+    dq, dk, dv, dpositional, dgate = into
+    run_all(
+        gated_backward_calls(
+            dq, dk, dv, dpositional, dgate, q, k, v, positional, gate, weights, out, lse, grad, scale
+        )
+    )
     return into
 
 
 @register_flop_formula(torch.ops.vitkernels.gated_attention_fwd)
-def _fwd_flops(q_shape: tuple, *_: object, **__: object) -> int:
+def _fwd_flops(q_shape: Shape, *_: object, **__: object) -> int:
     return gated_attention_work(*q_shape)[0]
 
 
 @register_flop_formula(torch.ops.vitkernels.gated_attention_bwd)
-def _bwd_flops(grad_shape: tuple, *_: object, **__: object) -> int:
+def _bwd_flops(grad_shape: Shape, *_: object, **__: object) -> int:
     return gated_attention_work(*grad_shape, backward=True)[0]
 
 
@@ -284,13 +295,13 @@ class _GatedAttention(torch.autograd.Function):
         return torch.ops.vitkernels.gated_attention_fwd(q, k, v, positional, gate, scale, True)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    def setup_context(ctx, inputs, output) -> None:
         *tensors, ctx.scale = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(*tensors, *output)
 
     @staticmethod
-    def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+    def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         return *torch.ops.vitkernels.gated_attention_bwd(grad, *ctx.saved_tensors, ctx.scale), None
 
 
@@ -303,8 +314,8 @@ def gated_attention(
     interpreter runs the kernels. Under autocast q, k and v are cast to its dtype; positional and gate stay as they are.
 
     Args:
-        q, k, v: [B, H, N, D]; fp16, bf16 or fp32 (on the CPU also fp64), any strides with a contiguous last dim (anything
-            else is copied); N from 1 to 16384, D from 16 to 128.
+        q, k, v: [B, H, N, D]; fp16, bf16 or fp32 (on the CPU also fp64), any strides with a contiguous last dim
+            (anything else is copied); N from 1 to 16384, D from 16 to 128.
         positional: [H, N, N] logits, any floating dtype; the same for all images; receives a gradient.
         gate: [H], any floating dtype, before the sigmoid; receives a gradient.
         scale: default D ** -0.5.

@@ -1,8 +1,11 @@
 """Gradients of gated_attention around the passes over scores that bias_attention_bwd.py makes.
 
-`_delta_kernel` finds delta of every row and the partial sums of the gate's gradient; `_logits_gradient_kernel` takes the
-summed gradient of the positional softmax through that softmax, once for all images. No atomics: see there.
+`_delta_kernel` finds delta of every row and the partial sums of the gate's gradient; `_logits_gradient_kernel` takes
+the summed gradient of the positional softmax through that softmax, once for all images. No atomics: see there.
 """
+
+# Parameters of kernels are Triton values, which have no Python types.
+# mypy: allow-untyped-defs, allow-incomplete-defs
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """relative_attention: softmax(q k^T * scale + relative position bias) v for tokens on a grid.
 
-The bias of (query i, key j) is row (y_i - y_j + h - 1)(2w - 1) + (x_i - x_j + w - 1) of a table [(2h-1)(2w-1), H], as in
-CoAtNet (Dai et al., arXiv:2106.04803), Swin (arXiv:2103.14030) and BEiT (arXiv:2106.08254).
+The bias of (query i, key j) is row (y_i - y_j + h - 1)(2w - 1) + (x_i - x_j + w - 1) of a table [(2h-1)(2w-1), H], as
+in CoAtNet (Dai et al., arXiv:2106.04803), Swin (arXiv:2103.14030) and BEiT (arXiv:2106.08254).
 
 Gathering table entries inside the attention loop costs more instructions than the attention. So a small kernel expands
 the table once per step to a dense [H, N, N padded to 16] in q.dtype (fp32 for fp32), in units of log2, hugely negative
@@ -11,8 +11,12 @@ inverse index: a program gathers, for one head, all pairs that are dy rows apart
 Cannot be avoided: the bytes of q, k, v, the output and the table; 4 B H N N D floating-point operations; B H N N exp2.
 """
 
+# Parameters of kernels are Triton values, which have no Python types.
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +28,7 @@ from torch.utils.flop_counter import register_flop_formula
 from vitkernels._common import (
     LOG2E,
     Call,
+    Shape,
     autocast,
     cdiv,
     check_qkv,
@@ -37,8 +42,9 @@ from vitkernels._common import (
     token_major,
 )
 from vitkernels._launch import Launch
-from vitkernels.bias_attention import bias_attention_reference, bias_attention_work, forward_calls
+from vitkernels.bias_attention import bias_attention_reference, bias_attention_work
 from vitkernels.bias_attention_bwd import backward_calls, bias_slices
+from vitkernels.bias_attention_fwd import forward_calls
 
 
 @triton.jit
@@ -134,9 +140,9 @@ def expand_call(out: Tensor, table: Tensor, grid: tuple[int, int]) -> Call:
     H, N, P = out.shape
     args = {
         "out_ptr": out, "table_ptr": table, "table_stride": table.stride(0), "H": H, "N": N, "P": P,
-        "grid_h": grid[0], "grid_w": grid[1], "BLOCK_N": 16, "BLOCK_M": 128,
+        "grid_h": grid[0], "grid_w": grid[1], "BLOCK_N": 64, "BLOCK_M": 128,
     }  # fmt: skip
-    return Call(kernel=_expand_kernel, args=args, grid=cdiv(P, 128) * cdiv(N, 16) * H, pass_name="expand")
+    return Call(kernel=_expand_kernel, args=args, grid=cdiv(P, 128) * cdiv(N, 64) * H, pass_name="expand")
 
 
 def relative_backward_calls(
@@ -146,7 +152,10 @@ def relative_backward_calls(
     """The launches that fill dq, dk, dv (token-major) and, where given, dtable."""
     B, H, N, _ = q.shape
     parts = None if dtable is None else lse.new_empty((bias_slices(B, H, N), H, N, N))
-    calls = backward_calls(dq, dk, dv, parts, torch.empty_like(lse), q, k, v, expanded, out, lse, grad, scale, expanded=True)
+    delta = torch.empty_like(lse)
+    calls = backward_calls(
+        dq, dk, dv, parts, delta, q, k, v, expanded, out, lse, grad, scale, expanded=True
+    )
     if dtable is None or parts is None:
         return calls
     dbias = parts[0]
@@ -189,7 +198,7 @@ def _expand(table: Tensor, grid_h: int, grid_w: int, dtype: torch.dtype) -> Tens
         run_all([expand_call(out, last_contiguous(table), (grid_h, grid_w))])
         return out
     n = grid_h * grid_w
-    bias = table[relative_index((grid_h, grid_w), table.device)].permute(2, 0, 1).to(torch.promote_types(dtype, torch.float32))
+    bias = table.to(dtype)[relative_index((grid_h, grid_w), table.device)].permute(2, 0, 1)
     out[..., n:] = -65504.0 if dtype == torch.float16 else -1.0e30
     out[..., :n] = bias * LOG2E
     return out
@@ -232,7 +241,8 @@ def _bwd(
     grid = (grid_h, grid_w)
     dq, dk, dv, dtable = _bwd_fake(grad, q, k, v, table, expanded, out, lse, scale, grid_h, grid_w, need_dtable)
     if not kernels_run_on(q):
-        grads = reference_gradients(lambda *x: relative_attention_reference(*x, grid, scale), (q, k, v, table), grad)
+        reference = functools.partial(relative_attention_reference, grid=grid, scale=scale)
+        grads = reference_gradients(reference, (q, k, v, table), grad)
         for into, x in zip((dq, dk, dv, dtable) if need_dtable else (dq, dk, dv), grads, strict=False):
             into.copy_(x)
         return dq, dk, dv, dtable
@@ -248,13 +258,15 @@ def _expand_flops(*_: object, **__: object) -> int:
 
 
 @register_flop_formula(torch.ops.vitkernels.relative_attention_fwd)
-def _fwd_flops(q_shape: tuple, k_shape: tuple, *_: object, **__: object) -> int:
-    return bias_attention_work(*q_shape[:3], k_shape[2], q_shape[3])[0]
+def _fwd_flops(q_shape: Shape, *_: object, **__: object) -> int:
+    B, H, N, D = q_shape
+    return bias_attention_work(B, H, N, N, D)[0]
 
 
 @register_flop_formula(torch.ops.vitkernels.relative_attention_bwd)
-def _bwd_flops(grad_shape: tuple, q_shape: tuple, k_shape: tuple, *_: object, **__: object) -> int:
-    return bias_attention_work(*q_shape[:3], k_shape[2], q_shape[3], backward=True)[0]
+def _bwd_flops(grad_shape: Shape, *_: object, **__: object) -> int:
+    B, H, N, D = grad_shape
+    return bias_attention_work(B, H, N, N, D, backward=True)[0]
 
 
 class _RelativeAttention(torch.autograd.Function):
@@ -266,14 +278,14 @@ class _RelativeAttention(torch.autograd.Function):
         return *torch.ops.vitkernels.relative_attention_fwd(q, k, v, expanded, scale, True), expanded
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    def setup_context(ctx, inputs, output) -> None:
         q, k, v, table, ctx.grid_h, ctx.grid_w, ctx.scale = inputs
         out, lse, expanded = output
         ctx.mark_non_differentiable(lse, expanded)
         ctx.save_for_backward(q, k, v, table, expanded, out, lse)
 
     @staticmethod
-    def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+    def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         need_dtable = ctx.needs_input_grad[3]
         dq, dk, dv, dtable = torch.ops.vitkernels.relative_attention_bwd(
             grad, *ctx.saved_tensors, ctx.scale, ctx.grid_h, ctx.grid_w, need_dtable
@@ -311,10 +323,10 @@ def relative_attention(
     interpreter runs the kernels. Under autocast q, k and v are cast to its dtype; the table stays as it is.
 
     Args:
-        q, k, v: [B, H, N, D] with N = h w row-major tokens; fp16, bf16 or fp32 (on the CPU also fp64), any strides with a
-            contiguous last dim (anything else is copied); N from 1 to 16384, D from 16 to 128.
-        table: [(2h-1)(2w-1), H], any floating dtype; row (y_i - y_j + h - 1)(2w - 1) + (x_i - x_j + w - 1) is added after
-            scaling; receives a gradient, summed over the batch in fp32.
+        q, k, v: [B, H, N, D] with N = h w row-major tokens; fp16, bf16 or fp32 (on the CPU also fp64), any strides
+            with a contiguous last dim (anything else is copied); N from 1 to 16384, D from 16 to 128.
+        table: [(2h-1)(2w-1), H], any floating dtype; row (y_i - y_j + h - 1)(2w - 1) + (x_i - x_j + w - 1) is added
+            after scaling; receives a gradient, summed over the batch in fp32.
         grid: (h, w).
         scale: default D ** -0.5.
         expanded: `expand_relative_bias(table, grid, q.dtype)` from an earlier call, for inference: saves making it.
@@ -328,13 +340,14 @@ def relative_attention(
     h, w = (int(side) for side in grid)
     if h * w != q.shape[2] or k.shape[2] != q.shape[2]:
         raise ValueError(
-            f"relative_attention: grid {h}x{w} needs q, k, v of {h * w} tokens; got q {tuple(q.shape)}, k {tuple(k.shape)}"
+            f"relative_attention: grid {h}x{w} needs q, k, v of {h * w} tokens; "
+            f"got q {tuple(q.shape)}, k {tuple(k.shape)}"
         )
     check_shape("relative_attention", "table", table, ((2 * h - 1) * (2 * w - 1), q.shape[1]), q)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if needs_grad(q, k, v, table):
         if expanded is not None:
-            raise ValueError("relative_attention: expanded is for inference; gradients go to the table, so pass only that")
+            raise ValueError("relative_attention: expanded is for inference; for gradients pass the table alone")
         return _RelativeAttention.apply(q, k, v, table, h, w, scale)[0]
     if expanded is None:
         expanded = expand_relative_bias(table, (h, w), q.dtype)

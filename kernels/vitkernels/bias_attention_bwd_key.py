@@ -1,0 +1,261 @@
+"""dK and dV of bias_attention (and of gated_attention): the pass in which keys stand still; see bias_attention_bwd.py.
+
+Scores are transposed, [keys, queries], so that P^T and dS^T sit in registers as the matrix unit wants its left operand.
+"""
+
+# Parameters of kernels are Triton values, which have no Python types.
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vitkernels._common import (
+    PROGRAMS_WANTED,
+    Call,
+    aligned,
+    cdiv,
+    images_per_program,
+    load_bias,
+    load_rows,
+    pieces,
+    store_rows,
+    sum_parts_call,
+)
+
+
+@triton.jit
+def _absorb_queries(
+    k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias_ptr, bias_row, rows, n_rows, keys, n_keys,
+    scale_log2, EXPANDED: tl.constexpr, GATED: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """Adds what a tile of queries gives to dK / scale and dV [K, BLOCK_D], on transposed scores [K, R]."""
+    BLOCK_D: tl.constexpr = k.shape[1]
+    q = load_rows(q_ptr, q_row, rows, n_rows, D, BLOCK_D)
+    do = load_rows(do_ptr, do_row, rows, n_rows, D, BLOCK_D)
+    lse = tl.load(lse_ptr + rows, mask=rows < n_rows, other=0.0)
+    delta = tl.load(delta_ptr + rows, mask=rows < n_rows, other=0.0)
+    bias = tl.trans(load_bias(bias_ptr, bias_row, rows, n_rows, keys, n_keys, EXPANDED))
+    s = tl.dot(k, tl.trans(q), input_precision="tf32x3") * scale_log2
+    if not GATED:
+        s += bias
+    p = tl.math.exp2(s - lse[None, :])
+    weights = p + bias if GATED else p
+    dv = tl.dot(weights.to(q.dtype), do, dv, input_precision="tf32x3")
+    ds = p * (tl.dot(v, tl.trans(do), input_precision="tf32x3") - delta[None, :])
+    return tl.dot(ds.to(q.dtype), q, dk, input_precision="tf32x3"), dv
+
+
+@triton.jit
+def _bwd_key_short_kernel(
+    dk_ptr,  # [B, H, M, D]
+    dv_ptr,  # [B, H, M, D], strides of dk
+    q_ptr,  # [B, H, N, D]
+    k_ptr,  # [B, H, M, D]
+    v_ptr,  # [B, H, M, D]
+    bias_ptr,  # [H, N, M]
+    do_ptr,  # [B, H, N, D]
+    lse_ptr,  # [B, H, N] fp32
+    delta_ptr,  # [B, H, N] fp32
+    dk_stride_b,
+    dk_stride_h,
+    dk_stride_m,
+    q_stride_b,
+    q_stride_h,
+    q_stride_n,
+    k_stride_b,
+    k_stride_h,
+    k_stride_m,
+    v_stride_b,
+    v_stride_h,
+    v_stride_m,
+    do_stride_b,
+    do_stride_h,
+    do_stride_n,
+    bias_stride_h,
+    bias_stride_n,
+    B,
+    H,
+    N,
+    M,
+    IMAGES,  # images of one program
+    scale,
+    scale_log2,
+    GATED: tl.constexpr,
+    EXPANDED: tl.constexpr,
+    ALIGN: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    ROWS_0: tl.constexpr,
+    ROWS_1: tl.constexpr,
+    ROWS_2: tl.constexpr,
+    ROWS_3: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    tiles = tl.cdiv(M, BLOCK_M)
+    h = (pid // tiles) % H
+    b_first = pid // (tiles * H) * IMAGES
+    keys = pid % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
+    h64 = h.to(tl.int64)
+    bias_ptr += h64 * bias_stride_h
+    rows_0 = tl.arange(0, ROWS_0)
+    if ROWS_1 > 0:
+        rows_1 = ROWS_0 + tl.arange(0, ROWS_1)
+    if ROWS_2 > 0:
+        rows_2 = ROWS_0 + ROWS_1 + tl.arange(0, ROWS_2)
+    if ROWS_3 > 0:
+        rows_3 = ROWS_0 + ROWS_1 + ROWS_2 + tl.arange(0, ROWS_3)
+    q_ptr += h64 * aligned(q_stride_h, ALIGN)
+    k_ptr += h64 * aligned(k_stride_h, ALIGN)
+    v_ptr += h64 * aligned(v_stride_h, ALIGN)
+    do_ptr += h64 * aligned(do_stride_h, ALIGN)
+    dk_head = h64 * aligned(dk_stride_h, ALIGN)
+    q_row, do_row, dk_row = aligned(q_stride_n, ALIGN), aligned(do_stride_n, ALIGN), aligned(dk_stride_m, ALIGN)
+    for b in range(b_first, min(b_first + IMAGES, B)):
+        b64 = tl.cast(b, tl.int64)
+        k = load_rows(k_ptr + b64 * aligned(k_stride_b, ALIGN), aligned(k_stride_m, ALIGN), keys, M, D, BLOCK_D)
+        v = load_rows(v_ptr + b64 * aligned(v_stride_b, ALIGN), aligned(v_stride_m, ALIGN), keys, M, D, BLOCK_D)
+        q_b = q_ptr + b64 * aligned(q_stride_b, ALIGN)
+        do_b = do_ptr + b64 * aligned(do_stride_b, ALIGN)
+        lse_b = lse_ptr + (b64 * H + h) * N
+        delta_b = delta_ptr + (b64 * H + h) * N
+        dk = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+        dv = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+        dk, dv = _absorb_queries(
+            k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_ptr, bias_stride_n, rows_0, N, keys, M,
+            scale_log2, EXPANDED, GATED, D,
+        )  # fmt: skip
+        if ROWS_1 > 0:
+            dk, dv = _absorb_queries(
+                k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_ptr, bias_stride_n, rows_1, N, keys, M,
+                scale_log2, EXPANDED, GATED, D,
+            )  # fmt: skip
+        if ROWS_2 > 0:
+            dk, dv = _absorb_queries(
+                k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_ptr, bias_stride_n, rows_2, N, keys, M,
+                scale_log2, EXPANDED, GATED, D,
+            )  # fmt: skip
+        if ROWS_3 > 0:
+            dk, dv = _absorb_queries(
+                k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_ptr, bias_stride_n, rows_3, N, keys, M,
+                scale_log2, EXPANDED, GATED, D,
+            )  # fmt: skip
+        dk_b = b64 * aligned(dk_stride_b, ALIGN) + dk_head
+        store_rows(dk_ptr + dk_b, dk_row, dk * scale, keys, M, D, BLOCK_D)
+        store_rows(dv_ptr + dk_b, dk_row, dv, keys, M, D, BLOCK_D)
+
+
+@triton.jit
+def _bwd_key_long_kernel(
+    dk_ptr,  # [B, H, M, D], or fp32 [spans, B, H, M, D]
+    dv_ptr,  # as dk
+    q_ptr,  # [B, H, N, D]
+    k_ptr,  # [B, H, M, D]
+    v_ptr,  # [B, H, M, D]
+    bias_ptr,  # [H, N, M]
+    do_ptr,  # [B, H, N, D]
+    lse_ptr,  # [B, H, N] fp32
+    delta_ptr,  # [B, H, N] fp32
+    dk_stride_s,
+    dk_stride_b,
+    dk_stride_h,
+    dk_stride_m,
+    q_stride_b,
+    q_stride_h,
+    q_stride_n,
+    k_stride_b,
+    k_stride_h,
+    k_stride_m,
+    v_stride_b,
+    v_stride_h,
+    v_stride_m,
+    do_stride_b,
+    do_stride_h,
+    do_stride_n,
+    bias_stride_h,
+    bias_stride_n,
+    B,
+    H,
+    N,
+    M,
+    SPAN,  # queries of one program
+    scale,
+    scale_log2,
+    GATED: tl.constexpr,
+    EXPANDED: tl.constexpr,
+    ALIGN: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    tiles = tl.cdiv(M, BLOCK_M)
+    b = (pid // tiles) % B
+    h = (pid // (tiles * B)) % H
+    span = pid // (tiles * B * H)
+    keys = pid % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
+    h64, b64 = h.to(tl.int64), b.to(tl.int64)
+    bias_ptr += h64 * bias_stride_h
+    k_ptr += h64 * aligned(k_stride_h, ALIGN) + b64 * aligned(k_stride_b, ALIGN)
+    v_ptr += h64 * aligned(v_stride_h, ALIGN) + b64 * aligned(v_stride_b, ALIGN)
+    q_ptr += h64 * aligned(q_stride_h, ALIGN) + b64 * aligned(q_stride_b, ALIGN)
+    do_ptr += h64 * aligned(do_stride_h, ALIGN) + b64 * aligned(do_stride_b, ALIGN)
+    lse_ptr += (b64 * H + h) * N
+    delta_ptr += (b64 * H + h) * N
+    q_row, do_row, dk_row = aligned(q_stride_n, ALIGN), aligned(do_stride_n, ALIGN), aligned(dk_stride_m, ALIGN)
+    k = load_rows(k_ptr, aligned(k_stride_m, ALIGN), keys, M, D, BLOCK_D)
+    v = load_rows(v_ptr, aligned(v_stride_m, ALIGN), keys, M, D, BLOCK_D)
+    dk = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    dv = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for first in range(span * SPAN, min(span * SPAN + SPAN, N), BLOCK_N):
+        rows = first + tl.arange(0, BLOCK_N)
+        dk, dv = _absorb_queries(
+            k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias_ptr, bias_stride_n, rows, N, keys, M,
+            scale_log2, EXPANDED, GATED, D,
+        )  # fmt: skip
+    dk_at = span.to(tl.int64) * dk_stride_s + b64 * aligned(dk_stride_b, ALIGN) + h64 * aligned(dk_stride_h, ALIGN)
+    store_rows(dk_ptr + dk_at, dk_row, dk * scale, keys, M, D, BLOCK_D)
+    store_rows(dv_ptr + dk_at, dk_row, dv, keys, M, D, BLOCK_D)
+
+
+def key_calls(dk: Tensor, dv: Tensor, shared: dict[str, Any], block_n: int, block_m: int) -> list[Call]:
+    """The launches that fill dk and dv (token-major); shared holds the arguments that both passes take."""
+    B, H, M, D = dk.shape
+    N, tiles = shared["N"], cdiv(M, block_m)
+    if N <= 208 and D <= 32 and dk.element_size() == 2:
+        images = images_per_program(B, tiles * H)
+        rows = pieces(N, 4, 64)
+        return [Call(
+            kernel=_bwd_key_short_kernel, pass_name="bwd_key", num_stages=1, products=4, scores=B * H * N * M,
+            grid=tiles * H * cdiv(B, images),
+            args=shared | {
+                "dk_ptr": dk, "dv_ptr": dv, "IMAGES": images, "BLOCK_M": block_m,
+                "dk_stride_b": dk.stride(0), "dk_stride_h": dk.stride(1), "dk_stride_m": dk.stride(2),
+                "ROWS_0": rows[0], "ROWS_1": rows[1], "ROWS_2": rows[2], "ROWS_3": rows[3],
+            },
+        )]  # fmt: skip
+    spans = max(1, min(cdiv(PROGRAMS_WANTED, B * H * tiles), cdiv(N, 8 * block_n))) if B else 1
+    span = cdiv(cdiv(N, spans), block_n) * block_n
+    spans = cdiv(N, span)
+    dk_parts, dv_parts = dk, dv
+    if spans > 1:
+        dk_parts, dv_parts = (dk.new_empty((spans, B, M, H, D), dtype=torch.float32).transpose(2, 3) for _ in range(2))
+    strides = (0, *dk.stride()) if spans == 1 else dk_parts.stride()
+    key = Call(
+        kernel=_bwd_key_long_kernel, pass_name="bwd_key", num_stages=1, products=4, scores=B * H * N * M,
+        grid=tiles * B * H * spans,
+        args=shared | {
+            "dk_ptr": dk_parts, "dv_ptr": dv_parts, "SPAN": span, "BLOCK_N": block_n, "BLOCK_M": block_m,
+            "dk_stride_s": strides[0], "dk_stride_b": strides[1], "dk_stride_h": strides[2], "dk_stride_m": strides[3],
+        },
+    )  # fmt: skip
+    if spans == 1:
+        return [key]
+    return [key, sum_parts_call(dk, dk_parts, "bwd_sum_dk"), sum_parts_call(dv, dv_parts, "bwd_sum_dv")]

@@ -1,0 +1,352 @@
+"""Forward kernels of bias_attention, of relative_attention and of whoever else brings a dense bias.
+
+The bias does not depend on the image, so it stands still and the images move. `_fwd_short_kernel`: a program owns a
+tile of queries of one head, holds the bias of all keys in up to three power-of-two pieces (196 padded: 128 + 64 + 16)
+and walks through a group of images; a last tile of at most 16 queries gets one warp for each image instead of four.
+`_fwd_long_kernel`: blocks of keys outside, up to four images inside each. Everything is in units of log2, since the
+hardware has exp2. Row sums come from the matrix unit: p is multiplied by ones while it sits in registers.
+
+num_stages is 1: with copies in flight the addresses of a second stage spill.
+"""
+
+# Parameters of kernels are Triton values, which have no Python types.
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vitkernels._common import (
+    LOG2E,
+    Call,
+    aligned,
+    cdiv,
+    images_per_program,
+    load_bias,
+    load_rows,
+    padded_head_dim,
+    pieces,
+    store_rows,
+    stride_alignment,
+    sum_rows,
+)
+
+
+@triton.jit
+def _absorb(q, k_ptr, k_row, v_ptr, v_row, bias, keys, n_keys, scale_log2, top, total, acc, D: tl.constexpr,
+            FIRST: tl.constexpr):  # fmt: skip
+    """One block of keys into the running softmax (top [R], total [R, 8], acc [R, BLOCK_D]) of one image.
+
+    FIRST: nothing is in it yet, so nothing is rescaled.
+    """
+    BLOCK_D: tl.constexpr = q.shape[1]
+    s = tl.dot(q, tl.trans(load_rows(k_ptr, k_row, keys, n_keys, D, BLOCK_D)), input_precision="tf32x3")
+    s = s * scale_log2 + bias
+    new_top = tl.max(s, 1)
+    if not FIRST:
+        new_top = tl.maximum(top, new_top)
+        shrink = tl.math.exp2(top - new_top)[:, None]
+        acc, total = acc * shrink, total * shrink
+    p = tl.math.exp2(s - new_top[:, None]).to(q.dtype)
+    v = load_rows(v_ptr, v_row, keys, n_keys, D, BLOCK_D)
+    return new_top, sum_rows(p, total), tl.dot(p, v, acc, input_precision="tf32x3")
+
+
+@triton.jit
+def _finish(out_ptr, out_row, lse_ptr, lse_at, rows, n_rows, top, total, acc, D: tl.constexpr):
+    denominator = tl.max(total, 1)
+    store_rows(out_ptr, out_row, acc * (1.0 / denominator)[:, None], rows, n_rows, D, acc.shape[1])
+    if lse_ptr is not None:
+        tl.store(lse_ptr + lse_at + rows, top + tl.math.log2(denominator), mask=rows < n_rows)
+
+
+@triton.jit
+def _load_images(ptr, step, row, images, b_end, rows, n_rows, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """[I, R, BLOCK_D]: the same rows of several images; zero beyond b_end, n_rows and D."""
+    offs_d = tl.arange(0, BLOCK_D)
+    mask = (images < b_end)[:, None, None] & (rows < n_rows)[None, :, None]
+    if D < BLOCK_D:
+        mask = mask & (offs_d < D)[None, None, :]
+    at = images.to(tl.int64)[:, None, None] * step + (rows * row)[None, :, None] + offs_d[None, None, :]
+    return tl.load(ptr + at, mask=mask, other=0.0)
+
+
+@triton.jit
+def _fwd_tail(
+    out_ptr, out_step, out_row, lse_ptr, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr, v_step, v_row, bias_ptr,
+    bias_row, rows, b_first, b_end, h, H, N, M, scale_log2, EXPANDED: tl.constexpr, D: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """The last few queries of each image: 16 rows for a warp and image, four images at once, instead of 64 rows."""
+    offs_d = tl.arange(0, BLOCK_D)
+    ones = tl.full([4, BLOCK_M, 8], 1.0, q_ptr.dtype.element_ty)
+    for b in range(b_first, b_end, 4):
+        images = b + tl.arange(0, 4)
+        q = _load_images(q_ptr, q_step, q_row, images, b_end, rows, N, D, BLOCK_D)
+        top = tl.full([4, 16], -3.0e38, tl.float32)
+        total = tl.zeros([4, 16, 8], tl.float32)
+        acc = tl.zeros([4, 16, BLOCK_D], tl.float32)
+        for start in range(0, M, BLOCK_M):
+            keys = start + tl.arange(0, BLOCK_M)
+            k = _load_images(k_ptr, k_step, k_row, images, b_end, keys, M, D, BLOCK_D)
+            bias = load_bias(bias_ptr, bias_row, rows, N, keys, M, EXPANDED)  # [16, BLOCK_M] serves all images
+            s = tl.dot(q, tl.permute(k, (0, 2, 1))) * scale_log2 + bias[None, :, :]
+            new_top = tl.maximum(top, tl.max(s, 2))
+            shrink = tl.math.exp2(top - new_top)[:, :, None]
+            p = tl.math.exp2(s - new_top[:, :, None]).to(q.dtype)
+            v = _load_images(v_ptr, v_step, v_row, images, b_end, keys, M, D, BLOCK_D)
+            acc = tl.dot(p, v, acc * shrink)
+            total = tl.dot(p, ones, total * shrink)
+            top = new_top
+        denominator = tl.max(total, 2)
+        mask = (images < b_end)[:, None] & (rows < N)[None, :]
+        at = images.to(tl.int64)[:, None, None] * out_step + (rows * out_row)[None, :, None] + offs_d[None, None, :]
+        out = (acc * (1.0 / denominator)[:, :, None]).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + at, out, mask=mask[:, :, None] & (offs_d < D)[None, None, :])
+        if lse_ptr is not None:
+            at_lse = (images.to(tl.int64)[:, None] * H + h) * N + rows[None, :]
+            tl.store(lse_ptr + at_lse, top + tl.math.log2(denominator), mask=mask)
+
+
+@triton.jit
+def _fwd_tile(
+    out_ptr, out_step, out_row, lse_ptr, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr, v_step, v_row, bias_ptr,
+    bias_row, rows, b_first, b_end, h, H, N, M, scale_log2, EXPANDED: tl.constexpr, D: tl.constexpr,
+    BLOCK_D: tl.constexpr, KEYS_0: tl.constexpr, KEYS_1: tl.constexpr, KEYS_2: tl.constexpr,
+):  # fmt: skip
+    """A tile of queries of images b_first to b_end: bias of all keys stays in registers."""
+    keys_0 = tl.arange(0, KEYS_0)
+    bias_0 = load_bias(bias_ptr, bias_row, rows, N, keys_0, M, EXPANDED)  # [R, KEYS_0]
+    if KEYS_1 > 0:
+        keys_1 = KEYS_0 + tl.arange(0, KEYS_1)
+        bias_1 = load_bias(bias_ptr, bias_row, rows, N, keys_1, M, EXPANDED)
+    if KEYS_2 > 0:
+        keys_2 = KEYS_0 + KEYS_1 + tl.arange(0, KEYS_2)
+        bias_2 = load_bias(bias_ptr, bias_row, rows, N, keys_2, M, EXPANDED)
+    R: tl.constexpr = rows.shape[0]
+    for b in range(b_first, b_end):
+        b64 = tl.cast(b, tl.int64)
+        k_b, v_b = k_ptr + b64 * k_step, v_ptr + b64 * v_step
+        q = load_rows(q_ptr + b64 * q_step, q_row, rows, N, D, BLOCK_D)
+        top = tl.full([R], -3.0e38, tl.float32)
+        total = tl.zeros([R, 8], tl.float32)
+        acc = tl.zeros([R, BLOCK_D], tl.float32)
+        top, total, acc = _absorb(q, k_b, k_row, v_b, v_row, bias_0, keys_0, M, scale_log2, top, total, acc, D, True)
+        if KEYS_1 > 0:
+            top, total, acc = _absorb(
+                q, k_b, k_row, v_b, v_row, bias_1, keys_1, M, scale_log2, top, total, acc, D, False
+            )
+        if KEYS_2 > 0:
+            top, total, acc = _absorb(
+                q, k_b, k_row, v_b, v_row, bias_2, keys_2, M, scale_log2, top, total, acc, D, False
+            )
+        _finish(out_ptr + b64 * out_step, out_row, lse_ptr, (b64 * H + h) * N, rows, N, top, total, acc, D)
+
+
+@triton.jit
+def _fwd_short_kernel(
+    out_ptr,  # [B, H, N, D]
+    lse_ptr,  # [B, H, N] log2 of the softmax denominators, or None
+    q_ptr,  # [B, H, N, D]
+    k_ptr,  # [B, H, M, D]
+    v_ptr,  # [B, H, M, D]
+    bias_ptr,  # [H, N, M]
+    out_stride_b,
+    out_stride_h,
+    out_stride_n,
+    q_stride_b,
+    q_stride_h,
+    q_stride_n,
+    k_stride_b,
+    k_stride_h,
+    k_stride_m,
+    v_stride_b,
+    v_stride_h,
+    v_stride_m,
+    bias_stride_h,
+    bias_stride_n,
+    B,
+    H,
+    N,
+    M,
+    IMAGES,  # images of one program
+    scale_log2,
+    EXPANDED: tl.constexpr,  # the bias is padded to whole pieces and in units of log2
+    ALIGN: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    KEYS_0: tl.constexpr,
+    KEYS_1: tl.constexpr,
+    KEYS_2: tl.constexpr,
+    TAIL: tl.constexpr,  # the last tile has at most 16 queries
+):
+    pid = tl.program_id(0)
+    tiles = tl.cdiv(N, BLOCK_N)
+    tile, h = pid % tiles, (pid // tiles) % H
+    b_first = pid // (tiles * H) * IMAGES
+    b_end = min(b_first + IMAGES, B)
+    h64 = tl.cast(h, tl.int64)
+    bias_ptr += h64 * bias_stride_h
+    q_ptr += h64 * aligned(q_stride_h, ALIGN)
+    k_ptr += h64 * aligned(k_stride_h, ALIGN)
+    v_ptr += h64 * aligned(v_stride_h, ALIGN)
+    out_ptr += h64 * aligned(out_stride_h, ALIGN)
+    q_step, k_step, v_step = aligned(q_stride_b, ALIGN), aligned(k_stride_b, ALIGN), aligned(v_stride_b, ALIGN)
+    q_row, k_row, v_row = aligned(q_stride_n, ALIGN), aligned(k_stride_m, ALIGN), aligned(v_stride_m, ALIGN)
+    out_step, out_row = aligned(out_stride_b, ALIGN), aligned(out_stride_n, ALIGN)
+    if TAIL and tile == tiles - 1:
+        _fwd_tail(
+            out_ptr, out_step, out_row, lse_ptr, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr, v_step, v_row,
+            bias_ptr, bias_stride_n, tile * BLOCK_N + tl.arange(0, 16), b_first, b_end, h, H, N, M, scale_log2,
+            EXPANDED, D, BLOCK_D, 64,
+        )  # fmt: skip
+    else:
+        _fwd_tile(
+            out_ptr, out_step, out_row, lse_ptr, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr, v_step, v_row,
+            bias_ptr, bias_stride_n, tile * BLOCK_N + tl.arange(0, BLOCK_N), b_first, b_end, h, H, N, M,
+            scale_log2, EXPANDED, D, BLOCK_D, KEYS_0, KEYS_1, KEYS_2,
+        )  # fmt: skip
+
+
+@triton.jit
+def _fwd_long_kernel(
+    out_ptr,  # [B, H, N, D]
+    lse_ptr,  # [B, H, N] log2 of the softmax denominators, or None
+    q_ptr,  # [B, H, N, D]
+    k_ptr,  # [B, H, M, D]
+    v_ptr,  # [B, H, M, D]
+    bias_ptr,  # [H, N, M]
+    out_stride_b,
+    out_stride_h,
+    out_stride_n,
+    q_stride_b,
+    q_stride_h,
+    q_stride_n,
+    k_stride_b,
+    k_stride_h,
+    k_stride_m,
+    v_stride_b,
+    v_stride_h,
+    v_stride_m,
+    bias_stride_h,
+    bias_stride_n,
+    B,
+    H,
+    N,
+    M,
+    scale_log2,
+    EXPANDED: tl.constexpr,  # the bias is padded to a multiple of 16 keys and in units of log2
+    ALIGN: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    IMAGES: tl.constexpr,  # 1, 2 or 4 images share each bias tile
+):
+    pid = tl.program_id(0)
+    tiles = tl.cdiv(N, BLOCK_N)
+    h = (pid // tiles) % H
+    b = (pid // (tiles * H) * IMAGES).to(tl.int64)
+    rows = pid % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    h64 = h.to(tl.int64)
+    bias_ptr += h64 * bias_stride_h
+    q_step, k_step, v_step = aligned(q_stride_b, ALIGN), aligned(k_stride_b, ALIGN), aligned(v_stride_b, ALIGN)
+    q_ptr += h64 * aligned(q_stride_h, ALIGN) + b * q_step
+    k_ptr += h64 * aligned(k_stride_h, ALIGN) + b * k_step
+    v_ptr += h64 * aligned(v_stride_h, ALIGN) + b * v_step
+    q_row, k_row, v_row = aligned(q_stride_n, ALIGN), aligned(k_stride_m, ALIGN), aligned(v_stride_m, ALIGN)
+    # An image past the batch has no rows: it is computed on zeros and not stored.
+    q_0 = load_rows(q_ptr, q_row, rows, N, D, BLOCK_D)
+    top_0 = tl.full([BLOCK_N], -3.0e38, tl.float32)
+    total_0 = tl.zeros([BLOCK_N, 8], tl.float32)
+    acc_0 = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    if IMAGES > 1:
+        n_1, m_1 = tl.where(b + 1 < B, N, 0), tl.where(b + 1 < B, M, 0)
+        q_1 = load_rows(q_ptr + q_step, q_row, rows, n_1, D, BLOCK_D)
+        top_1, total_1, acc_1 = top_0, total_0, acc_0
+    if IMAGES > 2:
+        n_2, m_2 = tl.where(b + 2 < B, N, 0), tl.where(b + 2 < B, M, 0)
+        n_3, m_3 = tl.where(b + 3 < B, N, 0), tl.where(b + 3 < B, M, 0)
+        q_2 = load_rows(q_ptr + 2 * q_step, q_row, rows, n_2, D, BLOCK_D)
+        q_3 = load_rows(q_ptr + 3 * q_step, q_row, rows, n_3, D, BLOCK_D)
+        top_2, total_2, acc_2 = top_0, total_0, acc_0
+        top_3, total_3, acc_3 = top_0, total_0, acc_0
+    for start in range(0, M, BLOCK_M):
+        keys = start + tl.arange(0, BLOCK_M)
+        bias = load_bias(bias_ptr, bias_stride_n, rows, N, keys, M, EXPANDED)  # [BLOCK_N, BLOCK_M]
+        top_0, total_0, acc_0 = _absorb(
+            q_0, k_ptr, k_row, v_ptr, v_row, bias, keys, M, scale_log2, top_0, total_0, acc_0, D, False
+        )
+        if IMAGES > 1:
+            top_1, total_1, acc_1 = _absorb(
+                q_1, k_ptr + k_step, k_row, v_ptr + v_step, v_row, bias, keys, m_1, scale_log2,
+                top_1, total_1, acc_1, D, False,
+            )  # fmt: skip
+        if IMAGES > 2:
+            top_2, total_2, acc_2 = _absorb(
+                q_2, k_ptr + 2 * k_step, k_row, v_ptr + 2 * v_step, v_row, bias, keys, m_2, scale_log2,
+                top_2, total_2, acc_2, D, False,
+            )  # fmt: skip
+            top_3, total_3, acc_3 = _absorb(
+                q_3, k_ptr + 3 * k_step, k_row, v_ptr + 3 * v_step, v_row, bias, keys, m_3, scale_log2,
+                top_3, total_3, acc_3, D, False,
+            )  # fmt: skip
+    out_step, out_row = aligned(out_stride_b, ALIGN), aligned(out_stride_n, ALIGN)
+    out_ptr += h64 * aligned(out_stride_h, ALIGN) + b * out_step
+    lse_at = (b * H + h) * N
+    lse_step = H * N
+    _finish(out_ptr, out_row, lse_ptr, lse_at, rows, N, top_0, total_0, acc_0, D)
+    if IMAGES > 1:
+        _finish(out_ptr + out_step, out_row, lse_ptr, lse_at + lse_step, rows, n_1, top_1, total_1, acc_1, D)
+    if IMAGES > 2:
+        _finish(out_ptr + 2 * out_step, out_row, lse_ptr, lse_at + 2 * lse_step, rows, n_2, top_2, total_2, acc_2, D)
+        _finish(out_ptr + 3 * out_step, out_row, lse_ptr, lse_at + 3 * lse_step, rows, n_3, top_3, total_3, acc_3, D)
+
+
+def long_images(head_dim: int, itemsize: int) -> int:
+    """How many images share each bias tile in the long kernel: what the registers hold."""
+    if itemsize == 4 or head_dim > 64:
+        return 1
+    return 4 if head_dim <= 32 else 2
+
+
+def short_limit(head_dim: int, itemsize: int) -> int:
+    """Most keys that the short kernel takes: bias and scores of a whole row are in registers."""
+    if itemsize == 4:
+        return 0
+    return 208 if head_dim <= 32 else 128
+
+
+def forward_calls(
+    out: Tensor, lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, expanded: bool
+) -> list[Call]:
+    """The launch that fills out and, where given, lse [B, H, N] fp32. An expanded bias is [H, N, M padded to 16]."""
+    B, H, N, D = q.shape
+    M = k.shape[2]
+    block_n = 64 if q.element_size() == 2 else 32
+    programs = cdiv(N, block_n) * H
+    args = {
+        "out_ptr": out, "lse_ptr": lse, "q_ptr": q, "k_ptr": k, "v_ptr": v, "bias_ptr": bias,
+        "out_stride_b": out.stride(0), "out_stride_h": out.stride(1), "out_stride_n": out.stride(2),
+        "q_stride_b": q.stride(0), "q_stride_h": q.stride(1), "q_stride_n": q.stride(2),
+        "k_stride_b": k.stride(0), "k_stride_h": k.stride(1), "k_stride_m": k.stride(2),
+        "v_stride_b": v.stride(0), "v_stride_h": v.stride(1), "v_stride_m": v.stride(2),
+        "bias_stride_h": bias.stride(0), "bias_stride_n": bias.stride(1), "B": B, "H": H, "N": N, "M": M,
+        "scale_log2": scale * LOG2E, "EXPANDED": expanded, "ALIGN": stride_alignment(q, k, v, out), "D": D,
+        "BLOCK_D": padded_head_dim(D), "BLOCK_N": block_n,
+    }  # fmt: skip
+    if cdiv(M, 16) * 16 <= short_limit(D, q.element_size()):
+        images = images_per_program(B, programs)
+        keys = pieces(M, 3, 128)
+        args |= {"IMAGES": images, "KEYS_0": keys[0], "KEYS_1": keys[1], "KEYS_2": keys[2],
+                 "TAIL": block_n < N and 0 < N % block_n <= 16 and images >= 4}  # fmt: skip
+        kernel = _fwd_short_kernel
+    else:
+        images = min(triton.next_power_of_2(max(1, B)), long_images(D, q.element_size()))
+        args |= {"IMAGES": images, "BLOCK_M": 64 if q.element_size() == 2 else 32}
+        kernel = _fwd_long_kernel
+    return [Call(kernel=kernel, args=args, grid=programs * cdiv(B, images), pass_name="fwd", products=2,
+                 scores=B * H * N * M, num_stages=1)]  # fmt: skip

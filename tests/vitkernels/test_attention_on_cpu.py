@@ -1,0 +1,82 @@
+"""What only a process without Triton's interpreter can show: the CPU reference path, and compilation for absent GPUs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+REFERENCE_PATH = """
+import sys
+import torch
+from vitkernels import *
+
+assert "vitbench" not in sys.modules
+torch.manual_seed(0)
+B, H, grid, D = 2, 2, (3, 4), 16
+N = grid[0] * grid[1]
+cases = {
+    "bias": (bias_attention, bias_attention_reference, [(H, N, N)]),
+    "relative": (lambda *x: relative_attention(*x, grid), lambda *x: relative_attention_reference(*x, grid), [(35, H)]),
+    "gated": (gated_attention, gated_attention_reference, [(H, N, N), (H,)]),
+}
+for name, (op, reference, extra) in cases.items():
+    inputs = [torch.randn(B, H, N, D, dtype=torch.float64) for _ in range(3)]
+    inputs += [torch.randn(shape, dtype=torch.float64) for shape in extra]
+    inputs = [x.requires_grad_() for x in inputs]
+    grad = torch.randn(B, H, N, D, dtype=torch.float64)
+    got, want = op(*inputs), reference(*inputs)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    assert got.transpose(1, 2).is_contiguous()
+    for a, b in zip(torch.autograd.grad(got, inputs, grad), torch.autograd.grad(want, inputs, grad)):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(op, inputs)
+    low = [x.detach().float() for x in inputs]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = op(*low)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.double(), want, rtol=0.03, atol=0.03)
+    print(name, "ok")
+"""
+
+AHEAD_OF_TIME = """
+import sys
+from pathlib import Path
+from vitbench.audit.run import audit
+
+rows = [r.row for r in audit(["vitkernels." + sys.argv[1]], sys.argv[2], (80, 90, 100), 2, Path(sys.argv[3]))]
+assert rows
+for row in rows:
+    name = f"{row.case} {row.pass_} {row.arch}"
+    assert row.status == "ok", f"{name}: {row.reason}"
+    assert row.spill_bytes == 0, f"{name}: {row.spill_bytes} bytes spilled"
+    if row.arch == "sm_90" and (row.pass_ in ("fwd", "bwd_key") or row.pass_.startswith("bwd_query")):
+        assert row.matrix_instruction == "HGMMA", f"{name}: {row.matrix_instruction}"
+    print(name, row.registers, row.matrix_instruction)
+"""
+
+
+def run(script: str, *arguments: str) -> str:
+    """Standard output of a Python process like this one, but without TRITON_INTERPRET."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run([sys.executable, "-c", script, *arguments], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_cpu_tensors_are_computed_by_the_reference() -> None:
+    assert run(REFERENCE_PATH).split("\n")[:3] == ["bias ok", "relative ok", "gated ok"]
+
+
+@pytest.mark.parametrize(
+    ("module", "pattern"),
+    [("relative_attention", "*/coatnet_0-s4-224/*"), ("bias_attention", "*/cmt_s-d-224/*"),
+     ("gated_attention", "*/convit_tiny-224/*")],
+)  # fmt: skip
+def test_kernels_compile_without_spills_and_use_the_matrix_unit(
+    module: str, pattern: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    assert "sm_90" in run(AHEAD_OF_TIME, module, pattern, str(tmp_path_factory.mktemp("audit")))
