@@ -44,6 +44,8 @@ def _launches(case: DepthwiseCase, dtype: str, *, channels_last: bool) -> Iterat
     taps = case.k * case.k * outputs
     name = f"{case.name}-b{case.B}-{'nhwc' if channels_last else 'nchw'}"
 
+    weight = {"stride_wc": 1 if channels_last else case.k**2, "stride_wt": case.C if channels_last else 1}
+
     def launch(pass_name: str, plan: Plan, tensors: dict[str, Any], elements: int, moved: int, special: int) -> Launch:
         return Launch(
             kernel=plan.kernel,
@@ -78,6 +80,7 @@ def _launches(case: DepthwiseCase, dtype: str, *, channels_last: bool) -> Iterat
             **_strides("x", sizes, sizes.H, sizes.W, channels_last),
             **_strides("y", sizes, sizes.OH, sizes.OW, channels_last),
             **_strides("r", sizes, sizes.OH, sizes.OW, channels_last),
+            **({} if matrix else weight),
         }
         extra = out if flags.grad or (pass_name == "bwd_dx" and flags.post) else 0
         moved = sizes.B * sizes.C * sizes.H * sizes.W + out + extra
@@ -98,7 +101,7 @@ def _launches(case: DepthwiseCase, dtype: str, *, channels_last: bool) -> Iterat
     if case.stride == 1:
         yield conv("bwd_dx", g.transposed(), Flags(pre=pre, post=post))
     else:
-        tensors = {**into, "dx_ptr": f"*{dtype}", "w_ptr": f"*{dtype}"}
+        tensors = {**into, **weight, "dx_ptr": f"*{dtype}", "w_ptr": f"*{dtype}"}
         plan = plan_dx(g, precise=precise, channels_last=channels_last)
         yield launch("bwd_dx", plan, tensors, inputs, inputs + outputs, 0)
     plan = plan_dw(g, matrix=matrix, total=not case.affine, channels_last=channels_last)

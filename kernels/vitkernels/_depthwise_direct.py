@@ -22,7 +22,7 @@ def depthwise_direct_kernel(
     y_ptr,  # [B, C, OH, OW]: the result, or with GRAD the gradient of the convolution's result
     part_ptr,  # [slices, rows, C] fp32 partial sums: (a, a^2) with STATS, (du, dy a, dy) with GRAD
     x_ptr,  # [B, C, H, W]
-    w_ptr,  # [C, K * K]
+    w_ptr,  # [C, K * K], channels innermost where x's are
     bias_ptr,  # [C]
     scale_ptr,  # [C]
     shift_ptr,  # [C]
@@ -40,6 +40,8 @@ def depthwise_direct_kernel(
     stride_rc,
     stride_rh,
     stride_rw,
+    stride_wc,
+    stride_wt,
     C,
     H,
     W,
@@ -90,7 +92,7 @@ def depthwise_direct_kernel(
             here = inside & ((col0 + j >= 0) & (col0 + j < W))[:, None]
             xs = xs + (tl.load(x_base + ky * stride_xh + j * stride_xw, mask=here, other=0.0).to(tl.float32),)
         for kx in tl.static_range(K):
-            w = tl.load(w_ptr + c * (K * K) + ky * K + kx, mask=c < C, other=0.0).to(tl.float32)
+            w = tl.load(w_ptr + c * stride_wc + (ky * K + kx) * stride_wt, mask=c < C, other=0.0).to(tl.float32)
             sums = ()
             for t in tl.static_range(COLUMNS):
                 sums = sums + (acc[t] + xs[t * STRIDE + kx] * w,)
@@ -156,7 +158,7 @@ def depthwise_direct_kernel(
 def depthwise_direct_dx_kernel(
     dx_ptr,  # [B, C, H, W]
     du_ptr,  # [B, C, OH, OW]
-    w_ptr,  # [C, K * K]
+    w_ptr,  # [C, K * K], channels innermost where x's are
     stride_xb,
     stride_xc,
     stride_xh,
@@ -165,6 +167,8 @@ def depthwise_direct_dx_kernel(
     stride_dc,
     stride_dh,
     stride_dw,
+    stride_wc,
+    stride_wt,
     C,
     H,
     W,
@@ -196,7 +200,7 @@ def depthwise_direct_dx_kernel(
             out_col = (col + pad) // STRIDE - i
             fits = mask & (fits_row & (kx < K) & (out_col >= 0) & (out_col < OW))[:, None]
             du = tl.load(d_base + (out_row * stride_dh + out_col * stride_dw)[:, None], mask=fits, other=0.0)
-            w = tl.load(w_ptr + c * (K * K) + (ky * K + kx)[:, None], mask=fits, other=0.0)
+            w = tl.load(w_ptr + c * stride_wc + ((ky * K + kx) * stride_wt)[:, None], mask=fits, other=0.0)
             acc += du.to(tl.float32) * w.to(tl.float32)
     at = (image * stride_xb + row * stride_xh + col * stride_xw)[:, None] + c * stride_xc
     tl.store(dx_ptr + at, acc.to(dx_ptr.dtype.element_ty), mask=mask)

@@ -110,6 +110,8 @@ def plan_conv(g: Geometry, flags: Flags, *, matrix: bool, precise: bool, channel
         block_c, warps = 16, 8
         wide = channels_last and g.C % 8 == 0
         block_m = 16 if flags.grad or ((7 if flags.stats else 9) if wide else 3) < g.K else 32
+        if flags.stats and not flags.grad and not wide and g.K > 3:
+            block_c, warps = 8, 4  # as many channels per warp; ptxas spills when it aims at two programs of eight warps
         strips = _cdiv(g.OW, 8)
         tiles, c_blocks = _cdiv(g.B * strips, block_m), _cdiv(g.C, block_c)
         rows = _rows_per_program(tiles * c_blocks, g.OH, g.K - 1)
@@ -117,10 +119,12 @@ def plan_conv(g: Geometry, flags: Flags, *, matrix: bool, precise: bool, channel
         blocks = {"BLOCK_C": block_c, "BLOCK_M": block_m}
         sizes |= {"strips": strips, "windows": g.B * strips, "c_blocks": c_blocks, "rows": rows}
         args = sizes | {"K": g.K} | _flag_args(flags) | blocks
-        return Plan(depthwise_matrix_kernel, grid, args, tiles * grid[1], warps, 3)
+        return Plan(depthwise_matrix_kernel, grid, args, tiles * grid[1], warps, 3 if wide else 2)
     # A tile is four 32-bit or eight 16-bit elements of each of 128 threads, along the contiguous axis.
     elements = 512 if precise else 1024
-    columns = (4 if g.stride == 1 else 2 if g.stride < g.K else 1) if channels_last else 1
+    # Outputs that share inputs, as many as fit in registers; where nothing is shared, one.
+    fewer = g.stride > 1 or g.K > 5 or flags.grad
+    columns = (1 if g.stride >= g.K else 2 if fewer else 4) if channels_last else 1
     block_c = min(64, _pow2(g.C)) if channels_last else 2
     block_p = elements // block_c if channels_last else 128
     strips = _cdiv(g.OW, columns)

@@ -54,6 +54,14 @@ def _strides(letter: str, t: Tensor) -> dict[str, int]:
     return {f"stride_{letter}{axis}": s for axis, s in zip("bchw", t.stride(), strict=True)}
 
 
+def _direct_taps(weight: Tensor, channels_last: bool) -> dict[str, Any]:
+    """The weight for the direct kernels; a small copy puts channels innermost, so that a thread reads its taps wide."""
+    k = weight.shape[-1]
+    taps = weight.reshape(-1, k * k)
+    taps = taps.t().contiguous().t() if channels_last else taps.contiguous()
+    return {"w_ptr": taps, "stride_wc": taps.stride(0), "stride_wt": taps.stride(1)}
+
+
 def _launch(plan: Plan, **tensors: Any) -> None:
     plan.kernel[plan.grid](**tensors, **plan.args, num_warps=plan.num_warps, num_stages=plan.num_stages)
 
@@ -71,13 +79,9 @@ def _convolve(
     out: Tensor,
 ) -> Tensor | None:
     """Launch the forward kernel (or its gradient form) into `out`; returns the summed partial rows, if any."""
-    plan = plan_conv(
-        g,
-        flags,
-        matrix=on_matrix_unit(x.dtype, g.stride),
-        precise=x.dtype == torch.float32,
-        channels_last=is_channels_last(x),
-    )
+    matrix, layout = on_matrix_unit(x.dtype, g.stride), is_channels_last(x)
+    plan = plan_conv(g, flags, matrix=matrix, precise=x.dtype == torch.float32, channels_last=layout)
+    taps = {"w_ptr": weight.contiguous()} if matrix else _direct_taps(weight, layout)
     rows = 3 if flags.grad else 2 if flags.stats else 0
     part = torch.empty((plan.slices, rows, g.C), dtype=torch.float32, device=x.device) if rows else None
     res_like = out if res is None else res
@@ -86,7 +90,7 @@ def _convolve(
         y_ptr=out,
         part_ptr=part,
         x_ptr=x,
-        w_ptr=weight,
+        **taps,
         bias_ptr=bias,
         scale_ptr=scale,
         shift_ptr=shift,
@@ -123,7 +127,7 @@ def _forward_kernels(
     )
     y = _like(x, g.OH, g.OW)
     res = x if residual == "post" else None
-    sums = _convolve(x, weight.contiguous(), _dense(bias), _dense(scale), _dense(shift), res, None, g, flags, y)
+    sums = _convolve(x, weight, _dense(bias), _dense(scale), _dense(shift), res, None, g, flags, y)
     return y, x.new_empty((0,), dtype=torch.float32) if sums is None else sums
 
 
@@ -147,7 +151,6 @@ def _backward_kernels(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     g = _geometry(x, weight, stride, padding)
-    weight = weight.contiguous()
     need_x, need_w, need_bias, need_scale, need_shift = needs
     layout, matrix = is_channels_last(x), on_matrix_unit(x.dtype, stride)
     du, dbias, dscale, dshift = dy, None, None, None
@@ -184,7 +187,8 @@ def _backward_kernels(
             _convolve(du, weight.flip(2, 3), None, None, None, res, None, g.transposed(), flags, dx)
         else:
             plan = plan_dx(g, precise=x.dtype == torch.float32, channels_last=layout)
-            _launch(plan, dx_ptr=dx, du_ptr=du, w_ptr=weight, **_strides("x", dx), **_strides("d", du))
+            taps = _direct_taps(weight, layout)
+            _launch(plan, dx_ptr=dx, du_ptr=du, **taps, **_strides("x", dx), **_strides("d", du))
     return (
         x.new_empty((0,)) if dx is None else dx,
         _given(dw, need_w, weight, x),
