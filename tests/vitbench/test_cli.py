@@ -164,7 +164,7 @@ def test_dry_run_prints_what_would_run_and_writes_nothing(tmp_path: Path) -> Non
         "resnet18/eager/train/fp32/nchw/224/b1/cpu",
         "resnet18/compile/train/fp32/nchw/224/b1/cpu",
     ]
-    assert lines[0][1:3] == ["11.689512", "1.8141"]
+    assert lines[4][1:3] == ["11.689512", "1.8141"]
     memory = {line[0]: float(line[3].replace(",", "")) for line in lines if "/eager/" in line[0]}
     assert len(memory) == 4
     assert all(value > 50 for value in memory.values())

@@ -196,7 +196,14 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
         sys.executable, "-m", "vitbench", "bench", "--model", "resnet18", "--resolution", "64", "--batch",
         "1,2,3,4,5,6", "--dtype", "fp32", "--mode", "infer", "--device", "cpu", "--min-time", "0.3", "--out", str(path),
     ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A suite that runs in the background ignores SIGINT, and its children would too.
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while not (path.exists() and results.read(path)):
         assert time.monotonic() < deadline

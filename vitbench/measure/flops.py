@@ -54,6 +54,7 @@ def count(model: nn.Module, resolution: Resolution, in_chans: int = 3) -> FlopCo
         in matrix products, so that an operator known to only one of them cannot pass in silence.
     """
     skeleton = replace_tensors(getattr(model, "_orig_mod", model), lambda tensor: tensor.detach().to("meta")).eval()
+    skeleton.requires_grad_(False)  # torch's counter hooks gradients, which views made without them do not have
     with torch.no_grad(), torch.device("meta"):
         x = torch.empty(1, in_chans, *resolution)
         traced, unknown = _fvcore_count(skeleton, x)
