@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 
@@ -21,3 +24,21 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> str:
     return str(request.config.getoption("--device"))
+
+
+@pytest.fixture(scope="session")
+def timm() -> Iterator[ModuleType]:
+    """timm, the reference for several families; skips where it is not installed."""
+    import torch
+
+    try:
+        yield pytest.importorskip("timm")
+    except RuntimeError as error:
+        # timm imports torchvision, whose wheel needs the schemas of its own missing C++ operators
+        # beside a CPU build of torch. No model runs them.
+        if "torchvision::nms" not in str(error):
+            raise
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        yield importlib.import_module("timm")

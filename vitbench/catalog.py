@@ -18,19 +18,29 @@ Resolution = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class CatalogEntry:
-    """One row of catalog.csv; `params_m` in millions, `gmacs` in 10^9 multiply-accumulates at batch 1."""
+class Published:
+    """What is published of one model: a row of catalog.csv. What is not is None or "".
+
+    `params_m` in millions, `gmacs` in 10^9 multiply-accumulates at batch 1.
+    """
 
     model: str
     family: str
     params_m: float | None
     gmacs: float | None
-    resolution: Resolution
-    resolution_multiple: int
+    resolution: Resolution | None
     top1: float | None
     coco_ap: float | None
     training_data: str
     source: str
+
+
+@dataclass(frozen=True)
+class CatalogEntry(Published):
+    """A model that can be built, at resolutions whose sides are multiples of `resolution_multiple`."""
+
+    resolution: Resolution
+    resolution_multiple: int
 
 
 def parse_resolution(text: str) -> Resolution:
@@ -54,38 +64,55 @@ def _number(text: str) -> float | None:
 
 
 @cache
-def catalog() -> dict[str, CatalogEntry]:
-    """Every known model by name, in the order of catalog.csv."""
+def published() -> dict[str, Published]:
+    """Every row of catalog.csv by name, in its order: those of which too little is known to build them are no
+    CatalogEntry, and have no `resolution_multiple` there."""
     with (Path(__file__).parent / "catalog.csv").open(newline="", encoding="utf-8") as file:
-        return {
-            row["model"]: CatalogEntry(
-                model=row["model"],
-                family=row["family"],
-                params_m=_number(row["params_m"]),
-                gmacs=_number(row["gmacs"]),
-                resolution=parse_resolution(row["resolution"]),
-                resolution_multiple=int(row["resolution_multiple"]),
-                top1=_number(row["imagenet_top1"]),
-                coco_ap=_number(row["coco_ap"]),
-                training_data=row["top1_training_data"],
-                source=row["source"],
-            )
-            for row in csv.DictReader(file)
-        }
+        return {row["model"]: _entry(row) for row in csv.DictReader(file)}
 
 
-def match(patterns: str) -> list[str]:
+def _entry(row: dict[str, str]) -> Published:
+    known = Published(
+        model=row["model"],
+        family=row["family"],
+        params_m=_number(row["params_m"]),
+        gmacs=_number(row["gmacs"]),
+        resolution=parse_resolution(row["resolution"]) if row["resolution"] else None,
+        top1=_number(row["imagenet_top1"]),
+        coco_ap=_number(row["coco_ap"]),
+        training_data=row["top1_training_data"],
+        source=row["source"],
+    )
+    if not row["resolution_multiple"]:
+        return known
+    return CatalogEntry(**vars(known), resolution_multiple=int(row["resolution_multiple"]))
+
+
+@cache
+def catalog() -> dict[str, CatalogEntry]:
+    """Every model that can be built by name, in the order of catalog.csv."""
+    return {name: entry for name, entry in published().items() if isinstance(entry, CatalogEntry)}
+
+
+def match(patterns: str, only_published: bool = False) -> list[str]:
     """The models named by comma-separated names or wildcards, in catalog order; "all" is every model.
+
+    Args:
+        only_published: also those of which nothing but figures is known.
 
     Raises: InputError naming the nearest models when a pattern matches none.
     """
-    names = list(catalog())
+    names = list(published() if only_published else catalog())
     chosen: set[str] = set()
     wanted = [pattern.strip() for pattern in patterns.split(",") if pattern.strip()]
     if not wanted:
         raise InputError("no model given: name one, or several with commas or wildcards such as 'cmt_*'")
     for pattern in wanted:
         matched = names if pattern == "all" else fnmatch.filter(names, pattern)
+        if not matched and pattern in published():
+            raise InputError(
+                f"{pattern} cannot be built: {published()[pattern].source}; nearest: {nearest(pattern, names)}"
+            )
         if not matched:
             raise InputError(f"unknown model {pattern!r}: {nearest(pattern, names)}")
         chosen.update(matched)
@@ -102,5 +129,6 @@ def check_resolution(model: str, resolution: Resolution) -> None:
         for h, w in (resolution, (resolution[0] + multiple, resolution[1] + multiple))
     ]
     raise InputError(
-        f"{model} takes multiples of {multiple} px, not {format_resolution(resolution)}; nearest: {', '.join(dict.fromkeys(fits))}"
+        f"{model} takes multiples of {multiple} px, not {format_resolution(resolution)}; "
+        f"nearest: {', '.join(dict.fromkeys(fits))}"
     )

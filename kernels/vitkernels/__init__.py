@@ -6,11 +6,26 @@ from vitkernels.bias_attention import (
     bias_attention_reference,
     bias_attention_work,
 )
+from vitkernels.depthwise_conv import (
+    DEPTHWISE_CONV2D_CASES,
+    batch_norm_affine,
+    depthwise_conv2d,
+    depthwise_conv2d_reference,
+    depthwise_conv2d_stats,
+    depthwise_conv2d_work,
+)
 from vitkernels.gated_attention import (
     GATED_ATTENTION_CASES,
     gated_attention,
     gated_attention_reference,
     gated_attention_work,
+)
+from vitkernels.reduced_attention import (
+    REDUCED_ATTENTION_CASES,
+    ReducedAttentionWeights,
+    reduced_attention,
+    reduced_attention_reference,
+    reduced_attention_work,
 )
 from vitkernels.relative_attention import (
     RELATIVE_ATTENTION_CASES,
@@ -22,15 +37,26 @@ from vitkernels.relative_attention import (
 
 __all__ = [
     "BIAS_ATTENTION_CASES",
+    "DEPTHWISE_CONV2D_CASES",
     "GATED_ATTENTION_CASES",
+    "REDUCED_ATTENTION_CASES",
     "RELATIVE_ATTENTION_CASES",
+    "ReducedAttentionWeights",
+    "batch_norm_affine",
     "bias_attention",
     "bias_attention_reference",
     "bias_attention_work",
+    "depthwise_conv2d",
+    "depthwise_conv2d_reference",
+    "depthwise_conv2d_stats",
+    "depthwise_conv2d_work",
     "expand_relative_bias",
     "gated_attention",
     "gated_attention_reference",
     "gated_attention_work",
+    "reduced_attention",
+    "reduced_attention_reference",
+    "reduced_attention_work",
     "relative_attention",
     "relative_attention_reference",
     "relative_attention_work",

@@ -200,9 +200,7 @@ def store_rows(
     mask = rows[:, None] < n_rows
     if D < BLOCK_D:
         mask = mask & (offs_d[None, :] < D)
-    tl.store(
-        ptr + rows[:, None] * stride + offs_d[None, :], tile.to(ptr.dtype.element_ty), mask=mask
-    )
+    tl.store(ptr + rows[:, None] * stride + offs_d[None, :], tile.to(ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -265,4 +263,3 @@ def sum_parts_call(out: Tensor, parts: Tensor, pass_name: str) -> Call:
     size, block = out.numel(), 1024
     args = {"out_ptr": out, "parts_ptr": parts, "size": size, "parts": parts.shape[0], "BLOCK": block}
     return Call(kernel=sum_parts_kernel, args=args, grid=cdiv(size, block), pass_name=pass_name)
-

@@ -69,9 +69,7 @@ torch.library.define(
 
 
 @torch.library.register_fake("vitkernels::bias_attention_fwd")
-def _fwd_fake(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, need_lse: bool
-) -> tuple[Tensor, Tensor]:
+def _fwd_fake(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, need_lse: bool) -> tuple[Tensor, Tensor]:
     lse = q.new_empty(q.shape[:3] if need_lse else (0,), dtype=torch.float32)
     return token_major(q, q.shape[2]), lse
 
@@ -219,9 +217,7 @@ def audit_launches(arch: int) -> list[Launch]:
     launches = []
     for case in BIAS_ATTENTION_CASES:
         B, H, N, M, D = case.B, case.H, case.N, case.M, case.D
-        q, k, v = (
-            torch.empty((B, n, H, D), device="meta", dtype=torch.bfloat16).transpose(1, 2) for n in (N, M, M)
-        )
+        q, k, v = (torch.empty((B, n, H, D), device="meta", dtype=torch.bfloat16).transpose(1, 2) for n in (N, M, M))
         bias, lse = torch.empty((H, N, M), device="meta"), torch.empty((B, H, N), device="meta")
         fwd = forward_calls(q, None, q, k, v, bias, D**-0.5, expanded=False)
         bwd = bias_backward_calls(q, k, v, bias, q, k, v, bias, q, lse, q, D**-0.5)

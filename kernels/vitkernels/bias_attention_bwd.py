@@ -252,8 +252,13 @@ def backward_calls(
     calls = [
         Call(
             kernel=_bwd_query_kernel,
-            args=query | {"first_key": first, "FIRST": first == 0, "LAST": first + sum(keys) >= M,
-                          "PADDED": first + sum(keys) > M},
+            args=query
+            | {
+                "first_key": first,
+                "FIRST": first == 0,
+                "LAST": first + sum(keys) >= M,
+                "PADDED": first + sum(keys) > M,
+            },
             grid=cdiv(N, block_n) * H * cdiv(B, images),
             pass_name=f"bwd_query_{first}",
             products=3,

@@ -167,9 +167,7 @@ def gated_attention_reference(
     return (p @ v.to(dtype)).to(q.dtype)
 
 
-def gated_attention_work(
-    B: int, H: int, N: int, D: int, itemsize: int = 2, backward: bool = False
-) -> tuple[int, int]:
+def gated_attention_work(B: int, H: int, N: int, D: int, itemsize: int = 2, backward: bool = False) -> tuple[int, int]:
     """Unavoidable (floating-point operations of the matrix products, bytes of device memory) of one pass.
 
     One product P v is counted: the mixed P needs no more, however many products compute it.
@@ -270,9 +268,7 @@ def _bwd(
     positional = positional.contiguous()
     dq, dk, dv, dpositional, dgate = into
     run_all(
-        gated_backward_calls(
-            dq, dk, dv, dpositional, dgate, q, k, v, positional, gate, weights, out, lse, grad, scale
-        )
+        gated_backward_calls(dq, dk, dv, dpositional, dgate, q, k, v, positional, gate, weights, out, lse, grad, scale)
     )
     return into
 

@@ -153,9 +153,7 @@ def relative_backward_calls(
     B, H, N, _ = q.shape
     parts = None if dtable is None else lse.new_empty((bias_slices(B, H, N), H, N, N))
     delta = torch.empty_like(lse)
-    calls = backward_calls(
-        dq, dk, dv, parts, delta, q, k, v, expanded, out, lse, grad, scale, expanded=True
-    )
+    calls = backward_calls(dq, dk, dv, parts, delta, q, k, v, expanded, out, lse, grad, scale, expanded=True)
     if dtable is None or parts is None:
         return calls
     dbias = parts[0]
@@ -205,9 +203,7 @@ def _expand(table: Tensor, grid_h: int, grid_w: int, dtype: torch.dtype) -> Tens
 
 
 @torch.library.register_fake("vitkernels::relative_attention_fwd")
-def _fwd_fake(
-    q: Tensor, k: Tensor, v: Tensor, expanded: Tensor, scale: float, need_lse: bool
-) -> tuple[Tensor, Tensor]:
+def _fwd_fake(q: Tensor, k: Tensor, v: Tensor, expanded: Tensor, scale: float, need_lse: bool) -> tuple[Tensor, Tensor]:
     return token_major(q, q.shape[2]), q.new_empty(q.shape[:3] if need_lse else (0,), dtype=torch.float32)
 
 

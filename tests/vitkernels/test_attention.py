@@ -1,4 +1,4 @@
-"""Results and gradients of the attention kernels against fp64: in Triton's interpreter, or on a GPU with --device cuda."""
+"""The attention kernels against fp64: in Triton's interpreter, or on a GPU with --device cuda."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def naive(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None = N
     return (scores + bias.to(q.dtype)).softmax(-1) @ v
 
 
-def naive_gated(q: Tensor, k: Tensor, v: Tensor, positional: Tensor, gate: Tensor, scale: float | None = None) -> Tensor:
+def naive_gated(
+    q: Tensor, k: Tensor, v: Tensor, positional: Tensor, gate: Tensor, scale: float | None = None
+) -> Tensor:
     scores = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
     g = gate.to(q.dtype).sigmoid()[:, None, None]
     return ((1 - g) * scores.softmax(-1) + g * positional.to(q.dtype).softmax(-1)) @ v
@@ -79,7 +81,15 @@ def tokens(B: int, H: int, n: int, D: int, dtype: torch.dtype, device: str, pack
 
 
 def bias_problem(
-    B: int, H: int, N: int, M: int, D: int, dtype: torch.dtype, device: str, packed: bool = True, scale: float | None = None
+    B: int,
+    H: int,
+    N: int,
+    M: int,
+    D: int,
+    dtype: torch.dtype,
+    device: str,
+    packed: bool = True,
+    scale: float | None = None,
 ) -> Problem:
     q, grad = tokens(B, H, N, D, dtype, device, packed), tokens(B, H, N, D, dtype, device, packed=False)
     k, v = (tokens(B, H, M, D, dtype, device, packed) for _ in range(2))
@@ -128,7 +138,7 @@ def check(problem: Problem) -> None:
     largest = max(truth.abs().max() for truth in exact)  # a gradient can be exactly zero, as with a single key
     for index, (ours, theirs, truth) in enumerate(zip(got, rival, exact, strict=True)):
         assert ours.shape == truth.shape
-        assert ours.dtype == ([problem.grad] + problem.inputs)[index].dtype
+        assert ours.dtype == ([problem.grad, *problem.inputs])[index].dtype
         assert ours.isfinite().all(), f"result {index} is not finite"
         allowed = 2 * (theirs.double() - truth).abs().max() + slack * (truth.abs().max() + largest)
         wrong = (ours.double() - truth).abs().max()

@@ -1,4 +1,4 @@
-"""What only a process without Triton's interpreter can show: the CPU reference path, and compilation for absent GPUs."""
+"""What only a process without Triton's interpreter can show: the CPU reference path, and compilation for any GPU."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def run(script: str, *arguments: str) -> str:
     """Standard output of a Python process like this one, but without TRITON_INTERPRET."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    done = subprocess.run([sys.executable, "-c", script, *arguments], env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], env=env, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

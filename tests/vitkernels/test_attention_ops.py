@@ -1,4 +1,4 @@
-"""The attention operations inside PyTorch: custom-op checks, compile, export, fake tensors, autocast, counters, errors."""
+"""The attention operations in PyTorch: opcheck, compile, export, fake tensors, autocast, counters, errors."""
 
 from __future__ import annotations
 

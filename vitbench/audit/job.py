@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
+
+from vitkernels._launch import Launch
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,21 @@ def reference(function: Any) -> FunctionRef:
 
 @dataclass(frozen=True)
 class Job:
-    """One kernel to compile: `args` as in `vitkernels.Launch.args`, functions among them as references."""
+    """One launch to compile and count: its kernel, and the functions among its arguments, are references."""
 
     kernel: FunctionRef
-    args: Mapping[str, Any]
+    launch: Launch
     arch: int
-    num_warps: int
-    num_stages: int
-    options: Mapping[str, Any] = field(default_factory=dict)
-    unaligned: frozenset[str] = frozenset()
+
+
+def job_of(launch: Launch, arch: int) -> Job:
+    """What another process needs to examine a launch on sm_<arch>.
+
+    Raises: ValueError when the kernel cannot be found from another process.
+    """
+    args = {name: reference(value) if callable(value) else value for name, value in launch.args.items()}
+    plain = replace(launch, kernel=None, args=args, options=dict(launch.options))
+    return Job(reference(launch.kernel), plain, arch)
 
 
 @dataclass(frozen=True)

@@ -91,14 +91,13 @@ def _grid(launch: Launch) -> tuple[int, int, int]:
     return x, y, z
 
 
-def profile(launch: Launch, compiled: Compiled, arch: int) -> Profile:
-    """Count a launch.
+def launched(launch: Launch, compiled: Compiled, arch: int) -> execute.Launched:
+    """What the machine code of a launch sees when it runs."""
+    return execute.Launched(constants(launch, compiled, arch), _grid(launch), compiled.num_warps)
 
-    Raises: ValueError on a disassembly without instructions; execute.RanAway when the control flow does not end.
-    """
-    graph = cfg.build(sass.parse(compiled.sass))
-    launched = execute.Launched(constants(launch, compiled, arch), _grid(launch), compiled.num_warps)
-    ran = execute.count(graph, launched)
+
+def profile(graph: cfg.Graph, ran: execute.Executions, launch: Launch, compiled: Compiled, arch: int) -> Profile:
+    """Count the instructions of a launch whose block executions are known."""
     result = Profile(graph, ran.warps, guessed=ran.guessed, sampled=ran.sampled)
     per_block = [0.0] * len(graph.blocks)
     matrix_names = _tally()

@@ -5,28 +5,38 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from vitkernels._launch import Launch
 
-from vitbench.audit import registry
-from vitbench.audit.compile import compile_all, job_of
-from vitbench.audit.execute import RanAway
-from vitbench.audit.job import Compiled, Failed
-from vitbench.audit.model import Row, failure, model
+from vitbench.audit import cfg, registry, sass
+from vitbench.audit.examine import Examined
+from vitbench.audit.execute import Executions
+from vitbench.audit.job import Compiled, Failed, job_of
+from vitbench.audit.model import Row, failure
+from vitbench.audit.pool import examine_all
 from vitbench.audit.profile import Profile, profile
 from vitbench.errors import InputError
 
 
 @dataclass(frozen=True)
 class Audited:
-    """A launch on one architecture, its row, and (unless it failed) its machine code and counts."""
+    """A launch on one architecture, its row, and (unless it failed) its machine code and block executions."""
 
     launch: Launch
     arch: int
     row: Row
     compiled: Compiled | None = None
-    profile: Profile | None = None
+    executions: Executions | None = None
+
+    @cached_property
+    def profile(self) -> Profile | None:
+        """Counts by instruction and loop, made when asked for; None when the launch failed."""
+        if self.compiled is None or self.executions is None:
+            return None
+        graph = cfg.build(sass.parse(self.compiled.sass))
+        return profile(graph, self.executions, self.launch, self.compiled, self.arch)
 
 
 def parse_arch(text: str) -> list[int]:
@@ -85,15 +95,11 @@ def audit_launches(
             done(finished, len(planned))
 
     jobs = [job_of(launch, arch) for launch, arch in planned]
-    results = compile_all(jobs, processes or os.cpu_count() or 1, cache, triton_path, tick)
-    return [_row(launch, arch, result) for (launch, arch), result in zip(planned, results, strict=True)]
+    results = examine_all(jobs, processes or os.cpu_count() or 1, cache, triton_path, tick)
+    return [_audited(launch, arch, result) for (launch, arch), result in zip(planned, results, strict=True)]
 
 
-def _row(launch: Launch, arch: int, result: Compiled | Failed) -> Audited:
+def _audited(launch: Launch, arch: int, result: Examined | Failed) -> Audited:
     if isinstance(result, Failed):
         return Audited(launch, arch, failure(launch, arch, "", result.reason))
-    try:
-        counted = profile(launch, result, arch)
-    except (RanAway, ValueError) as problem:
-        return Audited(launch, arch, failure(launch, arch, result.triton, f"not counted: {problem}"), result)
-    return Audited(launch, arch, model(launch, result, counted, arch), result, counted)
+    return Audited(launch, arch, result.row, result.compiled, result.executions)

@@ -1,7 +1,7 @@
-"""The compiling side of the audit: a process that imports triton without the interpreter and answers jobs.
+"""The working side of the audit: a process that imports triton without the interpreter and answers jobs.
 
 Protocol: one line per job on standard input (base64 of a pickle of `Job`), one line per answer on standard output
-(base64 of a pickle of `Compiled` or `Failed`). Run by `vitbench.audit.compile`, never by hand.
+(base64 of a pickle of `Examined` or `Failed`). Run by `vitbench.audit.pool`, never by hand.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from vitbench.audit.examine import Examined, examine
 from vitbench.audit.job import Compiled, Failed, FunctionRef, Job
 
 _CACHE_VERSION = 2
@@ -70,15 +71,16 @@ def specialise(fn: Any, job: Job) -> tuple[dict[str, str], dict[tuple[int, ...],
     Raises: ValueError when a parameter has no value or a value no parameter.
     """
     names = [p.name for p in fn.params]
-    if missing := [p.name for p in fn.params if p.name not in job.args and not p.has_default]:
+    args = job.launch.args
+    if missing := [p.name for p in fn.params if p.name not in args and not p.has_default]:
         raise ValueError(f"kernel {job.kernel.name}: args lack {', '.join(missing)}")
-    if extra := [name for name in job.args if name not in names]:
+    if extra := [name for name in args if name not in names]:
         raise ValueError(f"kernel {job.kernel.name} has no parameter {', '.join(extra)}; it has {', '.join(names)}")
     signature: dict[str, str] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
     for position, p in enumerate(fn.params):
-        value = job.args.get(p.name, p.default)
+        value = args.get(p.name, p.default)
         if isinstance(value, FunctionRef):
             value = resolve(value)
         specialised = not p.do_not_specialize
@@ -89,7 +91,7 @@ def specialise(fn: Any, job: Job) -> tuple[dict[str, str], dict[tuple[int, ...],
         aligned = specialised and not p.do_not_specialize_on_alignment
         if isinstance(value, str):
             signature[p.name] = value
-            aligned = aligned and value.startswith("*") and p.name not in job.unaligned
+            aligned = aligned and value.startswith("*") and p.name not in job.launch.unaligned
         elif isinstance(value, bool):
             signature[p.name], aligned = p.annotation_type or "u1", False
         elif isinstance(value, int):
@@ -144,7 +146,7 @@ def _key(fn: Any, job: Job, signature: object, constants: object, attributes: ob
     import triton
 
     shown = (_CACHE_VERSION, triton.__version__, fn.cache_key, signature, str(constants), attributes, job.arch)
-    launch = (job.num_warps, job.num_stages, sorted(job.options.items()))
+    launch = (job.launch.num_warps, job.launch.num_stages, sorted(job.launch.options.items()))
     return hashlib.sha256(repr((shown, launch)).encode()).hexdigest()
 
 
@@ -163,7 +165,7 @@ def compile_job(job: Job, cache: Path) -> Compiled:
     if stored.exists():
         record = json.loads(gzip.decompress(stored.read_bytes()))
         return Compiled(**{**record, "parameters": tuple(tuple(p) for p in record["parameters"])})
-    options = {"num_warps": job.num_warps, "num_stages": job.num_stages, **job.options}
+    options = {"num_warps": job.launch.num_warps, "num_stages": job.launch.num_stages, **job.launch.options}
     source = ASTSource(fn, signature, constants, attributes)
     kernel = triton.compile(source, target=GPUTarget("cuda", job.arch, 32), options=options)
     with tempfile.TemporaryDirectory() as folder:
@@ -178,7 +180,7 @@ def compile_job(job: Job, cache: Path) -> Compiled:
         stack_bytes=numbers["STACK"],
         shared_bytes=kernel.metadata.shared,
         tensor_memory_columns=getattr(kernel.metadata, "tmem_size", 0) or 0,
-        num_warps=_warps(kernel.asm["ptx"], job.num_warps),
+        num_warps=_warps(kernel.asm["ptx"], job.launch.num_warps),
         parameters=_parameters(kernel.asm["ptx"], signature, job.arch),
         triton=triton.__version__,
     )
@@ -197,9 +199,9 @@ def _warps(ptx: str, asked: int) -> int:
 
 def answer(line: bytes, cache: Path) -> bytes:
     job = pickle.loads(base64.b64decode(line))
-    result: Compiled | Failed
+    result: Examined | Failed
     try:
-        result = compile_job(job, cache)
+        result = examine(job.launch, compile_job(job, cache), job.arch, cache)
     except Exception as problem:  # every failure of the compiler is a row of the audit, with its reason
         result = Failed(_one_line(problem), traceback.format_exc())
     return base64.b64encode(pickle.dumps(result))

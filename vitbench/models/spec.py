@@ -32,8 +32,12 @@ class ModelSpec:
     build(ops, resolution, num_classes) returns the module, randomly initialised as the family's
     authors do. A module whose parameters depend on the resolution has a method
     `resize_state_dict(state) -> state` that resamples them to the module's own resolution.
+    What it returns, a tensor of logits or a detector's dictionary, `vitbench.objective` knows how to use.
+
+    num_classes: of the published model.
     """
 
     build: Callable[[Ops, Resolution, int], nn.Module]
     resolution: Resolution
     preprocessing: Preprocessing
+    num_classes: int = 1000

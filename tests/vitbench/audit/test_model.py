@@ -9,14 +9,18 @@ from vitkernels._launch import Launch
 
 from vitbench.audit import cfg, model, sass
 from vitbench.audit.chips import CHIPS, chip_of, occupancy
+from vitbench.audit.execute import Executions
 from vitbench.audit.job import Compiled
-from vitbench.audit.profile import Profile
+from vitbench.audit.profile import Profile, profile
 from vitbench.audit.run import Audited
 from vitbench.audit.show import advice, show, table
 from vitbench.errors import InputError
 
 H200 = CHIPS[90]
 TEXT = '\t.section\t.text.k,"ax"\nk:\n        /*0000*/                   EXIT ;\n'
+
+_TAIL = TEXT[TEXT.index("        /*") :].replace("0000", "0010")
+NARROW = TEXT.replace("EXIT", "LDG.E.U16 R4, desc[UR4][R2.64]") + _TAIL
 
 
 def _launch(**changes: object) -> Launch:
@@ -108,10 +112,11 @@ def test_unknown_architecture_is_bad_input() -> None:
 
 def test_text_reports_name_the_launch_and_what_to_try() -> None:
     launch = _launch(matrix_flops=10, grid=(2,))
-    compiled = _compiled(stack_bytes=16)
-    counted = _profile(issued=1000)
-    counted.narrowest_hot_load_bytes = 2
-    item = Audited(launch, 90, model.model(launch, compiled, counted, 90), compiled, counted)
+    compiled = _compiled(stack_bytes=16, sass=NARROW)
+    ran = Executions([8.0], {}, frozenset(), False)
+    counted = profile(cfg.build(sass.parse(NARROW)), ran, launch, compiled, 90)
+    assert (counted.issued, counted.narrowest_hot_load_bytes) == (16, 2)
+    item = Audited(launch, 90, model.model(launch, compiled, counted, 90), compiled, ran)
     hints = " ".join(advice(item))
     assert "16 bytes of stack" in hints
     assert "no matrix instruction" in hints

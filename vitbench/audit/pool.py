@@ -1,4 +1,4 @@
-"""Compiles launches ahead of time in a pool of worker processes that never run Triton's interpreter."""
+"""Examines launches in a pool of worker processes that never run Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any
 
-from vitkernels._launch import Launch
-
-from vitbench.audit.job import Compiled, Failed, Job, reference
+from vitbench.audit.examine import Examined
+from vitbench.audit.job import Failed, Job
 
 
 def default_cache() -> Path:
@@ -26,34 +25,17 @@ def default_cache() -> Path:
     return Path(root) if root else Path.home() / ".cache" / "vitbench" / "audit"
 
 
-def job_of(launch: Launch, arch: int) -> Job:
-    """The compilation a launch needs on sm_<arch>.
-
-    Raises: ValueError when the kernel cannot be found from another process.
-    """
-    args = {name: reference(value) if callable(value) else value for name, value in launch.args.items()}
-    return Job(
-        kernel=reference(launch.kernel),
-        args=args,
-        arch=arch,
-        num_warps=launch.num_warps,
-        num_stages=launch.num_stages,
-        options=dict(launch.options),
-        unaligned=launch.unaligned,
-    )
-
-
-def compile_all(
+def examine_all(
     jobs: Sequence[Job],
     processes: int = 2,
     cache: Path | None = None,
     triton_path: str | None = None,
     done: Callable[[int], None] | None = None,
-) -> list[Compiled | Failed]:
-    """Compile every job, in order.
+) -> list[Examined | Failed]:
+    """Compile and count every job, in order.
 
     Args:
-        processes: how many compile at once.
+        processes: how many work at once.
         cache: folder of finished compilations; default `default_cache()`.
         triton_path: a folder holding another triton package, put first on the workers' path.
         done: called with the job's position after each.
@@ -67,7 +49,7 @@ def compile_all(
     for worker in pool:
         workers.put(worker)
 
-    def run(position: int) -> Compiled | Failed:
+    def run(position: int) -> Examined | Failed:
         with _borrowed(workers) as worker:
             result = worker.ask(jobs[position])
         if done:
@@ -102,7 +84,7 @@ class _Worker:
         self.process: subprocess.Popen[bytes] | None = None
         self.errors: IO[Any] | None = None
 
-    def ask(self, job: Job) -> Compiled | Failed:
+    def ask(self, job: Job) -> Examined | Failed:
         if self.process is None or self.process.poll() is not None:
             self.close()
             self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
@@ -118,7 +100,7 @@ class _Worker:
         except BrokenPipeError:
             line = b""
         if line:
-            result: Compiled | Failed = pickle.loads(base64.b64decode(line))
+            result: Examined | Failed = pickle.loads(base64.b64decode(line))
             return result
         code = self.process.wait()
         return Failed(f"the compiling process ended with code {code}", self._last_words())

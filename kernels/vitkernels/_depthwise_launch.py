@@ -1,0 +1,180 @@
+"""Which depthwise kernel runs at which shape, with which blocks: plain functions of shapes, shared with the audit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from vitkernels._depthwise_direct import (
+    depthwise_direct_dw_kernel,
+    depthwise_direct_dx_kernel,
+    depthwise_direct_kernel,
+)
+from vitkernels._depthwise_matrix import depthwise_matrix_dw_kernel, depthwise_matrix_kernel
+
+# Programs that fill the largest target about four times over (132 SMs, two programs each).
+_PROGRAMS = 1056
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of one depthwise convolution: x [B, C, H, W], kernel [C, 1, K, K], result [B, C, OH, OW]."""
+
+    B: int
+    C: int
+    H: int
+    W: int
+    K: int
+    stride: int
+    pad: int
+
+    @property
+    def OH(self) -> int:
+        return (self.H + 2 * self.pad - self.K) // self.stride + 1
+
+    @property
+    def OW(self) -> int:
+        return (self.W + 2 * self.pad - self.K) // self.stride + 1
+
+    def transposed(self) -> Geometry:
+        """The stride-1 convolution that takes the result's gradient to the input's."""
+        return Geometry(self.B, self.C, self.OH, self.OW, self.K, 1, self.K - 1 - self.pad)
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What the epilogue does; the keys of the kernels' constexpr flags."""
+
+    activation: str = "none"
+    bias: bool = False
+    scale: bool = False
+    shift: bool = False
+    pre: bool = False
+    post: bool = False
+    stats: bool = False
+    grad: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One launch without its tensors and strides: `slices` is how many rows of partial sums it writes."""
+
+    kernel: Any
+    grid: tuple[int, int]
+    args: Mapping[str, Any]
+    slices: int
+    num_warps: int
+    num_stages: int
+
+
+def _cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _pow2(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def _flag_args(flags: Flags) -> dict[str, Any]:
+    return {
+        "ACT": flags.activation,
+        "HAS_BIAS": flags.bias,
+        "HAS_SCALE": flags.scale,
+        "HAS_SHIFT": flags.shift,
+        "PRE": flags.pre,
+        "POST": flags.post,
+        "STATS": flags.stats,
+        "GRAD": flags.grad,
+    }
+
+
+def _rows_per_program(base: int, rows: int, halo: int) -> int:
+    """Output rows a program walks: whole columns where programs abound, else pieces of at least 6 halos (1 if idle)."""
+    pieces = min(_cdiv(_PROGRAMS, base), max(1, rows // (6 * halo)))
+    if base * pieces < _PROGRAMS // 8:
+        pieces = min(_cdiv(_PROGRAMS // 8, base), max(1, rows // halo))
+    return _cdiv(rows, pieces)
+
+
+@lru_cache(maxsize=4096)
+def plan_conv(g: Geometry, flags: Flags, *, matrix: bool, precise: bool, channels_last: bool) -> Plan:
+    """The forward kernel, or with `flags.grad` its gradient-of-the-epilogue form."""
+    sizes = {"C": g.C, "H": g.H, "W": g.W, "OH": g.OH, "OW": g.OW, "pad": g.pad}
+    if matrix:
+        # Two 16-window tiles per warp share the bands they read from shared memory; the accumulators of both leave
+        # no registers for the gradient's epilogue, for the sums beyond 7 x 7, nor, beyond 3 x 3, for the pointers of
+        # loads narrower than 16 bytes. A third stage costs one instruction per output and keeps 32 KiB in flight
+        # where one program fills an SM.
+        block_c, warps = 16, 8
+        wide = channels_last and g.C % 8 == 0
+        block_m = 16 if flags.grad or ((7 if flags.stats else 9) if wide else 3) < g.K else 32
+        if flags.stats and not flags.grad and not wide and g.K > 3:
+            block_c, warps = 8, 4  # as many channels per warp; ptxas spills when it aims at two programs of eight warps
+        strips = _cdiv(g.OW, 8)
+        tiles, c_blocks = _cdiv(g.B * strips, block_m), _cdiv(g.C, block_c)
+        rows = _rows_per_program(tiles * c_blocks, g.OH, g.K - 1)
+        grid = (tiles * c_blocks, _cdiv(g.OH, rows))
+        blocks = {"BLOCK_C": block_c, "BLOCK_M": block_m}
+        sizes |= {"strips": strips, "windows": g.B * strips, "c_blocks": c_blocks, "rows": rows}
+        args = sizes | {"K": g.K} | _flag_args(flags) | blocks
+        return Plan(depthwise_matrix_kernel, grid, args, tiles * grid[1], warps, 3 if wide else 2)
+    # A tile is four 32-bit or eight 16-bit elements of each of 128 threads, along the contiguous axis.
+    elements = 512 if precise else 1024
+    # Outputs that share inputs, as many as fit in registers; where nothing is shared, one.
+    fewer = g.stride > 1 or g.K > 5 or flags.grad
+    columns = (1 if g.stride >= g.K else 2 if fewer else 4) if channels_last else 1
+    block_c = min(64, _pow2(g.C)) if channels_last else 2
+    block_p = elements // block_c if channels_last else 128
+    strips = _cdiv(g.OW, columns)
+    positions = g.B * g.OH * strips
+    tiles, c_blocks = _cdiv(positions, block_p), _cdiv(g.C, block_c)
+    sizes |= {"strips": strips, "positions": positions, "c_blocks": c_blocks}
+    consts = {"K": g.K, "STRIDE": g.stride, "PRECISE": precise}
+    blocks = {"BLOCK_C": block_c, "BLOCK_P": block_p, "COLUMNS": columns}
+    args = sizes | consts | _flag_args(flags) | blocks
+    return Plan(depthwise_direct_kernel, (tiles * c_blocks, 1), args, tiles, 4, 2)
+
+
+@lru_cache(maxsize=4096)
+def plan_dx(g: Geometry, *, precise: bool, channels_last: bool) -> Plan:
+    """The input's gradient at stride > 1."""
+    block_c = min(64, _pow2(g.C)) if channels_last else 2
+    block_p = (512 if precise else 1024) // block_c if channels_last else 256
+    positions = g.B * g.H * g.W
+    tiles, c_blocks = _cdiv(positions, block_p), _cdiv(g.C, block_c)
+    sizes = {"C": g.C, "H": g.H, "W": g.W, "OH": g.OH, "OW": g.OW, "pad": g.pad}
+    sizes |= {"positions": positions, "c_blocks": c_blocks}
+    consts = {"K": g.K, "STRIDE": g.stride, "BLOCK_C": block_c, "BLOCK_P": block_p}
+    return Plan(depthwise_direct_dx_kernel, (tiles * c_blocks, 1), sizes | consts, 0, 4, 2)
+
+
+@lru_cache(maxsize=4096)
+def plan_dw(g: Geometry, *, matrix: bool, total: bool, channels_last: bool) -> Plan:
+    """The weight's gradient, and with `total` the per-channel sum of du; `slices` partial results to be added up."""
+    sizes = {"C": g.C, "H": g.H, "W": g.W, "OH": g.OH, "OW": g.OW}
+    if matrix:
+        block_c, block_m, warps = 16, 16, 8
+        strips = _cdiv(g.OW, 8)
+        c_blocks, blocks_m = _cdiv(g.C, block_c), _cdiv(g.B * strips, block_m)
+        # The diagonals are summed once per program: give each several tiles when there are programs to spare.
+        tiles = max(1, min(8, blocks_m * c_blocks // (_PROGRAMS // 2)))
+        slices = _cdiv(blocks_m, tiles)
+        rows = _rows_per_program(slices * c_blocks, max(g.H, g.OH), g.K)
+        grid = (slices * c_blocks, _cdiv(max(g.H, g.OH), rows))
+        # A group's rows are all loaded at once: pipelining them as well only costs registers.
+        group = 4 if g.K <= 7 else 2
+        sizes |= {"strips": strips, "windows": g.B * strips, "c_blocks": c_blocks, "tiles": tiles, "rows": rows}
+        consts = {"K": g.K, "PAD": g.pad, "SUM": total}
+        args = sizes | consts | {"BLOCK_C": block_c, "BLOCK_M": block_m, "GROUP": group}
+        return Plan(depthwise_matrix_dw_kernel, grid, args, slices * grid[1], warps, 1)
+    block_c = min(32, _pow2(g.C)) if channels_last else 2
+    block_p = 512 // block_c if channels_last else 256
+    positions, c_blocks = g.B * g.OH * g.OW, _cdiv(g.C, block_c)
+    blocks_p = _cdiv(positions, block_p)
+    tiles = max(1, min(64, blocks_p * c_blocks * g.K // _PROGRAMS))
+    slices = _cdiv(blocks_p, tiles)
+    sizes |= {"pad": g.pad, "positions": positions, "c_blocks": c_blocks, "tiles": tiles}
+    consts = {"K": g.K, "STRIDE": g.stride, "SUM": total, "BLOCK_C": block_c, "BLOCK_P": block_p}
+    return Plan(depthwise_direct_dw_kernel, (slices * c_blocks, g.K), sizes | consts, slices, 4, 2)

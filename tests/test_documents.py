@@ -1,0 +1,38 @@
+"""Numbers in documents come from committed results, and the two packages keep apart."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from vitbench.report.readme import fill
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_readme_tables_are_those_of_the_results() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.count("<!-- table:") == 2
+    assert fill(text, ROOT) == text, "run `make readme`"
+
+
+def test_readme_links_and_pictures_exist() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    linked = re.findall(r"\]\(([^)#:]+)\)", text)
+    assert len(linked) >= 5
+    assert [name for name in linked if not (ROOT / name).exists()] == []
+
+
+def test_vitkernels_leaves_vitbench_alone() -> None:
+    program = "import sys, vitkernels; sys.exit(any(name.split('.')[0] == 'vitbench' for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_no_package_called_kernels() -> None:
+    """It would shadow or collide with the `kernels` package of the package index."""
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    found = importlib.util.find_spec("kernels")
+    assert found is None or found.origin is None

@@ -1,0 +1,197 @@
+"""Predicted against measured memory, and both against arithmetic."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vitbench.measure import allocations, convolution_workspace, memory
+from vitbench.measure.memory import MIB, MemoryMeasurement, measure, measure_cuda, predict
+from vitbench.measure.step import make_step
+from vitbench.models import create_model
+
+F32, BF16 = torch.float32, torch.bfloat16
+
+
+def both(
+    name: str, mode: Any, batch: int, impl: str, dtype: torch.dtype, nhwc: bool = False, amp: torch.dtype | None = None
+) -> tuple[memory.MemoryEstimate, MemoryMeasurement]:
+    predicted = predict(lambda: create_model(name, impl, 64), (64, 64), batch, mode, dtype, "cpu", nhwc, amp)
+    layout = torch.channels_last if nhwc else torch.contiguous_format
+    model = create_model(name, impl, 64).to(dtype=dtype, memory_format=layout)
+    step = make_step(model, torch.randn(batch, 3, 64, 64).to(dtype=dtype, memory_format=layout), mode, amp)
+    step()
+    return predicted, measure(step)
+
+
+CASES = [
+    ("resnet18", "infer", 4, "eager", F32, False),
+    ("resnet18", "train", 9, "eager", F32, False),
+    ("resnet18", "train", 2, "eager", F32, True),
+    ("resnet18", "train", 3, "eager", BF16, False),
+    ("vit_tiny_patch16_224", "train", 4, "eager", F32, False),
+    ("vit_tiny_patch16_224", "infer", 9, "sdpa", F32, False),
+    ("cmt_ti", "infer", 4, "eager", F32, False),
+    ("cmt_ti", "infer", 1, "sdpa", F32, True),
+    ("cmt_ti", "train", 6, "sdpa", F32, False),
+    ("cmt_ti", "train", 2, "eager", BF16, False),
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small operators on a busy machine spend their time waiting for the other thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("name", "mode", "batch", "impl", "dtype", "nhwc"), CASES)
+def test_prediction_and_measurement_agree_within_one_percent(
+    name: str, mode: str, batch: int, impl: str, dtype: torch.dtype, nhwc: bool
+) -> None:
+    predicted, measured = both(name, mode, batch, impl, dtype, nhwc)
+    assert predicted.static_mib == measured.static_mib
+    assert predicted.peak_mib == pytest.approx(measured.peak_mib, rel=0.01)
+    assert measured.peak_mib > measured.static_mib
+    assert measured.reserved_mib is None
+
+
+@pytest.mark.parametrize("mode", ["infer", "train"])
+def test_mixed_precision_agrees(mode: str) -> None:
+    predicted, measured = both("resnet18", mode, 2, "eager", F32, amp=BF16)
+    assert predicted.peak_mib == pytest.approx(measured.peak_mib, rel=0.01)
+
+
+class Dense(nn.Module):
+    """No operator of it has temporaries, so its memory can be written down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3 * 100, 1000, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.flatten(1))
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_inference_of_one_layer_is_arithmetic(dtype: torch.dtype) -> None:
+    found = predict(Dense, (10, 10), 7, "infer", dtype, "cpu")
+    assert found.static_mib * MIB == dtype.itemsize * (7 * 300 + 300_000)
+    assert found.peak_mib * MIB == dtype.itemsize * (7 * 300 + 300_000 + 7 * 1000)
+
+
+def test_training_of_one_layer_is_arithmetic() -> None:
+    found = predict(Dense, (10, 10), 7, "train", F32, "cpu")
+    weight, logits, x = 4 * 300_000, 4 * 7 * 1000, 4 * 7 * 300
+    targets, step_count, loss = 8 * 7, 4, 4
+    static = 3 * weight + x + targets + step_count  # the weight and AdamW's two moments
+    assert found.static_mib * MIB == static
+    # While the weight's gradient is made: the logits' gradient, what log_softmax saved, its total weight and the loss.
+    at_gradient = static + weight + logits + loss
+    assert at_gradient <= found.peak_mib * MIB <= at_gradient + 2 * logits + 64
+
+
+def test_cuda_rounds_every_tensor_to_512_bytes() -> None:
+    found = predict(Dense, (10, 10), 1, "infer", F32, "cuda")
+    assert found.static_mib * MIB == 1_200_128 + 1536  # 1,200,000 and 1,200
+    assert found.peak_mib * MIB == 1_200_128 + 1536 + 4096
+
+
+def test_frozen_weights_have_no_gradient_and_no_state() -> None:
+    def frozen() -> nn.Module:
+        return nn.Sequential(Dense().requires_grad_(False), nn.Linear(1000, 10))
+
+    size = 4 * (300_000 + 300 + 3 * 10_010 + 2) + 8
+    assert predict(frozen, (10, 10), 1, "train", F32, "cpu").static_mib * MIB == size
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Linear(300, 300, bias=False) for _ in range(2))
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x.flatten(1)))
+
+
+def test_tied_weights_count_once() -> None:
+    assert predict(Tied, (10, 10), 1, "infer", F32, "cpu").static_mib * MIB == 4 * (300 * 300 + 300)
+
+
+def test_what_fits_nowhere_is_predicted_without_computing() -> None:
+    found = predict(lambda: create_model("vit_huge_patch14_224", "sdpa"), (224, 224), 4096, "infer", BF16)
+    hidden = 2 * 4096 * 257 * 5120 / MIB  # the feed-forward's activation, alive twice: before and after GELU
+    assert found.peak_mib > found.static_mib + 2 * hidden
+
+
+def test_the_cpu_allocator_shows_temporaries_that_are_gone_at_the_end() -> None:
+    def call() -> Tensor:
+        first = torch.empty(MIB, dtype=torch.uint8)
+        second = torch.empty(2 * MIB, dtype=torch.uint8)
+        del first
+        return torch.empty(MIB // 2, dtype=torch.uint8) if second.numel() else second
+
+    assert allocations.rise_of(call) == 3 * MIB
+
+
+def test_workspace_inside_a_convolution_is_seen_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[convolution_workspace.Convolution] = []
+    make = convolution_workspace.Convolution.of
+
+    def spy(op: Any, args: tuple[Any, ...], out: Any) -> convolution_workspace.Convolution | None:
+        call = make(op, args, out)
+        if call is not None:
+            calls.append(call)
+        return call
+
+    monkeypatch.setattr(memory.Convolution, "of", spy)
+    for dtype in (F32, BF16):
+        predict(lambda: create_model("cmt_ti", resolution=64), (64, 64), 2, "train", dtype)
+    distinct = {(call.op, call.args): call for call in calls}
+    assert len(distinct) > 50
+    some = list(itertools.islice(distinct.values(), 0, None, 5))
+    assert all(call.rise() <= call.rise_bound() for call in some)
+    forward = [call for call in some if call.op is torch.ops.aten.convolution.default]
+    assert any(call.rise() > call.args[0].dtype.itemsize * call.elements for call in forward)
+
+
+def test_cuda_measurement_is_the_rise_over_the_steps_own_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = 100 * MIB
+    order: list[str] = []
+    step = make_step(Dense(), torch.empty(1, 3, 10, 10), "infer")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: order.append("empty"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: order.append("reset"))
+    static = 1_200_128 + 1536
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: order.append("allocated") or static + others)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: static + others + 4096)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: static + others + 2 * MIB)
+    found = measure_cuda(step)
+    assert order == ["empty", "reset", "allocated"]
+    assert found == MemoryMeasurement(static / MIB, (static + 4096) / MIB, (static + 2 * MIB) / MIB)
+
+
+def test_a_step_frees_its_gradients_and_returns_what_it_says() -> None:
+    model = Dense()
+    step = make_step(model, torch.randn(2, 3, 10, 10), "train")
+    before = model.fc.weight.detach().clone()
+    loss = step()
+    assert loss.shape == ()
+    assert not loss.requires_grad
+    assert model.fc.weight.grad is None
+    assert not torch.equal(model.fc.weight, before)
+    assert make_step(model, torch.randn(2, 3, 10, 10), "infer")().shape == (2, 1000)
+    assert not model.training
+
+
+def test_an_unknown_mode_is_refused() -> None:
+    with pytest.raises(ValueError, match='"infer" or "train", not \'test\''):
+        make_step(Dense(), torch.empty(1, 3, 10, 10), "test")

@@ -1,0 +1,201 @@
+"""The command as a user types it: what it prints, what it exits with, what it does not import."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vitbench import cli, results
+from vitbench.catalog import catalog
+from vitbench.models import create_model
+
+
+def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vitbench", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that bad input gives, from inside this process."""
+    original, sys.argv = sys.argv, ["vitbench", *arguments]
+    try:
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+    finally:
+        sys.argv = original
+    assert exit.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["bench", "--help"], ["list"], ["list", "--format", "json"]], ids=str
+)
+def test_no_torch_is_imported(arguments: list[str]) -> None:
+    program = (
+        f"import sys; sys.argv = ['vitbench', *{arguments!r}]\n"
+        "from vitbench import cli\n"
+        "try: cli.main()\n"
+        "finally: print('torch' in sys.modules, 'pandas' in sys.modules, file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr == "False False\n"
+    assert done.returncode == 0
+
+
+def test_help_reads_like_a_manual() -> None:
+    text = run("--help").stdout
+    for word in ("bench", "list", "doctor", "memory-curves", "report", "Exit code", "--dry-run"):
+        assert word in text
+
+
+def test_list_csv_and_json_say_the_same() -> None:
+    rows = list(csv.DictReader(io.StringIO(run("list", "cmt_*", "--format", "csv").stdout)))
+    records = json.loads(run("list", "cmt_*", "--format", "json").stdout)
+    assert [row["model"] for row in rows] == [name for name in catalog() if name.startswith("cmt_")]
+    for row, record in zip(rows, records, strict=True):
+        assert {name: "" if value is None else str(value) for name, value in record.items()} == row
+    assert {"model", "family", "params_m", "gmacs", "resolution", "top1", "source"} <= set(rows[0])
+
+
+def test_list_table_shows_every_name_in_full() -> None:
+    text = run("list").stdout
+    assert all(name in text for name in catalog())
+
+
+def test_doctor_says_why_something_is_missing() -> None:
+    done = run("doctor")
+    assert done.returncode == 0
+    for topic in (
+        "torch",
+        "triton",
+        "cpu energy",
+        "free memory",
+        "C++ compiler",
+        "gpu" if "NO" in done.stdout else "cuda:0",
+    ):
+        assert topic in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["bench", "--model", "cmt_x"], "cmt_xs"),
+        (["bench", "--model", ""], "no model given"),
+        (["bench", "--model", "vit_base_patch16_224", "--resolution", "225"], "224, 240"),
+        (["bench", "--batch", "0"], "batch '0'"),
+        (["bench", "--impl", "fast"], "allowed: eager, sdpa"),
+        (["bench", "--dtype", "bf61"], "bf16"),
+        (["bench", "--mode", "inference"], "infer"),
+        (["bench", "--device", "tpu"], "allowed: cpu, cuda, cuda:N"),
+        (["bench", "--time-limit", "0"], "above zero"),
+        (["bench", "--time-limit", "soon"], "--time-limit"),
+        (["bench", "--modle", "cmt_s"], "--model"),
+        (["bench", "--export", "xlsx"], "allowed: timm"),
+        (["bench", "--baseline", "/nowhere.csv"], "cannot be read"),
+        (["bench", "--images", "/nowhere"], "not a folder"),
+        (["bench", "--weights", "/nowhere.safetensors"], "one model"),
+        (["bench", "--model", "resnet18", "--weights", "/nowhere.safetensors"], "does not exist"),
+        (["report", "/nowhere.csv"], "does not exist"),
+        (["list", "--format", "yaml"], "allowed: table, csv, json"),
+        (["list", "vit_basee*"], "vit_base"),
+        (["bnech"], "bench"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], says: str) -> None:
+    assert says in complaint(capsys, *arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--device cpu" in complaint(capsys, "bench", "--device", "cuda")
+
+
+SMALL = (
+    "--model",
+    "resnet18",
+    "--resolution",
+    "32",
+    "--batch",
+    "1",
+    "--dtype",
+    "fp32",
+    "--mode",
+    "infer",
+    "--device",
+    "cpu",
+)
+
+
+def test_bad_files_are_one_line_and_lose_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes(b"\x00" * 64)
+    assert "not a readable .safetensors" in complaint(capsys, "bench", *SMALL, "--weights", str(weights))
+    torch.save({"a": torch.ones(1)}, weights)
+    assert "not a readable .safetensors" in complaint(capsys, "bench", *SMALL, "--weights", str(weights))
+    save_file({"a": torch.ones(1)}, weights)
+    assert "is not resnet18" in complaint(capsys, "bench", *SMALL, "--weights", str(weights))
+    other = tmp_path / "other.csv"
+    other.write_text("model,speed\nresnet18,1\n")
+    assert "schema" in complaint(capsys, "bench", *SMALL, "--out", str(other))
+    assert other.read_text() == "model,speed\nresnet18,1\n"
+    assert "not a folder" in complaint(capsys, "bench", *SMALL, "--images", str(weights))
+    assert "--out" in complaint(capsys, "bench", *SMALL, "--out", str(weights / "a.csv"))
+
+
+def test_dry_run_prints_what_would_run_and_writes_nothing(tmp_path: Path) -> None:
+    done = run(
+        "bench", "--model", "cmt_ti,resnet18", "--batch", "1,2", "--impl", "eager,compile", "--dtype", "fp32",
+        "--resolution", "native", "--mode", "train", "--dry-run", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines() if "/train/" in line]
+    assert [line[0] for line in lines][4:6] == [
+        "resnet18/eager/train/fp32/nchw/224/b1/cpu",
+        "resnet18/compile/train/fp32/nchw/224/b1/cpu",
+    ]
+    assert lines[0][1:3] == ["11.689512", "1.8141"]
+    memory = {line[0]: float(line[3].replace(",", "")) for line in lines if "/eager/" in line[0]}
+    assert len(memory) == 4
+    assert all(value > 50 for value in memory.values())
+    assert len(lines[1]) == 3, "a compiled model's memory is not predicted"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_with_weights_and_pictures_writes_table_csv_and_drawings(tmp_path: Path) -> None:
+    from PIL import Image
+
+    model = create_model("resnet18", resolution=32)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (64, 48), (200, 30, 90)).save(tmp_path / "photos" / "a.jpg")
+    out = tmp_path / "out" / "a.csv"
+    done = run(
+        "bench", *SMALL, "--batch", "1,2", "--impl", "eager,sdpa", "--min-time", "0.05", "--weights",
+        str(tmp_path / "w.safetensors"), "--images", str(tmp_path / "photos"), "--out", str(out), "--export", "timm",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = results.read(out)
+    assert [row.status for row in rows] == ["ok"] * 4
+    assert {row.weights for row in rows} == {"w.safetensors"}
+    assert {row.input for row in rows} == {f"images in {tmp_path / 'photos'}"}
+    written = sorted(path.suffix for path in out.parent.iterdir() if not path.name.startswith("."))
+    assert written == [".csv", ".csv", ".csv", ".html", ".jsonl", ".png", ".svg"]
+    assert "[4/4]" in done.stdout
+    assert "x eager" in done.stdout
+    assert "\x1b" not in done.stdout, "plain lines when the output is no terminal"
+    for path in out.parent.glob("a.*"):
+        assert str(path) in done.stdout
+    again = run("report", str(out), "--baseline", str(out))
+    assert "x baseline" in again.stdout
+    assert again.stdout.count("1.00") >= 4

@@ -1,0 +1,209 @@
+"""A sweep in real worker processes: every case ends as a row, whatever happens to the worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vitbench import results, sweep
+from vitbench.errors import InputError
+from vitbench.measure import device as devices
+from vitbench.plan import Case
+from vitbench.results import Row
+from vitbench.sweep import Summary, SweepOptions
+
+QUICK = SweepOptions(min_time=0.02, time_limit=120, passes=("latency", "memory"))
+
+
+def case(model: str = "resnet18", **changes: object) -> Case:
+    fields: dict[str, object] = {
+        "model": model, "impl": "eager", "mode": "infer", "dtype": "fp32", "layout": "nchw",
+        "resolution": (32, 32), "batch": 1, "device": "cpu",
+    }  # fmt: skip
+    return Case(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+class Recorder:
+    """Keeps what a sweep tells."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.rows: list[Row] = []
+
+    def phase(self, case: str | None, what: str) -> None:
+        pass
+
+    def row(self, row: Row, done: int, total: int, seconds_left: float | None) -> None:
+        self.rows.append(row)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def tick(self) -> None:
+        pass
+
+
+def environment(**changes: object) -> dict[str, object]:
+    return devices.environment("cpu") | {"input": "noise, seed 0", "weights": "random, seed 0"} | changes
+
+
+def run(cases: list[Case], path: Path, options: SweepOptions = QUICK, **env: object) -> tuple[Summary, Recorder]:
+    recorder = Recorder()
+    return sweep.run(cases, path, environment(**env), options, recorder), recorder
+
+
+def test_rows_hold_what_was_asked(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    modes, impls = ("infer", "train"), ("eager", "sdpa")
+    cases = [case(impl=impl, mode=mode, resolution=(64, 64)) for mode in modes for impl in impls]
+    summary, _ = run(cases, path)
+    assert [row.case for row in summary.rows] == [c.id for c in cases]
+    assert [row.case for row in results.read(path)] == [c.id for c in cases]
+    samples = results.read_samples(path)
+    for row in summary.rows:
+        assert (row.status, row.reason, row.valid) == ("ok", "", True)
+        assert row.params_m == 11.689512
+        assert row.top1 == 69.76
+        assert row.latency_ms_ci_low <= row.latency_ms_p50 <= row.latency_ms_ci_high
+        assert row.img_per_s == pytest.approx(1e3 / row.latency_ms_p50)
+        assert len(samples[row.case]) == row.samples
+        assert row.peak_mem_mib == pytest.approx(row.predicted_mem_mib, rel=0.01)
+        assert row.rel_err < 1e-3
+        assert row.rel_err_limit is None if row.impl == "eager" else row.rel_err <= row.rel_err_limit
+        assert 0 < row.mfu < 1
+        assert row.energy_j_per_img is None
+        assert row.compile_s is None
+    infer, train = summary.rows[0], summary.rows[2]
+    assert train.latency_ms_p50 > infer.latency_ms_p50
+    assert train.peak_mem_mib > 3 * infer.static_mem_mib
+    assert len(samples[cases[0].id]) == len(samples[cases[1].id]), "implementations are timed in the same rounds"
+
+
+def test_a_case_too_large_for_the_machine_is_oom_before_it_runs(tmp_path: Path) -> None:
+    summary, _ = run([case(batch=3_000_000), case()], tmp_path / "a.csv")
+    assert [row.status for row in summary.rows] == ["oom", "ok"]
+    assert "predicted" in summary.rows[0].reason
+    assert summary.rows[0].img_per_s is None
+    assert len(summary.failed) == 1
+
+
+def test_a_case_over_its_time_limit_is_a_row_and_the_sweep_goes_on(tmp_path: Path) -> None:
+    options = SweepOptions(min_time=0.02, time_limit=20, passes=("latency",))
+    slow = case("vit_large_patch16_512", resolution=(512, 512), batch=64)
+    summary, _ = run([slow, case()], tmp_path / "a.csv", options)
+    assert [row.status for row in summary.rows] == ["timeout", "ok"]
+    assert "--time-limit 20" in summary.rows[0].reason
+
+
+def workers_of(parent: int) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (folder / "stat").read_text()
+            command = (folder / "cmdline").read_bytes()
+        except OSError:  # it ended meanwhile
+            continue
+        if int(stat.rpartition(")")[2].split()[1]) == parent and b"vitbench.worker" in command:
+            found.append(int(folder.name))
+    return found
+
+
+class Killer(Recorder):
+    """Kills the worker when it comes to one case, as the kernel's memory killer would."""
+
+    def __init__(self, at: str) -> None:
+        super().__init__()
+        self.at = at
+
+    def phase(self, case: str | None, what: str) -> None:
+        if case == self.at:
+            for worker in workers_of(os.getpid()):
+                os.kill(worker, signal.SIGKILL)
+
+
+def test_a_killed_worker_costs_one_row(tmp_path: Path) -> None:
+    cases = [case(batch=batch, impl=impl) for batch in (1, 2, 3) for impl in ("eager", "sdpa")]
+    killer = Killer(cases[3].id)
+    summary = sweep.run(cases, tmp_path / "a.csv", environment(), QUICK, killer)
+    assert [row.status for row in summary.rows] == ["ok", "ok", "ok", "crashed", "ok", "ok"]
+    assert "SIGKILL" in summary.rows[3].reason
+    assert len(killer.rows) == 6
+
+
+def test_a_finished_sweep_measures_nothing_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    run([case(), case(batch=2)], path)
+    before = path.read_bytes()
+    again, recorder = run([case(), case(batch=2), case(batch=3)], path)
+    assert path.read_bytes().startswith(before)
+    assert [row.batch for row in recorder.rows] == [3]
+    assert again.rows[:2] == results.read(path)[:2]
+    assert [row.batch for row in again.rows] == [1, 2, 3]
+    assert recorder.notes == [f"2 of 3 cases are already in {path}"]
+
+
+def test_another_environment_is_refused_and_fresh_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    run([case()], path)
+    with pytest.raises(InputError) as raised:
+        run([case(batch=2)], path, torch="1.0")
+    assert "torch was" in str(raised.value)
+    assert "--fresh" in str(raised.value)
+    options = SweepOptions(min_time=0.02, passes=("latency",), fresh=True)
+    _, recorder = run([case(batch=2)], path, options, torch="1.0")
+    assert [row.batch for row in results.read(path)] == [2]
+    assert [row.batch for row in results.read(tmp_path / "a.1.csv")] == [1]
+    assert "a.1.csv" in recorder.notes[0]
+
+
+def test_kill_9_of_the_sweep_and_a_second_run_give_every_row_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    command = [
+        sys.executable, "-m", "vitbench", "bench", "--model", "resnet18", "--resolution", "32,64", "--batch", "1,2,3,4",
+        "--impl", "eager", "--dtype", "fp32", "--mode", "infer", "--device", "cpu",
+        "--min-time", "0.05", "--out", str(path),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (path.exists() and len(results.read(path)) >= 2):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    (worker,) = workers_of(process.pid)
+    process.kill()
+    process.wait()
+    kept = results.read(path)
+    assert 2 <= len(kept) < 8
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{worker}").exists(), "the worker outlived the sweep"
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = results.read(path)
+    assert rows[: len(kept)] == kept
+    assert sorted((row.resolution, row.batch) for row in rows) == [(r, b) for r in ("32", "64") for b in (1, 2, 3, 4)]
+
+
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    command = [
+        sys.executable, "-m", "vitbench", "bench", "--model", "resnet18", "--resolution", "64", "--batch",
+        "1,2,3,4,5,6", "--dtype", "fp32", "--mode", "infer", "--device", "cpu", "--min-time", "0.3", "--out", str(path),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (path.exists() and results.read(path)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from there" in out
+    assert "Traceback" not in out + error
+    assert 1 <= len(results.read(path)) < 6

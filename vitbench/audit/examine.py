@@ -1,0 +1,62 @@
+"""From machine code to a row: control flow run, instructions counted, time modelled."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import cache as once
+from pathlib import Path
+
+from vitkernels._launch import Launch
+
+from vitbench.audit import cfg, execute, sass
+from vitbench.audit.job import Compiled
+from vitbench.audit.model import Row, failure, model
+from vitbench.audit.profile import launched, profile
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A launch's machine code, how often its blocks run (None when that could not be found out), and its row."""
+
+    compiled: Compiled
+    executions: execute.Executions | None
+    row: Row
+
+
+def examine(launch: Launch, compiled: Compiled, arch: int, cache: Path) -> Examined:
+    """Count and model a launch; control flow that does not end is a row with status "error"."""
+    graph = cfg.build(sass.parse(compiled.sass))
+    try:
+        executions = _executions(graph, launched(launch, compiled, arch), compiled, cache)
+    except execute.RanAway as problem:
+        return Examined(compiled, None, failure(launch, arch, compiled.triton, f"not counted: {problem}"))
+    counted = profile(graph, executions, launch, compiled, arch)
+    return Examined(compiled, executions, model(launch, compiled, counted, arch))
+
+
+def _executions(graph: cfg.Graph, seen: execute.Launched, compiled: Compiled, cache: Path) -> execute.Executions:
+    """Run the control flow, or read what it gave the last time that the same code ran with the same arguments."""
+    shown = (_source(), compiled.sass, sorted(seen.constants.items()), seen.grid, seen.num_warps)
+    stored = cache / (hashlib.sha256(repr(shown).encode()).hexdigest() + ".counts.gz")
+    if stored.exists():
+        found = json.loads(gzip.decompress(stored.read_bytes()))
+        active = {int(index): times for index, times in found["active"].items()}
+        return execute.Executions(found["warps"], active, frozenset(found["guessed"]), found["sampled"])
+    executions = execute.count(graph, seen)
+    record = {**vars(executions), "guessed": sorted(executions.guessed)}
+    cache.mkdir(parents=True, exist_ok=True)
+    draft = stored.with_suffix(f".{os.getpid()}.part")
+    draft.write_bytes(gzip.compress(json.dumps(record).encode(), 3))
+    draft.replace(stored)
+    return executions
+
+
+@once
+def _source() -> str:
+    """Fingerprint of this package: other code may count otherwise."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()

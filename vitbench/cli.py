@@ -1,0 +1,170 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitbench.errors import InputError
+
+app = typer.Typer(
+    name="vitbench",
+    help="""Measure vision transformers: throughput, latency, memory, energy, FLOPs.
+
+A sweep is a grid of models x resolutions x batch sizes x implementations x dtypes x modes. Each case of
+the grid runs in a worker process, is checked against eager PyTorch, is then timed, and ends as one row of
+a CSV: a case that fails is a row too, with its reason. A sweep that was stopped goes on where it was.
+
+\b
+  vitbench list 'cmt_*'                                   what there is, and what is published about it
+  vitbench doctor                                         what this machine can measure, and what not
+  vitbench bench --model cmt_s --dry-run                  what would run: parameters, GMACs, memory
+  vitbench bench --model cmt_s,resnet50 --batch 1,64      measure
+  vitbench memory-curves --model vit_base_patch16_224,resnet50
+  vitbench report results/gpu/cmt_s.csv                   print and draw an earlier sweep again
+
+Exit code: 0 every case ok or unsupported, 1 some case failed, 2 input that cannot be used, 130 interrupted.
+""",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="Names or wildcards, separated by commas; `all` is every model.")
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="The CSV to write. Default: results/<device>/<models>.csv.")
+]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N. Default: cuda where there is a GPU.")]
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", help="Begin anew although the CSV exists; the old file is renamed, not lost.")
+]
+TimeLimitOption = Annotated[float, typer.Option(help="Seconds one case may take, compilation included.")]
+ExportOption = Annotated[str, typer.Option("--export", help="Also write the rows in another tool's format: timm.")]
+BaselineOption = Annotated[
+    Path | None, typer.Option(help="A vitbench or timm CSV; the table shows the throughput over it.")
+]
+
+
+@app.command()
+def bench(
+    model: ModelOption = "vit_base_patch16_224,resnet50,cmt_s",
+    resolution: Annotated[
+        str,
+        typer.Option(help="Sizes such as 224 or 800x1066, `native`, or factors of it such as x1.5. Default by device."),
+    ] = "",
+    batch: Annotated[str, typer.Option(help="Batch sizes. Default by device.")] = "",
+    impl: Annotated[str, typer.Option(help="eager, sdpa, flex, compile. Default by device.")] = "",
+    dtype: Annotated[str, typer.Option(help="fp32, tf32, bf16, fp16, amp (fp32 weights, bf16 autocast).")] = "fp32",
+    mode: Annotated[str, typer.Option(help="infer, train (forward, backward, AdamW step).")] = "infer",
+    layout: Annotated[str, typer.Option(help="nchw, nhwc (channels_last).")] = "nchw",
+    device: DeviceOption = "",
+    out: OutOption = None,
+    time_limit: TimeLimitOption = 600.0,
+    min_time: Annotated[float, typer.Option(help="Seconds of samples each case gets at least.")] = 0.5,
+    max_time: Annotated[
+        float | None,
+        typer.Option(help="Seconds of samples each case gets at most. Default: 15 on a GPU, 3 on a CPU."),
+    ] = None,
+    images: Annotated[str, typer.Option(help="A folder of photographs to feed in. Default: seeded normal noise.")] = "",
+    weights: Annotated[str, typer.Option(help="A .safetensors file for the one model. Default: seeded random.")] = "",
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the cases with parameters, GMACs and predicted memory; measure nothing."),
+    ] = False,
+    fresh: FreshOption = False,
+    export: ExportOption = "",
+    baseline: BaselineOption = None,
+) -> None:
+    """Measure a grid of cases into a CSV, print its table and draw its curves."""
+    from vitbench import session
+
+    cases = session.plan(model, resolution, batch, impl, dtype, mode, layout, device)
+    if dry_run:
+        session.print_plan(cases)
+        return
+    options = session.options(cases, time_limit, min_time, max_time, images, weights, fresh)
+    raise typer.Exit(session.bench(cases, out or session.default_out(model, cases), options, export, baseline))
+
+
+@app.command("memory-curves")
+def memory_curves(
+    model: ModelOption = "vit_base_patch16_224,resnet50",
+    resolution: Annotated[str, typer.Option(help="As for bench.")] = "native",
+    batch: Annotated[str, typer.Option(help="Batch sizes.")] = "1,2,4,8,16,32,64,128,256",
+    dtype: Annotated[str, typer.Option(help="As for bench.")] = "fp32",
+    mode: Annotated[str, typer.Option(help="infer, train.")] = "infer,train",
+    measure_up_to: Annotated[
+        int,
+        typer.Option(help="The largest batch that is measured beside predicted. Default: 4 on the CPU, all on a GPU."),
+    ] = -1,
+    device: DeviceOption = "",
+    out: OutOption = None,
+    time_limit: TimeLimitOption = 600.0,
+    fresh: FreshOption = False,
+) -> None:
+    """Peak memory over the batch size, predicted and measured, as CSV and picture."""
+    from vitbench import session
+
+    cases = session.plan(model, resolution, batch, "eager", dtype, mode, "nchw", device)
+    out = out or session.default_out(f"memory-{model}", cases)
+    raise typer.Exit(session.memory_curves(cases, out, measure_up_to, time_limit, fresh))
+
+
+@app.command("list")
+def list_models(
+    pattern: Annotated[str, typer.Argument(help="Names or wildcards, separated by commas.")] = "all",
+    format: Annotated[str, typer.Option(help="table, csv or json.")] = "table",
+) -> None:
+    """The models: size, resolution and what is published about each."""
+    from vitbench import listing
+
+    listing.print_models(pattern, format)
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine can measure, what not, and why."""
+    from vitbench import doctor
+
+    doctor.print_report()
+
+
+@app.command()
+def report(
+    csv: Annotated[Path, typer.Argument(help="A CSV that bench or memory-curves wrote.")],
+    export: ExportOption = "",
+    baseline: BaselineOption = None,
+) -> None:
+    """Print the table of an earlier sweep and draw its curves again."""
+    from vitbench import session
+
+    session.report(csv, export, baseline)
+
+
+def main() -> None:
+    """The console script: bad input is one line on stderr and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except InputError as error:
+        code = _complain(str(error))
+    except OSError as error:
+        # A disk that fills up or a folder that vanishes: the rows so far are safe.
+        code = _complain(f"{error.strerror or error}: {error.filename or 'while writing results'}")
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # the parser's own usage errors
+            raise
+        code = _complain(error.format_message())
+    sys.exit(code or 0)
+
+
+def _complain(message: str) -> int:
+    print("vitbench: " + " ".join(message.split()), file=sys.stderr)
+    return 2

@@ -1,0 +1,22 @@
+"""The device's own rate on a large matrix product: what a model's utilisation is a share of."""
+
+from __future__ import annotations
+
+import torch
+
+from vitbench.measure import latency
+
+SIZE_CUDA = 8192
+SIZE_CPU = 2048
+
+
+def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
+    """10^12 FLOP/s of a square matrix product of normal random numbers (median of repeats).
+
+    Measured, not taken from a data sheet, so that it holds on any device and at its actual clocks.
+    TF32 applies as torch is set.
+    """
+    size = SIZE_CUDA if device.type == "cuda" else SIZE_CPU
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    (timing,) = latency.measure([lambda: a @ b], device, min_seconds=0.3, max_seconds=3.0)
+    return 2 * size**3 / (timing.p50 * 1e-3) / 1e12

@@ -1,0 +1,128 @@
+"""Every model by name, and the one way to make one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from vitbench.catalog import Resolution, format_resolution, parse_resolution
+from vitbench.errors import InputError, nearest
+from vitbench.models import (
+    cmt,
+    coatnet,
+    convit,
+    convmixer,
+    detr,
+    efficient_vit,
+    efficientnet,
+    resnet,
+    tnt,
+    tutorial,
+    vit,
+    yolos,
+)
+from vitbench.models.spec import ModelSpec, Preprocessing
+from vitbench.ops import ops_for
+
+
+def _merge(*families: dict[str, ModelSpec]) -> dict[str, ModelSpec]:
+    merged: dict[str, ModelSpec] = {}
+    for family in families:
+        if twice := merged.keys() & family.keys():
+            raise ValueError(f"models named twice: {', '.join(sorted(twice))}")
+        merged |= family
+    return merged
+
+
+MODELS: dict[str, ModelSpec] = _merge(
+    vit.MODELS,
+    resnet.MODELS,
+    cmt.MODELS,
+    tnt.MODELS,
+    convit.MODELS,
+    coatnet.MODELS,
+    tutorial.MODELS,
+    convmixer.MODELS,
+    efficientnet.MODELS,
+    efficient_vit.MODELS,
+    detr.MODELS,
+    yolos.MODELS,
+)
+
+
+def create_model(
+    name: str,
+    impl: str = "eager",
+    resolution: int | str | Resolution | None = None,
+    num_classes: int | None = None,
+    weights: str | Path | None = None,
+) -> nn.Module:
+    """A model in training mode, fp32, on torch's default device.
+
+    Args:
+        name: a key of MODELS.
+        impl: "eager", "sdpa", "flex" or "compile" (the eager model through torch.compile).
+        resolution: 224, "800x1066" or (height, width) in pixels; default the model's own.
+        num_classes: outputs of the classifier, or classes that a detector knows; default the published model's.
+        weights: a .safetensors file, loaded strictly; tables that depend on the resolution are resampled.
+
+    Raises: InputError on an unknown name or implementation, a resolution the architecture cannot
+        take, or weights that are unreadable or belong to another network.
+    """
+    if name not in MODELS:
+        raise InputError(f"unknown model {name!r}: {nearest(name, MODELS)}")
+    spec = MODELS[name]
+    if resolution is None:
+        resolution = spec.resolution
+    elif not isinstance(resolution, tuple):
+        resolution = parse_resolution(str(resolution))
+    try:
+        model = spec.build(ops_for(impl), resolution, spec.num_classes if num_classes is None else num_classes)
+    except ValueError as error:
+        raise InputError(f"{name} at {format_resolution(resolution)}: {error}") from error
+    if weights is not None:
+        load_weights(model, name, Path(weights))
+    return cast(nn.Module, torch.compile(model)) if impl == "compile" else model
+
+
+def load_weights(model: nn.Module, name: str, path: Path) -> None:
+    """Loads a .safetensors file strictly, resampling what depends on the resolution.
+
+    Raises: InputError when the file is missing, not safetensors, or of another network.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except FileNotFoundError as error:
+        raise InputError(f"weights file {path} does not exist") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is not a readable .safetensors file ({error})") from error
+    resize = getattr(model, "resize_state_dict", None)
+    own = model.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or extra:
+        raise InputError(
+            f"{path} is not {name}: {len(missing)} tensors missing{_example(missing)}, "
+            f"{len(extra)} unknown{_example(extra)}"
+        )
+    if resize is not None:
+        try:
+            state = resize(state)
+        except ValueError as error:
+            raise InputError(f"{path} does not fit {name}: {error}") from error
+    for key, tensor in own.items():
+        if state[key].shape != tensor.shape:
+            raise InputError(f"{path} is not {name}: {key} is {list(state[key].shape)}, needs {list(tensor.shape)}")
+    model.load_state_dict(state, strict=True)
+
+
+def _example(keys: list[str]) -> str:
+    return f" (such as {keys[0]})" if keys else ""
+
+
+__all__ = ["MODELS", "ModelSpec", "Preprocessing", "create_model", "load_weights"]

@@ -1,0 +1,103 @@
+"""Curves over the batch size: throughput, latency, and memory predicted beside measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from vitbench.results import Row
+
+INSTALL = "pip install altair vl-convert-python"
+
+
+def plotting_missing() -> bool:
+    """Whether the plotting packages are not installed; a measuring machine may lack them."""
+    import importlib.util
+
+    return any(importlib.util.find_spec(name) is None for name in ("altair", "vl_convert"))
+
+
+def _frame(rows: Sequence[Row]) -> pd.DataFrame:
+    frame = pd.DataFrame([row.__dict__ for row in rows if row.status == "ok"])
+    if frame.empty:
+        return frame
+    varying = [name for name in ("model", "impl", "dtype", "layout", "resolution") if frame[name].nunique() > 1]
+    frame["series"] = frame[varying or ["model"]].astype(str).agg(" ".join, axis=1)
+    return frame
+
+
+def _panel(data: pd.DataFrame, column: str, title: str, mode: str, log_y: bool) -> Any:
+    import altair as alt
+
+    return (
+        alt.Chart(data, title=f"{title}, {'training' if mode == 'train' else 'inference'}", width=380, height=260)
+        .mark_line(point=True)
+        .encode(
+            x=alt.X("batch:Q", scale=alt.Scale(type="log", base=2), title="batch size"),
+            y=alt.Y(f"{column}:Q", scale=alt.Scale(type="log") if log_y else alt.Scale(zero=True), title=title),
+            color=alt.Color("series:N", title=None),
+            tooltip=["case:N", f"{column}:Q"],
+        )
+    )
+
+
+def throughput_chart(rows: Sequence[Row]) -> Any | None:
+    """Images a second and milliseconds a batch over the batch size, by mode; None without timed rows."""
+    import altair as alt
+
+    frame = _frame(rows)
+    if frame.empty or not frame["img_per_s"].notna().any():
+        return None
+    frame = frame[frame["img_per_s"].notna()]
+    columns = []
+    for mode, data in frame.groupby("mode", sort=True):
+        slim = data[["batch", "series", "case", "img_per_s", "latency_ms_p50"]]
+        columns.append(
+            _panel(slim, "img_per_s", "images per second", str(mode), False)
+            & _panel(slim, "latency_ms_p50", "milliseconds per batch", str(mode), True)
+        )
+    return alt.hconcat(*columns)
+
+
+def memory_chart(rows: Sequence[Row]) -> Any | None:
+    """Peak memory over the batch size: predicted as lines, measured as points; None without either."""
+    import altair as alt
+
+    frame = _frame(rows)
+    if frame.empty or not (frame["predicted_mem_mib"].notna().any() or frame["peak_mem_mib"].notna().any()):
+        return None
+    panels = []
+    for mode, data in frame.groupby("mode", sort=True):
+        slim = data[["batch", "series", "case", "predicted_mem_mib", "peak_mem_mib"]].sort_values("batch")
+        x = alt.X("batch:Q", scale=alt.Scale(type="log", base=2), title="batch size")
+        color = alt.Color("series:N", title=None)
+        scale = alt.Scale(type="log")
+        lines = (
+            alt.Chart(slim[slim["predicted_mem_mib"].notna()])
+            .mark_line()
+            .encode(
+                x=x,
+                y=alt.Y("predicted_mem_mib:Q", scale=scale, title="peak MiB (line predicted, point measured)"),
+                color=color,
+                tooltip=["case:N", "predicted_mem_mib:Q"],
+            )
+        )
+        points = (
+            alt.Chart(slim[slim["peak_mem_mib"].notna()])
+            .mark_point(filled=True, size=60)
+            .encode(x=x, y=alt.Y("peak_mem_mib:Q", scale=scale), color=color, tooltip=["case:N", "peak_mem_mib:Q"])
+        )
+        title = f"memory, {'training' if mode == 'train' else 'inference'}"
+        panels.append((lines + points).properties(title=title, width=380, height=300))
+    return alt.hconcat(*panels)
+
+
+def save(chart: Any, stem: Path) -> list[Path]:
+    """Writes a chart as stem.png and stem.svg, without a browser."""
+    files = [stem.with_name(stem.name + suffix) for suffix in (".png", ".svg")]
+    for path in files:
+        chart.save(str(path), **({"ppi": 144} if path.suffix == ".png" else {}))
+    return files

@@ -1,0 +1,51 @@
+"""Fills the tables of a Markdown file from results: `make readme`. A number in README is never typed.
+
+A block `<!-- table: FILE -->` ... `<!-- end -->` holds the table of a vitbench CSV or a pytest-benchmark JSON.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from vitbench import results
+from vitbench.report.tables import sweep_table
+
+_BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def _sweep(path: Path) -> str:
+    text = io.StringIO()
+    Console(file=text, width=200, markup=False, highlight=False).print(sweep_table(results.read(path)))
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _benchmarks(path: Path) -> str:
+    lines = []
+    for entry in json.loads(path.read_text())["benchmarks"]:
+        name = entry["name"].removeprefix("test_")
+        lines.append(f"{name:40} median {entry['stats']['median']:8.3f} s")
+        lines += [f"    {key:36} {value}" for key, value in entry["extra_info"].items()]
+    return "\n".join(lines)
+
+
+def fill(text: str, root: Path) -> str:
+    """`text` with every block made anew from the files it names, relative to `root`."""
+
+    def block(match: re.Match[str]) -> str:
+        path = root / match[2]
+        table = _benchmarks(path) if path.suffix == ".json" else _sweep(path)
+        return f"{match[1]}```\n{table}\n```\n{match[3]}"
+
+    return _BLOCK.sub(block, text)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        page = Path(name)
+        page.write_text(fill(page.read_text(encoding="utf-8"), page.parent), encoding="utf-8")

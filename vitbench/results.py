@@ -1,0 +1,279 @@
+"""The row, which is the CSV header, and the file it lives in. Imports no torch."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import fcntl
+import io
+import json
+import os
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from vitbench.errors import InputError
+
+SCHEMA = 1
+
+STATUSES = ("ok", "oom", "incorrect", "unsupported", "timeout", "crashed", "error")
+
+
+@dataclass
+class Row:
+    """One case and what came of it. None (empty in the CSV) means not measured; zero means zero.
+
+    Units are in the names; results/README.md explains every column.
+    """
+
+    schema: int
+    case: str
+    status: str
+    reason: str
+    model: str
+    family: str
+    impl: str
+    mode: str
+    dtype: str
+    layout: str
+    device: str
+    device_name: str
+    resolution: str
+    batch: int
+    input: str
+    weights: str
+    params_m: float | None = None
+    gmacs: float | None = None
+    macts: float | None = None
+    uncounted_ops: str | None = None
+    top1: float | None = None
+    coco_ap: float | None = None
+    img_per_s: float | None = None
+    latency_ms_p50: float | None = None
+    latency_ms_ci_low: float | None = None
+    latency_ms_ci_high: float | None = None
+    latency_ms_p95: float | None = None
+    samples: int | None = None
+    stop_reason: str | None = None
+    compile_s: float | None = None
+    static_mem_mib: float | None = None
+    peak_mem_mib: float | None = None
+    reserved_mem_mib: float | None = None
+    predicted_mem_mib: float | None = None
+    avg_power_w: float | None = None
+    idle_power_w: float | None = None
+    energy_j_per_img: float | None = None
+    energy_net_j_per_img: float | None = None
+    energy_source: str | None = None
+    energy_ratio: float | None = None
+    sm_clock_mhz: float | None = None
+    temperature_c: float | None = None
+    throttled: bool | None = None
+    valid: bool | None = None
+    rel_err: float | None = None
+    rel_err_limit: float | None = None
+    mfu: float | None = None
+    peak_tflops: float | None = None
+    threads: int | None = None
+    commit: str | None = None
+    dirty: bool | None = None
+    vitbench: str | None = None
+    torch: str | None = None
+    triton: str | None = None
+    driver: str | None = None
+    device_uuid: str | None = None
+    started_at: str | None = None
+
+
+HEADER = tuple(field.name for field in fields(Row))
+
+#: What must agree for rows to stand in one file: a change in any of these makes numbers incomparable.
+ENVIRONMENT = (
+    "schema", "device_name", "device_uuid", "driver", "torch", "triton", "vitbench", "commit", "dirty", "threads",
+    "input", "weights",
+)  # fmt: skip
+
+
+def _field_types() -> dict[str, type]:
+    """The bare type of each field, without `| None`."""
+    hints = typing.get_type_hints(Row)
+    return {
+        name: next(arg for arg in typing.get_args(hint) if arg is not type(None))
+        if isinstance(hint, types.UnionType)
+        else hint
+        for name, hint in hints.items()
+    }
+
+
+_TYPES = _field_types()
+_OPTIONAL = {field.name for field in fields(Row) if field.default is None}
+
+
+def _to_text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    return " ".join(str(value).split())  # one row is one line, whatever an error message holds
+
+
+def _from_text(name: str, text: str) -> object:
+    if text == "" and name in _OPTIONAL:
+        return None
+    kind = _TYPES[name]
+    return text == "true" if kind is bool else kind(text)
+
+
+def format_row(row: Row) -> str:
+    """The row as one CSV line with its newline."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(_to_text(getattr(row, name)) for name in HEADER)
+    return line.getvalue()
+
+
+_HEADER_LINE = ",".join(HEADER) + "\n"
+
+
+def _complete_lines(path: Path) -> tuple[str, int]:
+    """The text up to the last newline and its length in bytes: a line cut short by a kill is not a row."""
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    try:
+        return data[:end].decode("utf-8"), end
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a vitbench CSV: it is not text") from error
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a CSV; a last line cut short is left out.
+
+    Raises: InputError when the file is missing or has another schema.
+    """
+    if not path.exists():
+        raise InputError(f"results file {path} does not exist")
+    text, _ = _complete_lines(path)
+    if not text:
+        return []
+    lines = csv.reader(io.StringIO(text))
+    header = tuple(next(lines))
+    if header != HEADER:
+        unknown = [name for name in header if name not in HEADER]
+        missing = [name for name in HEADER if name not in header]
+        detail = f"unknown columns {', '.join(unknown[:3])}" if unknown else f"no column {', '.join(missing[:3])}"
+        raise InputError(f"{path} is not a vitbench CSV of schema {SCHEMA} ({detail}); give another --out")
+    rows = []
+    for number, cells in enumerate(lines, start=2):
+        try:
+            row = Row(**{name: _from_text(name, cell) for name, cell in zip(HEADER, cells, strict=True)})  # type: ignore[arg-type]
+        except ValueError as error:
+            raise InputError(f"{path} line {number} is damaged ({error}); repair or remove that line") from error
+        if row.schema != SCHEMA:
+            raise InputError(f"{path} line {number} has schema {row.schema}, this vitbench reads {SCHEMA}")
+        rows.append(row)
+    return rows
+
+
+def samples_path(path: Path) -> Path:
+    """Where the raw samples of a CSV's rows are: one JSON object a line, beside it."""
+    return path.with_suffix(".samples.jsonl")
+
+
+def _append_line(path: Path, line: str) -> None:
+    """Appends and syncs one line; a write that fails (a full disk) leaves the file as it was."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        end = _complete_lines(path)[1]
+        os.ftruncate(descriptor, end)
+        os.lseek(descriptor, end, os.SEEK_SET)
+        data = line.encode()
+        try:
+            written = 0
+            while written < len(data):
+                written += os.write(descriptor, data[written:])
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, end)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def append(path: Path, row: Row, samples_ms: Sequence[float] = ()) -> None:
+    """Adds a row, and its latency samples to the file beside it; both are on disk on return.
+
+    Raises: OSError when either cannot be written, with both files as readable as before.
+    """
+    if samples_ms:
+        record = {"case": row.case, "started_at": row.started_at, "latency_ms": [round(s, 6) for s in samples_ms]}
+        _append_line(samples_path(path), json.dumps(record) + "\n")
+    if not path.exists() or path.stat().st_size == 0:
+        _append_line(path, _HEADER_LINE)
+    _append_line(path, format_row(row))
+
+
+def read_samples(path: Path) -> dict[str, list[float]]:
+    """Latency samples in ms by case id, from the file beside the CSV `path`; the last record of a case counts."""
+    beside = samples_path(path)
+    if not beside.exists():
+        return {}
+    records = (json.loads(line) for line in _complete_lines(beside)[0].splitlines())
+    return {record["case"]: record["latency_ms"] for record in records}
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the CSV for one writer.
+
+    Raises: InputError when the folder cannot be written or another run holds the file.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = lock.open("w")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; give another --out") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another run is writing {path}; wait for it or give another --out") from error
+        try:
+            if path.exists() and not os.access(path, os.W_OK):
+                raise InputError(f"cannot write {path}: permission denied; give another --out")
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def set_aside(path: Path) -> Path | None:
+    """Renames a CSV and its samples to the first free numbered name, so that nothing is overwritten."""
+    if not path.exists():
+        return None
+    number = next(n for n in range(1, 10_000) if not path.with_suffix(f".{n}.csv").exists())
+    aside = path.with_suffix(f".{number}.csv")
+    path.rename(aside)
+    if samples_path(path).exists():
+        samples_path(path).rename(samples_path(aside))
+    return aside
+
+
+def environment(row: Row) -> dict[str, object]:
+    return {name: getattr(row, name) for name in ENVIRONMENT}
+
+
+def changes(old: dict[str, object], new: dict[str, object]) -> list[str]:
+    """What differs between two environments, as phrases."""
+    return [
+        f"{name} was {_to_text(old[name])!r}, is {_to_text(new[name])!r}"
+        for name in old
+        if _to_text(old[name]) != _to_text(new[name])
+    ]
+
+
+def as_dict(row: Row) -> dict[str, object]:
+    return dataclasses.asdict(row)

@@ -1,0 +1,196 @@
+"""Cases to executor to CSV: resumes, keeps every planned case as a row, shows progress. Imports no torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from vitbench import results
+from vitbench.catalog import catalog, format_resolution
+from vitbench.errors import InputError
+from vitbench.executors.local import Event, LocalExecutor, WorkerLost
+from vitbench.plan import Case, group
+from vitbench.results import Row
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """How to measure; batches above `measure_up_to` are predicted only."""
+
+    time_limit: float = 600.0
+    min_time: float = 0.5
+    max_time: float = 15.0
+    passes: tuple[str, ...] = ("latency", "memory", "energy")
+    images: str = ""
+    weights: str = ""
+    fresh: bool = False
+    measure_up_to: int | None = None
+
+    def for_worker(self) -> dict[str, Any]:
+        return {
+            "min_time": self.min_time,
+            "max_time": self.max_time,
+            "passes": list(self.passes),
+            "images": self.images,
+            "weights": self.weights,
+            "measure_up_to": self.measure_up_to,
+        }
+
+
+class Progress(Protocol):
+    """What a sweep tells while it runs; see progress.py."""
+
+    def phase(self, case: str | None, what: str) -> None: ...
+
+    def row(self, row: Row, done: int, total: int, seconds_left: float | None) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def tick(self) -> None: ...
+
+
+@dataclass
+class Summary:
+    """How a sweep ended: all rows of its cases, in plan order, and whether it was interrupted."""
+
+    rows: list[Row] = field(default_factory=list)
+    interrupted: bool = False
+
+    @property
+    def failed(self) -> list[Row]:
+        return [row for row in self.rows if row.status not in ("ok", "unsupported")]
+
+
+def blank_row(case: Case, environment: dict[str, Any]) -> Row:
+    """The case's row before anything is measured: what it is, where it runs, what is published."""
+    entry = catalog()[case.model]
+    return Row(
+        schema=results.SCHEMA,
+        case=case.id,
+        status="error",
+        reason="",
+        model=case.model,
+        family=entry.family,
+        impl=case.impl,
+        mode=case.mode,
+        dtype=case.dtype,
+        layout=case.layout,
+        device=case.device,
+        resolution=format_resolution(case.resolution),
+        batch=case.batch,
+        top1=entry.top1,
+        coco_ap=entry.coco_ap,
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        **environment,
+    )
+
+
+def _resume(path: Path, environment: dict[str, Any], fresh: bool, progress: Progress) -> dict[str, Row]:
+    """The rows that are already there, by case id.
+
+    Raises: InputError when they come from another environment or schema.
+    """
+    if fresh:
+        aside = results.set_aside(path)
+        if aside is not None:
+            progress.note(f"kept the old results as {aside}")
+        return {}
+    if not path.exists():
+        return {}
+    rows = results.read(path)
+    if rows:
+        now = {name: environment.get(name, results.SCHEMA) for name in results.ENVIRONMENT}
+        changed = results.changes(results.environment(rows[-1]), now)
+        if changed:
+            raise InputError(
+                f"{path} was measured elsewhere or otherwise ({'; '.join(changed)}): "
+                "give --fresh to begin anew (the old file is kept) or another --out"
+            )
+    return {row.case: row for row in rows}
+
+
+def run(
+    cases: Sequence[Case],
+    path: Path,
+    environment: dict[str, Any],
+    options: SweepOptions,
+    progress: Progress,
+) -> Summary:
+    """Measures every case that `path` does not hold yet and appends its row as soon as it is known.
+
+    Args:
+        environment: fields of Row that are the same for all cases; see measure.device.environment.
+
+    Raises: InputError when `path` cannot be written or holds rows of another environment;
+        OSError when the disk fails, with every row so far safe.
+    """
+    with results.locked(path):
+        done = _resume(path, environment, options.fresh, progress)
+        todo = [case for case in cases if case.id not in done]
+        if len(todo) < len(cases):
+            progress.note(f"{len(cases) - len(todo)} of {len(cases)} cases are already in {path}")
+        summary = Summary()
+        executor = LocalExecutor(
+            options.for_worker(), options.time_limit, lambda event: progress.phase(event["case"], event["what"])
+        )
+        try:
+            _run_groups(group(todo), executor, path, environment, done, len(cases), progress)
+            executor.close()
+        except KeyboardInterrupt:
+            summary.interrupted = True
+        finally:
+            executor.kill()
+        summary.rows = [done[case.id] for case in cases if case.id in done]
+        return summary
+
+
+def _run_groups(
+    waiting: list[list[Case]],
+    executor: LocalExecutor,
+    path: Path,
+    environment: dict[str, Any],
+    done: dict[str, Row],
+    total: int,
+    progress: Progress,
+) -> None:
+    start, measured = time.monotonic(), 0
+    while waiting:
+        cases = waiting.pop(0)
+        rows = {case.id: blank_row(case, environment) for case in cases}
+        try:
+            events = _wait(executor, cases, progress)
+        except WorkerLost as lost:
+            if lost.case is None:
+                # Nobody knows whose fault it was: each is tried alone.
+                waiting[:0] = [[case] for case in cases]
+                continue
+            rest = [case for case in cases if case.id != lost.case]
+            if rest:
+                waiting.insert(0, rest)
+            events = [{"row": {"status": lost.status, "reason": lost.reason}, "case": lost.case}]
+        for event in events:
+            row = rows[event["case"]]
+            for name, value in event["row"].items():
+                setattr(row, name, value)
+            results.append(path, row, event.get("samples_ms", ()))
+            done[row.case] = row
+            measured += 1
+            left = total - len(done)
+            per_case = (time.monotonic() - start) / measured
+            progress.row(row, len(done), total, left * per_case if left else None)
+
+
+def _wait(executor: LocalExecutor, cases: list[Case], progress: Progress) -> list[Event]:
+    future = executor.submit(cases)
+    while True:
+        try:
+            return future.result(timeout=0.25)
+        except FutureTimeout:
+            if future.done():
+                raise
+            progress.tick()
