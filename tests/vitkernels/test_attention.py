@@ -133,12 +133,14 @@ def check(problem: Problem) -> None:
     got = run(problem.kernel, problem.inputs, problem.grad)
     rival = run(problem.rival, problem.inputs, problem.grad)
     exact = run(problem.reference, [x.double() for x in problem.inputs], problem.grad.double())
-    low = torch.finfo(problem.grad.dtype).eps
+    eps = torch.finfo(problem.grad.dtype).eps
+    slack = 3 * eps if problem.grad.dtype == torch.float32 else eps  # fp32 sums in another order differ by a few eps
+    largest = max(truth.abs().max() for truth in exact)  # a gradient can be exactly zero, as with a single key
     for index, (ours, theirs, truth) in enumerate(zip(got, rival, exact, strict=True)):
         assert ours.shape == truth.shape
         assert ours.dtype == ([problem.grad, *problem.inputs])[index].dtype
         assert ours.isfinite().all(), f"result {index} is not finite"
-        allowed = 2 * (theirs.double() - truth).abs().max() + 2 * low * truth.abs().max()
+        allowed = 2 * (theirs.double() - truth).abs().max() + slack * (truth.abs().max() + largest)
         wrong = (ours.double() - truth).abs().max()
         assert wrong <= allowed, f"result {index} (0 is the output) is wrong by {wrong:.2e}, allowed {allowed:.2e}"
 
