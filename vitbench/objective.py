@@ -38,6 +38,12 @@ def tensors(output: Output) -> Iterator[Tensor]:
         raise TypeError(f"an output is made of tensors, dictionaries and lists, not of {type(output).__name__}")
 
 
+def smallest_norm(output: Tensor) -> float:
+    """What an error in a tensor of an output is measured against at least: that of logits of 1 where there is
+    one logit [B, 1], which alone may be zero by chance, else nothing."""
+    return output.numel() ** 0.5 if output.ndim == 2 and output.shape[1] == 1 else 0.0
+
+
 def classes(output: Output) -> int:
     """How many labels `loss` can be given: the last axis of the logits, or two where there is one logit."""
     return max(2, next(tensors(output)).shape[-1])
@@ -75,4 +81,4 @@ def _widened(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-__all__ = ["BOX_TARGET", "BOX_WEIGHT", "Output", "classes", "loss", "tensors"]
+__all__ = ["BOX_TARGET", "BOX_WEIGHT", "Output", "classes", "loss", "smallest_norm", "tensors"]

@@ -84,12 +84,13 @@ def targets(batch: int, output: Output) -> Tensor:
 def relative_error(got: Outcome, want: Outcome) -> float:
     """The largest of the errors of the output's tensors and of the parameters' gradients, each a ratio of 2-norms.
 
+    A lone logit may come near zero by cancellation and is held to 1 at least, the unit of a log-odds.
     A gradient that is zero in exact arithmetic (a bias before a normalisation) has only rounding in
     it; it is measured against a tenth of the average gradient instead of against itself: bf16 leaves noise of
     about a hundredth of it.
     """
     pairs = zip(objective.tensors(got.output), objective.tensors(want.output), strict=True)
-    errors = [_ratio(g, w, 0.0) for g, w in pairs]
+    errors = [_ratio(g, w, objective.smallest_norm(w)) for g, w in pairs]
     if want.gradients:
         total = sum(g.double().square().sum().item() for g in want.gradients.values())
         count = sum(g.numel() for g in want.gradients.values())

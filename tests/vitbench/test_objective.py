@@ -78,6 +78,14 @@ def test_every_tensor_of_an_output_is_compared() -> None:
     assert verify.relative_error(Outcome(broken, {}), want) == math.inf
 
 
+def test_a_lone_logit_near_zero_is_not_held_against_itself() -> None:
+    near, wanted = torch.tensor([[1e-4], [3.0]]), torch.tensor([[2e-4], [3.0]])
+    assert verify.relative_error(Outcome(near[:1], {}), Outcome(wanted[:1], {})) == pytest.approx(1e-4)
+    assert verify.relative_error(Outcome(near, {}), Outcome(wanted, {})) == pytest.approx(1e-4 / 3, rel=1e-3)
+    wide = torch.tensor([[1e-4, 0.0]])
+    assert verify.relative_error(Outcome(wide, {}), Outcome(2 * wide, {})) == pytest.approx(0.5)
+
+
 def test_other_outputs_are_refused_by_name() -> None:
     with pytest.raises(TypeError, match="not of str"):
         list(objective.tensors({"logits": torch.ones(1), "name": "x"}))
