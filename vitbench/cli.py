@@ -69,7 +69,7 @@ def bench(
     min_time: Annotated[float, typer.Option(help="Seconds of samples each case gets at least.")] = 0.5,
     max_time: Annotated[
         float | None,
-        typer.Option(help="Seconds of samples each case gets at most. Default: 15 on a GPU, 3 on a CPU."),
+        typer.Option(help="Seconds of samples each case gets at most. Default: 15 on a GPU, 2 on a CPU."),
     ] = None,
     images: Annotated[str, typer.Option(help="A folder of photographs to feed in. Default: seeded normal noise.")] = "",
     weights: Annotated[str, typer.Option(help="A .safetensors file for the one model. Default: seeded random.")] = "",

@@ -25,7 +25,7 @@ DEFAULTS = {
     "cpu": {"resolution": "x0.5,native", "batch": "1,2", "impl": "eager"},
 }
 #: Seconds of samples a case gets at most: on a CPU noise rarely shrinks, and a step can take a second.
-MAX_TIME = {"cuda": 15.0, "cpu": 3.0}
+MAX_TIME = {"cuda": 15.0, "cpu": 2.0}
 EXPORTS = ("timm",)
 
 
