@@ -29,6 +29,14 @@ def _frame(rows: Sequence[Row]) -> pd.DataFrame:
     return frame
 
 
+def _batch_axis(data: pd.DataFrame) -> Any:
+    """Logarithmic, with a tick at each batch size that was run and nowhere else."""
+    import altair as alt
+
+    ticks = alt.Axis(values=sorted(data["batch"].unique().tolist()), format="d")
+    return alt.X("batch:Q", scale=alt.Scale(type="log", base=2), axis=ticks, title="batch size")
+
+
 def _panel(data: pd.DataFrame, column: str, title: str, mode: str, log_y: bool) -> Any:
     import altair as alt
 
@@ -36,7 +44,7 @@ def _panel(data: pd.DataFrame, column: str, title: str, mode: str, log_y: bool) 
         alt.Chart(data, title=f"{title}, {'training' if mode == 'train' else 'inference'}", width=380, height=260)
         .mark_line(point=True)
         .encode(
-            x=alt.X("batch:Q", scale=alt.Scale(type="log", base=2), title="batch size"),
+            x=_batch_axis(data),
             y=alt.Y(f"{column}:Q", scale=alt.Scale(type="log") if log_y else alt.Scale(zero=True), title=title),
             color=alt.Color("series:N", title=None),
             tooltip=["case:N", f"{column}:Q"],
@@ -72,7 +80,7 @@ def memory_chart(rows: Sequence[Row]) -> Any | None:
     panels = []
     for mode, data in frame.groupby("mode", sort=True):
         slim = data[["batch", "series", "case", "predicted_mem_mib", "peak_mem_mib"]].sort_values("batch")
-        x = alt.X("batch:Q", scale=alt.Scale(type="log", base=2), title="batch size")
+        x = _batch_axis(slim)
         color = alt.Color("series:N", title=None)
         scale = alt.Scale(type="log")
         lines = (
