@@ -72,7 +72,9 @@ def test_share_outside_measuring(benchmark: BenchmarkFixture, tmp_path: Path) ->
     environment = devices.environment("cpu") | {"input": "noise, seed 0", "weights": "random, seed 0"}
     clock = PhaseClock()
     benchmark.pedantic(
-        lambda: sweep.run(cases, tmp_path / "a.csv", environment, SweepOptions(), clock), rounds=1, iterations=1
+        lambda: sweep.run(cases, tmp_path / "a.csv", environment, SweepOptions(max_time=1.0), clock),
+        rounds=1,
+        iterations=1,
     )
     clock.phase(None, "end")
     wall = sum(clock.seconds.values())
