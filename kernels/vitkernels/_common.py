@@ -62,6 +62,14 @@ def run_all(calls: Sequence[Call]) -> None:
             call.kernel[(call.grid,)](**call.args, num_warps=call.num_warps, num_stages=call.num_stages)
 
 
+def arch_of(tensor: Tensor) -> int:
+    """Compute capability of the tensor's GPU, 90 for sm_90; also 90 where the interpreter runs the kernels."""
+    if not tensor.is_cuda:
+        return 90
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return 10 * major + minor
+
+
 def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 

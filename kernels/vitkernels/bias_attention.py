@@ -20,6 +20,7 @@ from torch.utils.flop_counter import register_flop_formula
 from vitkernels._common import (
     Call,
     Shape,
+    arch_of,
     autocast,
     check_qkv,
     check_shape,
@@ -107,20 +108,21 @@ def _bwd(
             into.copy_(value)
         return dq, dk, dv, dbias
     q, k, v, bias, grad = (last_contiguous(x) for x in (q, k, v, bias, grad))
-    run_all(bias_backward_calls(dq, dk, dv, dbias if need_dbias else None, q, k, v, bias, out, lse, grad, scale))
+    into = dbias if need_dbias else None
+    run_all(bias_backward_calls(dq, dk, dv, into, q, k, v, bias, out, lse, grad, scale, arch_of(q)))
     return dq, dk, dv, dbias
 
 
 def bias_backward_calls(
     dq: Tensor, dk: Tensor, dv: Tensor, dbias: Tensor | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor,
-    out: Tensor, lse: Tensor, grad: Tensor, scale: float,
+    out: Tensor, lse: Tensor, grad: Tensor, scale: float, arch: int,
 ) -> list[Call]:  # fmt: skip
     """`backward_calls` and, where dbias (dense) is given, the sum of its partial gradients."""
     B, H, N, _ = q.shape
     parts = None
     if dbias is not None:
         parts = lse.new_empty((bias_slices(B, H, N), *dbias.shape))
-    calls = backward_calls(dq, dk, dv, parts, torch.empty_like(lse), q, k, v, bias, out, lse, grad, scale)
+    calls = backward_calls(dq, dk, dv, parts, torch.empty_like(lse), q, k, v, bias, out, lse, grad, scale, arch)
     return calls if dbias is None or parts is None else [*calls, sum_parts_call(dbias, parts, "bwd_sum_dbias")]
 
 
@@ -220,6 +222,6 @@ def audit_launches(arch: int) -> list[Launch]:
         q, k, v = (torch.empty((B, n, H, D), device="meta", dtype=torch.bfloat16).transpose(1, 2) for n in (N, M, M))
         bias, lse = torch.empty((H, N, M), device="meta"), torch.empty((B, H, N), device="meta")
         fwd = forward_calls(q, None, q, k, v, bias, D**-0.5, expanded=False)
-        bwd = bias_backward_calls(q, k, v, bias, q, k, v, bias, q, lse, q, D**-0.5)
+        bwd = bias_backward_calls(q, k, v, bias, q, k, v, bias, q, lse, q, D**-0.5, arch)
         launches += [call.audit("bias_attention", case.name, D, B * H * N * M) for call in (*fwd, *bwd)]
     return launches

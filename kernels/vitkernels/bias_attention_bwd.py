@@ -184,12 +184,17 @@ def _store_scores(ptr, tile, rows, n_rows, cols, n_cols):
     tl.store(pointers, tile, mask=(rows[:, None] < n_rows) & (cols[None, :] < n_cols))
 
 
-def key_chunk(n_keys: int, head_dim: int, itemsize: int) -> tuple[int, int]:
-    """Sizes of the two pieces of keys whose bias and dBias a program of the query pass holds: what pads least."""
+def key_chunk(n_keys: int, head_dim: int, itemsize: int, arch: int) -> tuple[int, int]:
+    """Sizes of the two pieces of keys whose bias and dBias a program of the query pass holds: what pads least.
+
+    Where the matrix unit takes its operands from registers (sm_80, sm_120) fewer fit.
+    """
     if itemsize == 4 or head_dim > 64:
         return (32, 0) if n_keys > 16 else (16, 0)
     choices = [(64, 0), (32, 16), (32, 0), (16, 0)]
-    if head_dim <= 32:
+    if arch // 10 not in (9, 10):
+        choices = choices[2:]
+    elif head_dim <= 32:
         choices.insert(0, (64, 16))
     return min(choices, key=lambda choice: cdiv(n_keys, sum(choice)) * (sum(choice) + 32))
 
@@ -213,6 +218,7 @@ def backward_calls(
     lse: Tensor,
     do: Tensor,
     scale: float,
+    arch: int,
     *,
     expanded: bool = False,
     gated: bool = False,
@@ -222,6 +228,7 @@ def backward_calls(
     Args:
         dbias_parts: [bias_slices(), H, N, M] fp32.
         delta: [B, H, N] fp32.
+        arch: 90 for sm_90.
         expanded: bias is padded along M to a multiple of 16 and in units of log2.
         gated: the gated attention of gated_attention.py: bias holds weights that are added to the softmax (whose lse is
             scaled), dbias_parts receives dP, and delta is given.
@@ -230,7 +237,7 @@ def backward_calls(
     M = k.shape[2]
     block_d = padded_head_dim(D)
     block_n = block_m = 64 if q.element_size() == 2 else 32
-    keys = key_chunk(M, D, q.element_size())
+    keys = key_chunk(M, D, q.element_size(), arch)
     images = images_per_program(B, cdiv(N, 64) * H)
     carry = token_major(dq, N, lse.dtype) if sum(keys) < M else None
     shared = {

@@ -35,6 +35,7 @@ from vitkernels._common import (
     Call,
     Shape,
     aligned,
+    arch_of,
     autocast,
     cdiv,
     check_qkv,
@@ -268,7 +269,9 @@ def _bwd(
     positional = positional.contiguous()
     dq, dk, dv, dpositional, dgate = into
     run_all(
-        gated_backward_calls(dq, dk, dv, dpositional, dgate, q, k, v, positional, gate, weights, out, lse, grad, scale)
+        gated_backward_calls(
+            dq, dk, dv, dpositional, dgate, q, k, v, positional, gate, weights, out, lse, grad, scale, arch_of(q)
+        )
     )
     return into
 
@@ -361,7 +364,7 @@ def audit_launches(arch: int) -> list[Launch]:
         out, lse, weights = _fwd_fake(q, q, q, positional, gate, 1.0, True)
         fwd = gated_forward_calls(out, None, weights, q, q, q, positional, gate, D**-0.5)
         bwd = gated_backward_calls(
-            q, q, q, positional, gate, q, q, q, positional, gate, weights, out, lse, out, D**-0.5
+            q, q, q, positional, gate, q, q, q, positional, gate, weights, out, lse, out, D**-0.5, arch
         )
         launches += [call.audit("gated_attention", case.name, D, B * H * N * N) for call in (*fwd, *bwd)]
     return launches

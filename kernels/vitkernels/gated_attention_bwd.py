@@ -135,6 +135,7 @@ def _logits_gradient_kernel(
 def gated_backward_calls(
     dq: Tensor, dk: Tensor, dv: Tensor, dpositional: Tensor, dgate: Tensor, q: Tensor, k: Tensor, v: Tensor,
     positional: Tensor, gate: Tensor, weights: Tensor, out: Tensor, lse: Tensor, grad: Tensor, scale: float,
+    arch: int,
 ) -> list[Call]:  # fmt: skip
     """The launches that fill dq, dk, dv (token-major), dpositional (dense) and dgate."""
     B, H, N, D = q.shape
@@ -161,7 +162,7 @@ def gated_backward_calls(
         Call(kernel=_delta_kernel, args=delta_args, grid=tiles * H * B, pass_name="bwd_delta", products=1),
         sum_parts_call(dgate, gate_parts, "bwd_sum_dgate"),
         *backward_calls(
-            dq, dk, dv, parts, delta, q, k, v, weights, out, lse, grad, scale, expanded=True, gated=True
+            dq, dk, dv, parts, delta, q, k, v, weights, out, lse, grad, scale, arch, expanded=True, gated=True
         ),
         *([sum_parts_call(dp, parts, "bwd_sum_dp")] if parts.shape[0] > 1 else []),
         Call(kernel=_logits_gradient_kernel, args=logits_args, grid=H * cdiv(N, 16), pass_name="bwd_logits"),

@@ -29,6 +29,7 @@ from vitkernels._common import (
     LOG2E,
     Call,
     Shape,
+    arch_of,
     autocast,
     cdiv,
     check_qkv,
@@ -148,12 +149,13 @@ def expand_call(out: Tensor, table: Tensor, grid: tuple[int, int]) -> Call:
 def relative_backward_calls(
     dq: Tensor, dk: Tensor, dv: Tensor, dtable: Tensor | None, q: Tensor, k: Tensor, v: Tensor, expanded: Tensor,
     out: Tensor, lse: Tensor, grad: Tensor, scale: float, grid: tuple[int, int],
+    arch: int,
 ) -> list[Call]:  # fmt: skip
     """The launches that fill dq, dk, dv (token-major) and, where given, dtable."""
     B, H, N, _ = q.shape
     parts = None if dtable is None else lse.new_empty((bias_slices(B, H, N), H, N, N))
     delta = torch.empty_like(lse)
-    calls = backward_calls(dq, dk, dv, parts, delta, q, k, v, expanded, out, lse, grad, scale, expanded=True)
+    calls = backward_calls(dq, dk, dv, parts, delta, q, k, v, expanded, out, lse, grad, scale, arch, expanded=True)
     if dtable is None or parts is None:
         return calls
     dbias = parts[0]
@@ -243,8 +245,8 @@ def _bwd(
             into.copy_(x)
         return dq, dk, dv, dtable
     q, k, v, grad = (last_contiguous(x) for x in (q, k, v, grad))
-    into_table = dtable if need_dtable else None
-    run_all(relative_backward_calls(dq, dk, dv, into_table, q, k, v, expanded, out, lse, grad, scale, grid))
+    into = dtable if need_dtable else None
+    run_all(relative_backward_calls(dq, dk, dv, into, q, k, v, expanded, out, lse, grad, scale, grid, arch_of(q)))
     return dq, dk, dv, dtable
 
 
@@ -385,6 +387,6 @@ def audit_launches(arch: int) -> list[Launch]:
         expanded, lse = _expand_fake(table, *case.grid, q.dtype), torch.empty((B, H, N), device="meta")
         fwd = [expand_call(expanded, table, case.grid)]
         fwd += forward_calls(out, None, q, q, q, expanded, D**-0.5, expanded=True)
-        bwd = relative_backward_calls(out, out, out, table, q, q, q, expanded, out, lse, out, D**-0.5, case.grid)
+        bwd = relative_backward_calls(out, out, out, table, q, q, q, expanded, out, lse, out, D**-0.5, case.grid, arch)
         launches += [call.audit("relative_attention", case.name, D, B * H * N * N) for call in (*fwd, *bwd)]
     return launches
