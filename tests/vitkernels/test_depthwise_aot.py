@@ -1,4 +1,4 @@
-"""Depthwise and LMHSA kernels compiled ahead of time: no spills, wide loads, matrix unit, few issue slots.
+"""Convolution and reduced-attention kernels compiled ahead of time: no spills, wide loads, matrix unit, few slots.
 
 The audit runs in a process of its own, since nothing compiles in one that interprets. `vitbench audit` covers every
 case; here is one of each kernel.
