@@ -70,6 +70,11 @@ def arch_of(tensor: Tensor) -> int:
     return 10 * major + minor
 
 
+def reads_operands_from_registers(arch: int) -> bool:
+    """Whether the matrix unit takes both operands from registers (sm_80, sm_86, sm_120), so that fewer tiles fit."""
+    return arch // 10 not in (9, 10)
+
+
 def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
@@ -191,6 +196,26 @@ def load_rows(
     if D < BLOCK_D:
         mask = mask & (offs_d[None, :] < D)
     return tl.load(ptr + rows[:, None] * stride + offs_d[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def load_rows_or_last(
+    ptr,  # [n_rows, D]
+    stride,
+    rows,  # [R]
+    n_rows,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """[R, BLOCK_D] tile of rows; the last row again beyond n_rows, zero beyond D.
+
+    For rows whose results weigh nothing: a load without a mask needs no zeroed registers and no predicates.
+    """
+    offs_d = tl.arange(0, BLOCK_D)
+    pointers = ptr + tl.minimum(rows, n_rows - 1)[:, None] * stride + offs_d[None, :]
+    if D == BLOCK_D:
+        return tl.load(pointers)
+    return tl.load(pointers, mask=(offs_d < D)[None, :], other=0.0)
 
 
 @triton.jit

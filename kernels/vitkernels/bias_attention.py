@@ -91,7 +91,7 @@ def _fwd(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, need_lse: 
         with torch.autocast(q.device.type, enabled=False):
             return out.copy_(bias_attention_reference(q, k, v, bias, scale)), lse.zero_()
     q, k, v, bias = (last_contiguous(x) for x in (q, k, v, bias))
-    run_all(forward_calls(out, lse if need_lse else None, q, k, v, bias, scale, expanded=False))
+    run_all(forward_calls(out, lse if need_lse else None, q, k, v, bias, scale, arch_of(q), False))
     return out, lse
 
 
@@ -215,13 +215,13 @@ BIAS_ATTENTION_CASES = (
 
 
 def audit_launches(arch: int) -> list[Launch]:
-    """Every launch of the forward and backward pass of every case in bf16, for the audit; the same on all archs."""
+    """Every launch of the forward and backward pass of every case in bf16, for the audit."""
     launches = []
     for case in BIAS_ATTENTION_CASES:
         B, H, N, M, D = case.B, case.H, case.N, case.M, case.D
         q, k, v = (torch.empty((B, n, H, D), device="meta", dtype=torch.bfloat16).transpose(1, 2) for n in (N, M, M))
         bias, lse = torch.empty((H, N, M), device="meta"), torch.empty((B, H, N), device="meta")
-        fwd = forward_calls(q, None, q, k, v, bias, D**-0.5, expanded=False)
+        fwd = forward_calls(q, None, q, k, v, bias, D**-0.5, arch, False)
         bwd = bias_backward_calls(q, k, v, bias, q, k, v, bias, q, lse, q, D**-0.5, arch)
         launches += [call.audit("bias_attention", case.name, D, B * H * N * M) for call in (*fwd, *bwd)]
     return launches

@@ -31,8 +31,9 @@ from vitkernels._common import (
     cdiv,
     images_per_program,
     load_bias,
-    load_rows,
+    load_rows_or_last,
     padded_head_dim,
+    reads_operands_from_registers,
     store_rows,
     stride_alignment,
     token_major,
@@ -47,8 +48,8 @@ def _absorb_keys(
 ):  # fmt: skip
     """Adds dS K of a tile of keys to acc [R, BLOCK_D] and its dS (gated: dP) to dbias [R, K]; lse and delta are [R]."""
     BLOCK_D: tl.constexpr = q.shape[1]
-    k = load_rows(k_ptr, k_row, keys, n_keys, D, BLOCK_D)
-    v = load_rows(v_ptr, v_row, keys, n_keys, D, BLOCK_D)
+    k = load_rows_or_last(k_ptr, k_row, keys, n_keys, D, BLOCK_D)
+    v = load_rows_or_last(v_ptr, v_row, keys, n_keys, D, BLOCK_D)
     s = tl.dot(q, tl.trans(k), input_precision="tf32x3") * scale_log2
     if not GATED:
         s += bias
@@ -141,11 +142,11 @@ def _bwd_query_kernel(
     for b in range(part * IMAGES, min(part * IMAGES + IMAGES, B)):
         b64 = tl.cast(b, tl.int64)
         row_b = (b64 * H + h) * N
-        q = load_rows(q_ptr + b64 * aligned(q_stride_b, ALIGN), aligned(q_stride_n, ALIGN), rows, N, D, BLOCK_D)
-        do = load_rows(do_ptr + b64 * aligned(do_stride_b, ALIGN), aligned(do_stride_n, ALIGN), rows, N, D, BLOCK_D)
+        q = load_rows_or_last(q_ptr + b64 * aligned(q_stride_b, ALIGN), aligned(q_stride_n, ALIGN), rows, N, D, BLOCK_D)
+        do = load_rows_or_last(do_ptr + b64 * aligned(do_stride_b, ALIGN), aligned(do_stride_n, ALIGN), rows, N, D, BLOCK_D)
         lse = tl.load(lse_ptr + row_b + rows, mask=rows < N, other=0.0)
         if FIRST and not GATED:
-            out = load_rows(
+            out = load_rows_or_last(
                 out_ptr + b64 * aligned(out_stride_b, ALIGN), aligned(out_stride_n, ALIGN), rows, N, D, BLOCK_D
             )
             delta = tl.sum(do.to(tl.float32) * out.to(tl.float32), 1)
@@ -167,7 +168,7 @@ def _bwd_query_kernel(
         acc *= scale
         dq_b = b64 * aligned(dq_stride_b, ALIGN)
         if not FIRST:
-            acc += load_rows(carry_ptr + dq_b, dq_row, rows, N, D, BLOCK_D)
+            acc += load_rows_or_last(carry_ptr + dq_b, dq_row, rows, N, D, BLOCK_D)
         if LAST:
             store_rows(dq_ptr + dq_b, dq_row, acc, rows, N, D, BLOCK_D)
         else:
@@ -190,10 +191,10 @@ def key_chunk(n_keys: int, head_dim: int, itemsize: int, arch: int) -> tuple[int
     Where the matrix unit takes its operands from registers (sm_80, sm_120) fewer fit.
     """
     if itemsize == 4 or head_dim > 64:
-        return (32, 0) if n_keys > 16 else (16, 0)
+        return (32, 0) if n_keys > 16 and not reads_operands_from_registers(arch) else (16, 0)
     choices = [(64, 0), (32, 16), (32, 0), (16, 0)]
-    if arch // 10 not in (9, 10):
-        choices = choices[2:]
+    if reads_operands_from_registers(arch):
+        choices = choices[2 if head_dim <= 32 else 3 :]
     elif head_dim <= 32:
         choices.insert(0, (64, 16))
     return min(choices, key=lambda choice: cdiv(n_keys, sum(choice)) * (sum(choice) + 32))
@@ -274,4 +275,4 @@ def backward_calls(
         )
         for first in range(0, M, sum(keys))
     ]
-    return calls + key_calls(dk, dv, shared, block_n, block_m)
+    return calls + key_calls(dk, dv, shared, block_n, block_m, arch)

@@ -23,7 +23,9 @@ from vitkernels._common import (
     images_per_program,
     load_bias,
     load_rows,
+    load_rows_or_last,
     pieces,
+    reads_operands_from_registers,
     store_rows,
     sum_parts_call,
 )
@@ -36,8 +38,12 @@ def _absorb_queries(
 ):  # fmt: skip
     """Adds what a tile of queries gives to dK / scale and dV [K, BLOCK_D], on transposed scores [K, R]."""
     BLOCK_D: tl.constexpr = k.shape[1]
-    q = load_rows(q_ptr, q_row, rows, n_rows, D, BLOCK_D)
-    do = load_rows(do_ptr, do_row, rows, n_rows, D, BLOCK_D)
+    if GATED:
+        q = load_rows(q_ptr, q_row, rows, n_rows, D, BLOCK_D)
+        do = load_rows(do_ptr, do_row, rows, n_rows, D, BLOCK_D)
+    else:
+        q = load_rows_or_last(q_ptr, q_row, rows, n_rows, D, BLOCK_D)
+        do = load_rows_or_last(do_ptr, do_row, rows, n_rows, D, BLOCK_D)
     lse = tl.load(lse_ptr + rows, mask=rows < n_rows, other=0.0)
     delta = tl.load(delta_ptr + rows, mask=rows < n_rows, other=0.0)
     bias = tl.trans(load_bias(bias_ptr, bias_row, rows, n_rows, keys, n_keys, EXPANDED))
@@ -119,8 +125,8 @@ def _bwd_key_short_kernel(
     q_row, do_row, dk_row = aligned(q_stride_n, ALIGN), aligned(do_stride_n, ALIGN), aligned(dk_stride_m, ALIGN)
     for b in range(b_first, min(b_first + IMAGES, B)):
         b64 = tl.cast(b, tl.int64)
-        k = load_rows(k_ptr + b64 * aligned(k_stride_b, ALIGN), aligned(k_stride_m, ALIGN), keys, M, D, BLOCK_D)
-        v = load_rows(v_ptr + b64 * aligned(v_stride_b, ALIGN), aligned(v_stride_m, ALIGN), keys, M, D, BLOCK_D)
+        k = load_rows_or_last(k_ptr + b64 * aligned(k_stride_b, ALIGN), aligned(k_stride_m, ALIGN), keys, M, D, BLOCK_D)
+        v = load_rows_or_last(v_ptr + b64 * aligned(v_stride_b, ALIGN), aligned(v_stride_m, ALIGN), keys, M, D, BLOCK_D)
         q_b = q_ptr + b64 * aligned(q_stride_b, ALIGN)
         do_b = do_ptr + b64 * aligned(do_stride_b, ALIGN)
         lse_b = lse_ptr + (b64 * H + h) * N
@@ -210,8 +216,8 @@ def _bwd_key_long_kernel(
     lse_ptr += (b64 * H + h) * N
     delta_ptr += (b64 * H + h) * N
     q_row, do_row, dk_row = aligned(q_stride_n, ALIGN), aligned(do_stride_n, ALIGN), aligned(dk_stride_m, ALIGN)
-    k = load_rows(k_ptr, aligned(k_stride_m, ALIGN), keys, M, D, BLOCK_D)
-    v = load_rows(v_ptr, aligned(v_stride_m, ALIGN), keys, M, D, BLOCK_D)
+    k = load_rows_or_last(k_ptr, aligned(k_stride_m, ALIGN), keys, M, D, BLOCK_D)
+    v = load_rows_or_last(v_ptr, aligned(v_stride_m, ALIGN), keys, M, D, BLOCK_D)
     dk = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for first in range(span * SPAN, min(span * SPAN + SPAN, N), BLOCK_N):
@@ -225,11 +231,14 @@ def _bwd_key_long_kernel(
     store_rows(dv_ptr + dk_at, dk_row, dv, keys, M, D, BLOCK_D)
 
 
-def key_calls(dk: Tensor, dv: Tensor, shared: dict[str, Any], block_n: int, block_m: int) -> list[Call]:
+def key_calls(
+    dk: Tensor, dv: Tensor, shared: dict[str, Any], block_n: int, block_m: int, arch: int
+) -> list[Call]:  # fmt: skip
     """The launches that fill dk and dv (token-major); shared holds the arguments that both passes take."""
     B, H, M, D = dk.shape
     N, tiles = shared["N"], cdiv(M, block_m)
-    if N <= 208 and D <= 32 and dk.element_size() == 2:
+    cramped = reads_operands_from_registers(arch)
+    if N <= 208 and D <= 32 and dk.element_size() == 2 and not cramped:
         images = images_per_program(B, tiles * H)
         rows = pieces(N, 4, 64)
         return [Call(
@@ -241,6 +250,8 @@ def key_calls(dk: Tensor, dv: Tensor, shared: dict[str, Any], block_n: int, bloc
                 "ROWS_0": rows[0], "ROWS_1": rows[1], "ROWS_2": rows[2], "ROWS_3": rows[3],
             },
         )]  # fmt: skip
+    if cramped:
+        block_n //= 4 if D > 64 else 2
     spans = max(1, min(cdiv(PROGRAMS_WANTED, B * H * tiles), cdiv(N, 8 * block_n))) if B else 1
     span = cdiv(cdiv(N, spans), block_n) * block_n
     spans = cdiv(N, span)

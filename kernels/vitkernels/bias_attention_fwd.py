@@ -3,7 +3,7 @@
 The bias does not depend on the image, so it stands still and the images move. `_fwd_short_kernel`: a program owns a
 tile of queries of one head, holds the bias of all keys in up to three power-of-two pieces (196 padded: 128 + 64 + 16)
 and walks through a group of images; a last tile of at most 16 queries gets one warp for each image instead of four.
-`_fwd_long_kernel`: blocks of keys outside, up to four images inside each. Everything is in units of log2, since the
+`_fwd_long_kernel`: blocks of keys outside, up to three images inside each. Everything is in units of log2, since the
 hardware has exp2. Row sums come from the matrix unit: p is multiplied by ones while it sits in registers.
 
 num_stages is 1: with copies in flight the addresses of a second stage spill.
@@ -25,9 +25,10 @@ from vitkernels._common import (
     cdiv,
     images_per_program,
     load_bias,
-    load_rows,
+    load_rows_or_last,
     padded_head_dim,
     pieces,
+    reads_operands_from_registers,
     store_rows,
     stride_alignment,
     sum_rows,
@@ -42,7 +43,7 @@ def _absorb(q, k_ptr, k_row, v_ptr, v_row, bias, keys, n_keys, scale_log2, top, 
     FIRST: nothing is in it yet, so nothing is rescaled.
     """
     BLOCK_D: tl.constexpr = q.shape[1]
-    s = tl.dot(q, tl.trans(load_rows(k_ptr, k_row, keys, n_keys, D, BLOCK_D)), input_precision="tf32x3")
+    s = tl.dot(q, tl.trans(load_rows_or_last(k_ptr, k_row, keys, n_keys, D, BLOCK_D)), input_precision="tf32x3")
     s = s * scale_log2 + bias
     new_top = tl.max(s, 1)
     if not FIRST:
@@ -50,7 +51,7 @@ def _absorb(q, k_ptr, k_row, v_ptr, v_row, bias, keys, n_keys, scale_log2, top, 
         shrink = tl.math.exp2(top - new_top)[:, None]
         acc, total = acc * shrink, total * shrink
     p = tl.math.exp2(s - new_top[:, None]).to(q.dtype)
-    v = load_rows(v_ptr, v_row, keys, n_keys, D, BLOCK_D)
+    v = load_rows_or_last(v_ptr, v_row, keys, n_keys, D, BLOCK_D)
     return new_top, sum_rows(p, total), tl.dot(p, v, acc, input_precision="tf32x3")
 
 
@@ -63,14 +64,32 @@ def _finish(out_ptr, out_row, lse_ptr, lse_at, rows, n_rows, top, total, acc, D:
 
 
 @triton.jit
-def _load_images(ptr, step, row, images, b_end, rows, n_rows, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """[I, R, BLOCK_D]: the same rows of several images; zero beyond b_end, n_rows and D."""
+def _load_images(ptr, step, row, images, B, rows, n_rows, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """[I, R, BLOCK_D]: the same rows of several images; the last image beyond B, the last row beyond n_rows."""
     offs_d = tl.arange(0, BLOCK_D)
-    mask = (images < b_end)[:, None, None] & (rows < n_rows)[None, :, None]
-    if D < BLOCK_D:
-        mask = mask & (offs_d < D)[None, None, :]
-    at = images.to(tl.int64)[:, None, None] * step + (rows * row)[None, :, None] + offs_d[None, None, :]
-    return tl.load(ptr + at, mask=mask, other=0.0)
+    at = tl.minimum(images, B - 1).to(tl.int64)[:, None, None] * step
+    pointers = ptr + at + (tl.minimum(rows, n_rows - 1) * row)[None, :, None] + offs_d[None, None, :]
+    if D == BLOCK_D:
+        return tl.load(pointers)
+    return tl.load(pointers, mask=(offs_d < D)[None, None, :], other=0.0)
+
+
+@triton.jit
+def _absorb_few_rows(
+    q, top, total, acc, k_ptr, k_step, k_row, v_ptr, v_step, v_row, bias_ptr, bias_row, rows, images, b_end, keys, N, M,
+    scale_log2, EXPANDED: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """`_absorb` for 16 rows of four images: q [4, 16, BLOCK_D]; one bias tile serves all images."""
+    BLOCK_D: tl.constexpr = q.shape[2]
+    k = _load_images(k_ptr, k_step, k_row, images, b_end, keys, M, D, BLOCK_D)
+    bias = load_bias(bias_ptr, bias_row, rows, N, keys, M, EXPANDED)
+    s = tl.dot(q, tl.permute(k, (0, 2, 1))) * scale_log2 + bias[None, :, :]
+    new_top = tl.maximum(top, tl.max(s, 2))
+    shrink = tl.math.exp2(top - new_top)[:, :, None]
+    p = tl.math.exp2(s - new_top[:, :, None]).to(q.dtype)
+    v = _load_images(v_ptr, v_step, v_row, images, b_end, keys, M, D, BLOCK_D)
+    total = tl.dot(p, tl.full([4, p.shape[2], 8], 1.0, p.dtype), total * shrink)
+    return new_top, total, tl.dot(p, v, acc * shrink)
 
 
 @triton.jit
@@ -81,25 +100,23 @@ def _fwd_tail(
 ):  # fmt: skip
     """The last few queries of each image: 16 rows for a warp and image, four images at once, instead of 64 rows."""
     offs_d = tl.arange(0, BLOCK_D)
-    ones = tl.full([4, BLOCK_M, 8], 1.0, q_ptr.dtype.element_ty)
+    whole = M // BLOCK_M * BLOCK_M
     for b in range(b_first, b_end, 4):
         images = b + tl.arange(0, 4)
         q = _load_images(q_ptr, q_step, q_row, images, b_end, rows, N, D, BLOCK_D)
         top = tl.full([4, 16], -3.0e38, tl.float32)
         total = tl.zeros([4, 16, 8], tl.float32)
         acc = tl.zeros([4, 16, BLOCK_D], tl.float32)
-        for start in range(0, M, BLOCK_M):
-            keys = start + tl.arange(0, BLOCK_M)
-            k = _load_images(k_ptr, k_step, k_row, images, b_end, keys, M, D, BLOCK_D)
-            bias = load_bias(bias_ptr, bias_row, rows, N, keys, M, EXPANDED)  # [16, BLOCK_M] serves all images
-            s = tl.dot(q, tl.permute(k, (0, 2, 1))) * scale_log2 + bias[None, :, :]
-            new_top = tl.maximum(top, tl.max(s, 2))
-            shrink = tl.math.exp2(top - new_top)[:, :, None]
-            p = tl.math.exp2(s - new_top[:, :, None]).to(q.dtype)
-            v = _load_images(v_ptr, v_step, v_row, images, b_end, keys, M, D, BLOCK_D)
-            acc = tl.dot(p, v, acc * shrink)
-            total = tl.dot(p, ones, total * shrink)
-            top = new_top
+        for start in range(0, whole, BLOCK_M):
+            top, total, acc = _absorb_few_rows(
+                q, top, total, acc, k_ptr, k_step, k_row, v_ptr, v_step, v_row, bias_ptr, bias_row, rows, images,
+                b_end, start + tl.arange(0, BLOCK_M), N, M, scale_log2, EXPANDED, D,
+            )  # fmt: skip
+        for start in range(whole, M, 16):
+            top, total, acc = _absorb_few_rows(
+                q, top, total, acc, k_ptr, k_step, k_row, v_ptr, v_step, v_row, bias_ptr, bias_row, rows, images,
+                b_end, start + tl.arange(0, 16), N, M, scale_log2, EXPANDED, D,
+            )  # fmt: skip
         denominator = tl.max(total, 2)
         mask = (images < b_end)[:, None] & (rows < N)[None, :]
         at = images.to(tl.int64)[:, None, None] * out_step + (rows * out_row)[None, :, None] + offs_d[None, None, :]
@@ -129,7 +146,7 @@ def _fwd_tile(
     for b in range(b_first, b_end):
         b64 = tl.cast(b, tl.int64)
         k_b, v_b = k_ptr + b64 * k_step, v_ptr + b64 * v_step
-        q = load_rows(q_ptr + b64 * q_step, q_row, rows, N, D, BLOCK_D)
+        q = load_rows_or_last(q_ptr + b64 * q_step, q_row, rows, N, D, BLOCK_D)
         top = tl.full([R], -3.0e38, tl.float32)
         total = tl.zeros([R, 8], tl.float32)
         acc = tl.zeros([R, BLOCK_D], tl.float32)
@@ -244,12 +261,13 @@ def _fwd_long_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    IMAGES: tl.constexpr,  # 1, 2 or 4 images share each bias tile
+    IMAGES: tl.constexpr,  # 1, 2 or 3 images share each bias tile
 ):
     pid = tl.program_id(0)
     tiles = tl.cdiv(N, BLOCK_N)
     h = (pid // tiles) % H
-    b = (pid // (tiles * H) * IMAGES).to(tl.int64)
+    # The last group of images starts early enough to be whole: what two programs compute, both store alike.
+    b = tl.minimum(pid // (tiles * H) * IMAGES, B - IMAGES).to(tl.int64)
     rows = pid % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
     h64 = h.to(tl.int64)
     bias_ptr += h64 * bias_stride_h
@@ -258,22 +276,16 @@ def _fwd_long_kernel(
     k_ptr += h64 * aligned(k_stride_h, ALIGN) + b * k_step
     v_ptr += h64 * aligned(v_stride_h, ALIGN) + b * v_step
     q_row, k_row, v_row = aligned(q_stride_n, ALIGN), aligned(k_stride_m, ALIGN), aligned(v_stride_m, ALIGN)
-    # An image past the batch has no rows: it is computed on zeros and not stored.
-    q_0 = load_rows(q_ptr, q_row, rows, N, D, BLOCK_D)
+    q_0 = load_rows_or_last(q_ptr, q_row, rows, N, D, BLOCK_D)
     top_0 = tl.full([BLOCK_N], -3.0e38, tl.float32)
     total_0 = tl.zeros([BLOCK_N, 8], tl.float32)
     acc_0 = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     if IMAGES > 1:
-        n_1, m_1 = tl.where(b + 1 < B, N, 0), tl.where(b + 1 < B, M, 0)
-        q_1 = load_rows(q_ptr + q_step, q_row, rows, n_1, D, BLOCK_D)
+        q_1 = load_rows_or_last(q_ptr + q_step, q_row, rows, N, D, BLOCK_D)
         top_1, total_1, acc_1 = top_0, total_0, acc_0
     if IMAGES > 2:
-        n_2, m_2 = tl.where(b + 2 < B, N, 0), tl.where(b + 2 < B, M, 0)
-        n_3, m_3 = tl.where(b + 3 < B, N, 0), tl.where(b + 3 < B, M, 0)
-        q_2 = load_rows(q_ptr + 2 * q_step, q_row, rows, n_2, D, BLOCK_D)
-        q_3 = load_rows(q_ptr + 3 * q_step, q_row, rows, n_3, D, BLOCK_D)
+        q_2 = load_rows_or_last(q_ptr + 2 * q_step, q_row, rows, N, D, BLOCK_D)
         top_2, total_2, acc_2 = top_0, total_0, acc_0
-        top_3, total_3, acc_3 = top_0, total_0, acc_0
     for start in range(0, M, BLOCK_M):
         keys = start + tl.arange(0, BLOCK_M)
         bias = load_bias(bias_ptr, bias_stride_n, rows, N, keys, M, EXPANDED)  # [BLOCK_N, BLOCK_M]
@@ -282,17 +294,13 @@ def _fwd_long_kernel(
         )
         if IMAGES > 1:
             top_1, total_1, acc_1 = _absorb(
-                q_1, k_ptr + k_step, k_row, v_ptr + v_step, v_row, bias, keys, m_1, scale_log2,
+                q_1, k_ptr + k_step, k_row, v_ptr + v_step, v_row, bias, keys, M, scale_log2,
                 top_1, total_1, acc_1, D, False,
             )  # fmt: skip
         if IMAGES > 2:
             top_2, total_2, acc_2 = _absorb(
-                q_2, k_ptr + 2 * k_step, k_row, v_ptr + 2 * v_step, v_row, bias, keys, m_2, scale_log2,
+                q_2, k_ptr + 2 * k_step, k_row, v_ptr + 2 * v_step, v_row, bias, keys, M, scale_log2,
                 top_2, total_2, acc_2, D, False,
-            )  # fmt: skip
-            top_3, total_3, acc_3 = _absorb(
-                q_3, k_ptr + 3 * k_step, k_row, v_ptr + 3 * v_step, v_row, bias, keys, m_3, scale_log2,
-                top_3, total_3, acc_3, D, False,
             )  # fmt: skip
     out_step, out_row = aligned(out_stride_b, ALIGN), aligned(out_stride_n, ALIGN)
     out_ptr += h64 * aligned(out_stride_h, ALIGN) + b * out_step
@@ -300,29 +308,31 @@ def _fwd_long_kernel(
     lse_step = H * N
     _finish(out_ptr, out_row, lse_ptr, lse_at, rows, N, top_0, total_0, acc_0, D)
     if IMAGES > 1:
-        _finish(out_ptr + out_step, out_row, lse_ptr, lse_at + lse_step, rows, n_1, top_1, total_1, acc_1, D)
+        _finish(out_ptr + out_step, out_row, lse_ptr, lse_at + lse_step, rows, N, top_1, total_1, acc_1, D)
     if IMAGES > 2:
-        _finish(out_ptr + 2 * out_step, out_row, lse_ptr, lse_at + 2 * lse_step, rows, n_2, top_2, total_2, acc_2, D)
-        _finish(out_ptr + 3 * out_step, out_row, lse_ptr, lse_at + 3 * lse_step, rows, n_3, top_3, total_3, acc_3, D)
+        _finish(out_ptr + 2 * out_step, out_row, lse_ptr, lse_at + 2 * lse_step, rows, N, top_2, total_2, acc_2, D)
 
 
-def long_images(head_dim: int, itemsize: int) -> int:
+def long_images(head_dim: int, itemsize: int, arch: int) -> int:
     """How many images share each bias tile in the long kernel: what the registers hold."""
     if itemsize == 4 or head_dim > 64:
         return 1
-    return 4 if head_dim <= 32 else 2
+    return (3 if head_dim <= 32 else 2) - reads_operands_from_registers(arch)
 
 
-def short_limit(head_dim: int, itemsize: int) -> int:
+def short_limit(head_dim: int, itemsize: int, arch: int) -> int:
     """Most keys that the short kernel takes: bias and scores of a whole row are in registers."""
     if itemsize == 4:
         return 0
+    if reads_operands_from_registers(arch):
+        return 64 if head_dim <= 64 else 0
     return 208 if head_dim <= 32 else 128
 
 
 def forward_calls(
-    out: Tensor, lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, expanded: bool
-) -> list[Call]:
+    out: Tensor, lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, arch: int,
+    expanded: bool,
+) -> list[Call]:  # fmt: skip
     """The launch that fills out and, where given, lse [B, H, N] fp32. An expanded bias is [H, N, M padded to 16]."""
     B, H, N, D = q.shape
     M = k.shape[2]
@@ -338,15 +348,15 @@ def forward_calls(
         "scale_log2": scale * LOG2E, "EXPANDED": expanded, "ALIGN": stride_alignment(q, k, v, out), "D": D,
         "BLOCK_D": padded_head_dim(D), "BLOCK_N": block_n,
     }  # fmt: skip
-    if cdiv(M, 16) * 16 <= short_limit(D, q.element_size()):
+    if cdiv(M, 16) * 16 <= short_limit(D, q.element_size(), arch):
         images = images_per_program(B, programs)
         keys = pieces(M, 3, 128)
         args |= {"IMAGES": images, "KEYS_0": keys[0], "KEYS_1": keys[1], "KEYS_2": keys[2],
                  "TAIL": block_n < N and 0 < N % block_n <= 16 and images >= 4}  # fmt: skip
         kernel = _fwd_short_kernel
     else:
-        images = min(triton.next_power_of_2(max(1, B)), long_images(D, q.element_size()))
-        args |= {"IMAGES": images, "BLOCK_M": 64 if q.element_size() == 2 else 32}
+        images = min(max(1, B), long_images(D, q.element_size(), arch))
+        args |= {"IMAGES": images, "BLOCK_M": 64 if q.element_size() == 2 and not reads_operands_from_registers(arch) else 32}
         kernel = _fwd_long_kernel
     return [Call(kernel=kernel, args=args, grid=programs * cdiv(B, images), pass_name="fwd", products=2,
                  scores=B * H * N * M, num_stages=1)]  # fmt: skip

@@ -355,7 +355,7 @@ GATED_ATTENTION_CASES = (
 
 
 def audit_launches(arch: int) -> list[Launch]:
-    """Every launch of the forward and backward pass of every case in bf16, for the audit; the same on all archs."""
+    """Every launch of the forward and backward pass of every case in bf16, for the audit."""
     launches = []
     for case in GATED_ATTENTION_CASES:
         B, H, N, D = case.B, case.H, case.N, case.D

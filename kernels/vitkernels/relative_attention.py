@@ -217,7 +217,7 @@ def _fwd(q: Tensor, k: Tensor, v: Tensor, expanded: Tensor, scale: float, need_l
             bias = expanded[..., : q.shape[2]].to(torch.promote_types(q.dtype, torch.float32)) / LOG2E
             return out.copy_(bias_attention_reference(q, k, v, bias, scale)), lse.zero_()
     q, k, v = (last_contiguous(x) for x in (q, k, v))
-    run_all(forward_calls(out, lse if need_lse else None, q, k, v, expanded, scale, expanded=True))
+    run_all(forward_calls(out, lse if need_lse else None, q, k, v, expanded, scale, arch_of(q), True))
     return out, lse
 
 
@@ -377,7 +377,7 @@ RELATIVE_ATTENTION_CASES = (
 
 
 def audit_launches(arch: int) -> list[Launch]:
-    """Every launch of the forward and backward pass of every case in bf16, for the audit; the same on all archs."""
+    """Every launch of the forward and backward pass of every case in bf16, for the audit."""
     launches = []
     for case in RELATIVE_ATTENTION_CASES:
         B, H, D, N = case.B, case.H, case.D, case.grid[0] * case.grid[1]
@@ -386,7 +386,7 @@ def audit_launches(arch: int) -> list[Launch]:
         table = torch.empty(((2 * case.grid[0] - 1) * (2 * case.grid[1] - 1), H), device="meta")
         expanded, lse = _expand_fake(table, *case.grid, q.dtype), torch.empty((B, H, N), device="meta")
         fwd = [expand_call(expanded, table, case.grid)]
-        fwd += forward_calls(out, None, q, q, q, expanded, D**-0.5, expanded=True)
+        fwd += forward_calls(out, None, q, q, q, expanded, D**-0.5, arch, True)
         bwd = relative_backward_calls(out, out, out, table, q, q, q, expanded, out, lse, out, D**-0.5, case.grid, arch)
         launches += [call.audit("relative_attention", case.name, D, B * H * N * N) for call in (*fwd, *bwd)]
     return launches
