@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitbench.catalog import Resolution, format_resolution
+from vitbench.models.drop_path import DropPath
 from vitbench.models.resample import resample_grid
 from vitbench.models.spec import ModelSpec, Preprocessing
 from vitbench.ops import Ops
@@ -48,20 +49,6 @@ def _tokens(x: Tensor) -> Tensor:
 def _grid(x: Tensor, size: tuple[int, int]) -> Tensor:
     """[B, h*w, C] -> [B, C, h, w] without a copy: contiguous tokens become a channels_last map."""
     return x.transpose(1, 2).unflatten(2, size)
-
-
-class DropPath(nn.Module):
-    """Zeroes whole samples with probability `drop_prob` in training and scales the others by 1 / (1 - drop_prob)."""
-
-    def __init__(self, drop_prob: float) -> None:
-        super().__init__()
-        self.drop_prob = drop_prob
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.drop_prob == 0:
-            return x
-        keep = 1 - self.drop_prob
-        return x * x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep).div_(keep)
 
 
 class PatchEmbed(nn.Module):

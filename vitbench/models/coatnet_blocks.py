@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitbench.models.cmt import DropPath
+from vitbench.models.drop_path import DropPath
 from vitbench.models.resample import Grid
 from vitbench.ops import Ops
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitbench.catalog import Resolution, format_resolution
-from vitbench.models.cmt import DropPath
+from vitbench.models.drop_path import DropPath
 from vitbench.models.resample import Grid, resample_positions
 from vitbench.models.spec import ModelSpec, Preprocessing
 from vitbench.ops import Ops

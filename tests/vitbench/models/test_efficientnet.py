@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vitbench.catalog import catalog
 from vitbench.measure.flops import count
 from vitbench.models import efficientnet
-from vitbench.models.cmt import DropPath
+from vitbench.models.drop_path import DropPath
 from vitbench.ops import EAGER
 from vitbench.verify import without_dropout
 

@@ -19,8 +19,8 @@ from vitbench import ops
 from vitbench.catalog import Resolution
 from vitbench.measure import flops
 from vitbench.models import coatnet, convit, tnt, tutorial
-from vitbench.models.cmt import DropPath
 from vitbench.models.coatnet_blocks import MBConvConfig
+from vitbench.models.drop_path import DropPath
 from vitbench.ops import EAGER, FLEX, SDPA, Ops
 
 CLASSES = 10
