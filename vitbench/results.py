@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vitbench.errors import InputError
 
-SCHEMA = 1
+SCHEMA = 2
 
 STATUSES = ("ok", "oom", "incorrect", "unsupported", "timeout", "crashed", "error")
 
@@ -51,6 +51,8 @@ class Row:
     uncounted_ops: str | None = None
     top1: float | None = None
     coco_ap: float | None = None
+    training_data: str | None = None
+    source: str | None = None
     img_per_s: float | None = None
     latency_ms_p50: float | None = None
     latency_ms_ci_low: float | None = None
@@ -89,6 +91,11 @@ class Row:
 
 
 HEADER = tuple(field.name for field in fields(Row))
+#: The header of every schema that can be read; only the last is written.
+HEADERS = {
+    1: tuple(name for name in HEADER if name not in ("training_data", "source")),
+    SCHEMA: HEADER,
+}
 
 #: What must agree for rows to stand in one file: a change in any of these makes numbers incomparable.
 ENVIRONMENT = (
@@ -150,7 +157,7 @@ def _complete_lines(path: Path) -> tuple[str, int]:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a CSV; a last line cut short is left out.
+    """The rows of a CSV, None where its schema is too old to know a column; a last line cut short is left out.
 
     Raises: InputError when the file is missing or has another schema.
     """
@@ -161,7 +168,8 @@ def read(path: Path) -> list[Row]:
         return []
     lines = csv.reader(io.StringIO(text))
     header = tuple(next(lines))
-    if header != HEADER:
+    schema = next((number for number, known in HEADERS.items() if known == header), None)
+    if schema is None:
         unknown = [name for name in header if name not in HEADER]
         missing = [name for name in HEADER if name not in header]
         detail = f"unknown columns {', '.join(unknown[:3])}" if unknown else f"no column {', '.join(missing[:3])}"
@@ -169,11 +177,11 @@ def read(path: Path) -> list[Row]:
     rows = []
     for number, cells in enumerate(lines, start=2):
         try:
-            row = Row(**{name: _from_text(name, cell) for name, cell in zip(HEADER, cells, strict=True)})  # type: ignore[arg-type]
+            row = Row(**{name: _from_text(name, cell) for name, cell in zip(header, cells, strict=True)})  # type: ignore[arg-type]
         except ValueError as error:
             raise InputError(f"{path} line {number} is damaged ({error}); repair or remove that line") from error
-        if row.schema != SCHEMA:
-            raise InputError(f"{path} line {number} has schema {row.schema}, this vitbench reads {SCHEMA}")
+        if row.schema != schema:
+            raise InputError(f"{path} line {number} has schema {row.schema}, its header is that of {schema}")
         rows.append(row)
     return rows
 

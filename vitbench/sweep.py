@@ -85,6 +85,8 @@ def blank_row(case: Case, environment: dict[str, Any]) -> Row:
         batch=case.batch,
         top1=entry.top1,
         coco_ap=entry.coco_ap,
+        training_data=entry.training_data or None,
+        source=entry.source or None,
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         **environment,
     )

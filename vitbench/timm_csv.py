@@ -15,7 +15,7 @@ from pathlib import Path
 from vitbench.catalog import parse_resolution
 from vitbench.errors import InputError
 from vitbench.measure.device import slug
-from vitbench.results import HEADER, Row, read
+from vitbench.results import HEADERS, Row, read
 
 INFER = (
     "model", "infer_img_size", "infer_samples_per_sec", "infer_step_time", "infer_batch_size",
@@ -95,7 +95,7 @@ def read_baseline(path: Path) -> Baseline:
             lines = list(reader)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"baseline {path} cannot be read ({error})") from error
-    if header == HEADER:
+    if header in HEADERS.values():
         rows = [row for row in read(path) if row.img_per_s is not None]
         return Baseline(path, "vitbench", {_key(row, "vitbench"): row.img_per_s for row in rows if row.img_per_s})
     mode = next((mode for mode in ("infer", "train") if f"{mode}_samples_per_sec" in header), None)

@@ -12,7 +12,14 @@ from vitbench.errors import InputError
 from vitbench.listing import print_models
 from vitbench.models import MODELS
 
-QUOTED = ["coatnet_vit_rel", "coatnet_c_c_c_c", "coatnet_c_c_c_t", "coatnet_c_c_t_t", "coatnet_c_t_t_t"]
+QUOTED = [
+    "coatnet_vit_rel",
+    "coatnet_c_c_c_c",
+    "coatnet_c_c_c_t",
+    "coatnet_c_c_t_t",
+    "coatnet_c_t_t_t",
+    "conv_cross_vit_wodajo",
+]
 
 
 def test_models_are_the_rows_that_can_be_built() -> None:

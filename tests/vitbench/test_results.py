@@ -109,6 +109,21 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
         results.read(tmp_path / "b.csv")
 
 
+def test_files_of_the_first_schema_are_read_and_never_added_to(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    old = make_row(schema=1, top1=83.5)
+    names = results.HEADERS[1]
+    cells = dict(zip(HEADER, next(csv.reader([results.format_row(old)])), strict=True))
+    path.write_text(",".join(names) + "\n" + ",".join(cells[name] for name in names) + "\n")
+    assert set(HEADER) - set(names) == {"training_data", "source"}
+    assert results.read(path) == [old]
+    now = results.environment(make_row())
+    assert results.changes(results.environment(old), now) == ["schema was '1', is '2'"], "which refuses to resume"
+    path.write_text(path.read_text().replace("\n1,", "\n2,"))
+    with pytest.raises(InputError, match="line 2 has schema 2, its header is that of 1"):
+        results.read(path)
+
+
 def test_damage_in_the_middle_is_named_not_dropped(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     results.append(path, make_row())
@@ -178,10 +193,11 @@ def test_environment_changes_are_named() -> None:
 
 def test_header_has_the_promised_columns() -> None:
     promised = """schema, case, status, reason, model, family, impl, mode, dtype, layout, device, resolution, batch,
-    params_m, gmacs, uncounted_ops, top1, img_per_s, latency_ms_p50, latency_ms_ci_low, latency_ms_ci_high,
-    latency_ms_p95, samples, stop_reason, compile_s, peak_mem_mib, reserved_mem_mib, predicted_mem_mib, avg_power_w,
-    idle_power_w, energy_j_per_img, energy_net_j_per_img, energy_source, sm_clock_mhz, temperature_c, throttled, valid,
-    rel_err, mfu, commit, dirty, torch, triton, driver, device_uuid, started_at"""
+    params_m, gmacs, uncounted_ops, top1, coco_ap, training_data, source, img_per_s, latency_ms_p50,
+    latency_ms_ci_low, latency_ms_ci_high, latency_ms_p95, samples, stop_reason, compile_s, peak_mem_mib,
+    reserved_mem_mib, predicted_mem_mib, avg_power_w, idle_power_w, energy_j_per_img, energy_net_j_per_img,
+    energy_source, sm_clock_mhz, temperature_c, throttled, valid, rel_err, mfu, commit, dirty, torch, triton, driver,
+    device_uuid, started_at"""
     names = [name.strip() for name in promised.split(",")]
     positions = [HEADER.index(name) for name in names]
     assert positions == sorted(positions)

@@ -69,7 +69,9 @@ def test_rows_hold_what_was_asked(tmp_path: Path) -> None:
     for row in summary.rows:
         assert (row.status, row.reason, row.valid) == ("ok", "", True)
         assert row.params_m == 11.689512
-        assert row.top1 == 69.76
+        assert (row.top1, row.coco_ap, row.training_data) == (69.76, None, "ImageNet-1k")
+        assert row.source is not None
+        assert "IMAGENET1K_V1" in row.source
         assert row.latency_ms_ci_low <= row.latency_ms_p50 <= row.latency_ms_ci_high
         assert row.img_per_s == pytest.approx(1e3 / row.latency_ms_p50)
         assert len(samples[row.case]) == row.samples

@@ -5,15 +5,15 @@ the EfficientNet inside (SAME padding, BatchNorm epsilon 1e-3). What the release
 weights hold it, and only there: B0's own classifier, the rows of a position table beyond the tokens, and, in the large
 branch of the cross model, thirteen of B0's sixteen blocks and its head.
 
-Not kept is a defect of Efficient ViT: the release slices its position table by the size of the batch, so both
-tokens of an image get the row of the image's place in the batch, and batches above 32 fail. Here row i
-belongs to token i.
+Defect of the released Efficient ViT: it slices its position table by the size of the batch, so both tokens of an image
+get the row of the image's place in the batch, and batches above 32 fail. Here row i belongs to token i;
+`efficient_vit_b0_literal` does as the release does, for who wants the outputs that its weights gave there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -209,25 +209,30 @@ class Transformer(nn.Module):
 
 @dataclass(frozen=True)
 class EfficientViTConfig:
-    """Efficient ViT: one branch, whose class token goes through two more layers."""
+    """Efficient ViT: one branch, whose class token goes through two more layers.
+
+    literal: row i of the position table is added to both tokens of image i, as in the release.
+    """
 
     branch: Branch
     heads: Heads = Heads()
     backbone: EfficientNetConfig = B0
     trained_blocks: int = 3
+    literal: bool = False
 
 
 class EfficientViT(nn.Module):
     """Images [B, 3, H, W] to logits [B, num_classes]. All blocks of B0 but the last three are frozen.
 
-    Raises: ValueError when `resolution`, or the size of an image given to forward, does not fit.
+    Raises: ValueError when `resolution`, or the size of an image given to forward, does not fit, or the batch
+        of a literal one.
     """
 
     def __init__(self, ops: Ops, config: EfficientViTConfig, resolution: Resolution, num_classes: int) -> None:
         super().__init__()
         branch, width, hidden = config.branch, config.branch.width, config.heads.hidden
         branch.tokens(resolution)
-        self.branch = branch
+        self.branch, self.literal = branch, config.literal
         self.efficient_net = Features(ops, config.backbone, branch.blocks)
         for block in self.efficient_net._blocks[: -config.trained_blocks]:
             block.requires_grad_(False)
@@ -242,7 +247,12 @@ class EfficientViT(nn.Module):
         count = self.branch.tokens((int(x.shape[2]), int(x.shape[3])))
         patches = self.patch_to_embedding(cut_patches(self.efficient_net(x), self.branch.patch))
         tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), patches], dim=1)
-        tokens = tokens + self.pos_embedding[:count].transpose(0, 1)
+        if self.literal:
+            if len(x) > self.branch.rows:
+                raise ValueError(f"batch {len(x)} has more images than the position table rows, {self.branch.rows}")
+            tokens = tokens + self.pos_embedding[: len(x)]
+        else:
+            tokens = tokens + self.pos_embedding[:count].transpose(0, 1)
         return self.mlp_head(self.transformer(self.dropout(tokens))[:, 0])
 
 
@@ -364,8 +374,8 @@ def _spec(build: Callable[[Ops, Resolution, int], nn.Module]) -> ModelSpec:
     return ModelSpec(build, (224, 224), pixels, num_classes=1)
 
 
-def _build_efficient(ops: Ops, resolution: Resolution, num_classes: int) -> nn.Module:
-    return EfficientViT(ops, EFFICIENT_VIT_B0, resolution, num_classes)
+def _build_efficient(config: EfficientViTConfig, ops: Ops, resolution: Resolution, num_classes: int) -> nn.Module:
+    return EfficientViT(ops, config, resolution, num_classes)
 
 
 def _build_cross(ops: Ops, resolution: Resolution, num_classes: int) -> nn.Module:
@@ -373,7 +383,8 @@ def _build_cross(ops: Ops, resolution: Resolution, num_classes: int) -> nn.Modul
 
 
 MODELS: dict[str, ModelSpec] = {
-    "efficient_vit_b0": _spec(_build_efficient),
+    "efficient_vit_b0": _spec(partial(_build_efficient, EFFICIENT_VIT_B0)),
+    "efficient_vit_b0_literal": _spec(partial(_build_efficient, replace(EFFICIENT_VIT_B0, literal=True))),
     "conv_cross_vit_b0": _spec(_build_cross),
 }
 
