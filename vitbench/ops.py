@@ -13,34 +13,49 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 
-def eager_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
+def eager_attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None, dropout: float = 0.0
+) -> Tensor:
     """softmax(q k^T * scale + bias) v as separate PyTorch operators.
 
     Args:
         q: [B, H, N, D]; k, v: [B, H, M, D]; any floating dtype.
         bias: broadcastable to [B, H, N, M], added after scaling.
         scale: default D ** -0.5.
+        dropout: share of the probabilities that is zeroed, the others growing by 1 / (1 - dropout); a model in
+            evaluation gives 0.
 
     Returns: [B, H, N, D] in q.dtype.
     """
     scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
     if bias is not None:
         scores = scores + bias
-    return scores.softmax(dim=-1) @ v
+    probabilities = scores.softmax(dim=-1)
+    return (F.dropout(probabilities, dropout) if dropout else probabilities) @ v
 
 
-def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
-    """`eager_attention` through torch's scaled_dot_product_attention; same arguments and result."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+def sdpa_attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None, dropout: float = 0.0
+) -> Tensor:
+    """`eager_attention` through torch's scaled_dot_product_attention; same arguments and result.
+
+    With dropout the CPU draws the same random numbers as the eager one; a fused CUDA kernel draws its own.
+    """
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
 
 
-def flex_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
+def flex_attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None, dropout: float = 0.0
+) -> Tensor:
     """`eager_attention` through torch's compiled FlexAttention, which adds the bias inside the kernel.
 
     The first call with new shapes compiles for seconds.
 
-    Raises: NotImplementedError on the CPU when a gradient is asked for: FlexAttention has no backward pass there.
+    Raises: NotImplementedError on the CPU when a gradient is asked for, as FlexAttention has no backward pass
+        there; and where there is dropout, which it cannot apply to probabilities that it never has.
     """
+    if dropout:
+        raise NotImplementedError("FlexAttention drops no attention probabilities: train with eager or sdpa")
     if q.is_meta or isinstance(q, FakeTensor):
         return _FlexWithoutData.apply(q, k, v, bias)
     _refuse_training_on_cpu(q, k, v, bias)

@@ -139,6 +139,36 @@ def test_what_does_not_fit_the_grid_is_named() -> None:
             bundle.relative_attention(q, k, v, torch.zeros(35, H), (3, 4))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_seeds_drop_equal_probabilities(dtype: torch.dtype) -> None:
+    q, k, v = (t.requires_grad_() for t in packed(dtype))
+    weights = torch.randn(B, H, N, D, dtype=dtype)
+    outputs, gradients = [], []
+    for bundle in (EAGER, SDPA):
+        torch.manual_seed(2)
+        outputs.append(bundle.attention(q, k, v, torch.zeros(H, N, N, dtype=dtype), dropout=0.3))
+        gradients.append(torch.autograd.grad((outputs[-1] * weights).sum(), (q, k, v)))
+    torch.testing.assert_close(outputs[1], outputs[0])
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert error(outputs[0], EAGER.attention(q, k, v)) > 0.1
+
+
+def test_dropped_probabilities_leave_the_mean() -> None:
+    q, k, _ = packed()
+    torch.manual_seed(2)
+    identity = torch.eye(N).expand(B, H, N, N)
+    kept = EAGER.attention(q, k, identity, dropout=0.25)
+    whole = EAGER.attention(q, k, identity)
+    assert (kept == 0).float().mean().item() == pytest.approx(0.25, abs=0.05)
+    torch.testing.assert_close(kept[kept != 0], whole[kept != 0] / 0.75)
+
+
+def test_flex_refuses_dropout() -> None:
+    q, k, v = packed()
+    with torch.no_grad(), pytest.raises(NotImplementedError, match="drops no attention probabilities"):
+        FLEX.attention(q, k, v, dropout=0.1)
+
+
 def test_flex_refuses_to_train_on_the_cpu() -> None:
     q, k, v = packed()
     reason = "no backward pass on the CPU: train with eager or sdpa"

@@ -1,8 +1,7 @@
 """DETR (arXiv:2005.12872): a ResNet, a post-norm transformer encoder and decoder, 100 queries that become boxes.
 
 Parameter names and shapes are the official repository's. Its nn.MultiheadAttention is written out here, because
-torch's takes a fused path in evaluation that counters do not see, and because attention is an operation of `Ops`;
-that operation drops no attention weights, so of the official dropouts (0.1 in training) this one is missing.
+torch's takes a fused path in evaluation that counters do not see, and because attention is an operation of `Ops`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _BRANCH_SCALE = 0.2
 
 @dataclass(frozen=True)
 class DETRConfig:
-    """Sizes of one DETR; `dropout` acts in training only."""
+    """Sizes of one DETR; `dropout` acts in training only, on attention's probabilities too."""
 
     backbone: ResNetConfig
     width: int = 256
@@ -99,9 +98,10 @@ def sine_positions(valid: Tensor, width: int, dtype: torch.dtype) -> Tensor:
 class Attention(nn.Module):
     """Multi-head attention with the parameters of nn.MultiheadAttention, over [B, N, width]."""
 
-    def __init__(self, ops: Ops, width: int, heads: int) -> None:
+    def __init__(self, ops: Ops, width: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.ops, self.heads = ops, heads
+        self.dropout = nn.Dropout(dropout)
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
@@ -114,7 +114,9 @@ class Attention(nn.Module):
             F.linear(x, weight, shift).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for x, weight, shift in zip((query, key, value), weights, biases, strict=True)
         )
-        return self.out_proj(self.ops.attention(q, k, v, bias).transpose(1, 2).flatten(2))
+        # The module only says how much, so that randomness can be switched off as any dropout's.
+        rate = self.dropout.p if self.dropout.training else 0.0
+        return self.out_proj(self.ops.attention(q, k, v, bias, dropout=rate).transpose(1, 2).flatten(2))
 
 
 class EncoderLayer(nn.Module):
@@ -123,7 +125,7 @@ class EncoderLayer(nn.Module):
     def __init__(self, ops: Ops, config: DETRConfig) -> None:
         super().__init__()
         width = config.width
-        self.self_attn = Attention(ops, width, config.heads)
+        self.self_attn = Attention(ops, width, config.heads, config.dropout)
         self.linear1 = nn.Linear(width, config.hidden)
         self.linear2 = nn.Linear(config.hidden, width)
         self.norm1 = nn.LayerNorm(width)
@@ -143,8 +145,8 @@ class DecoderLayer(nn.Module):
     def __init__(self, ops: Ops, config: DETRConfig) -> None:
         super().__init__()
         width = config.width
-        self.self_attn = Attention(ops, width, config.heads)
-        self.multihead_attn = Attention(ops, width, config.heads)
+        self.self_attn = Attention(ops, width, config.heads, config.dropout)
+        self.multihead_attn = Attention(ops, width, config.heads, config.dropout)
         self.linear1 = nn.Linear(width, config.hidden)
         self.linear2 = nn.Linear(config.hidden, width)
         self.norm1 = nn.LayerNorm(width)

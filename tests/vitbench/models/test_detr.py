@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from types import ModuleType
 
@@ -9,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vitbench import verify
 from vitbench.catalog import catalog
 from vitbench.measure.flops import count
 from vitbench.models import detr
 from vitbench.models.detection import pad_batch
 from vitbench.models.detr import FrozenBatchNorm2d, sine_positions
 from vitbench.models.resnet import ResNetConfig
-from vitbench.ops import EAGER, SDPA
+from vitbench.ops import EAGER, SDPA, Ops
 
 SMALL = detr.DETRConfig(
     ResNetConfig((1, 1, 1, 1), bottleneck=True),
@@ -226,6 +228,48 @@ def test_layers_are_torchs_when_positions_are_zero() -> None:
     ours = detr.DecoderLayer(EAGER, config)
     ours.load_state_dict(decoder.state_dict(), strict=True)
     torch.testing.assert_close(ours(queries, zero, x, x, None), decoder(queries, x))
+
+
+@pytest.mark.parametrize("ops", [EAGER, SDPA], ids=lambda ops: ops.name)
+def test_equal_seeds_drop_what_torchs_layers_drop(ops: Ops) -> None:
+    torch.manual_seed(0)
+    config = detr.DETRConfig(SMALL.backbone, width=24, heads=3, hidden=40, dropout=0.25)
+    x, queries = torch.randn(1, 6, 24), torch.randn(1, 4, 24)  # torch lays a batch out otherwise before it drops
+    zero = torch.zeros(1, 1, 24)
+    encoder = nn.TransformerEncoderLayer(24, 3, 40, 0.25, batch_first=True)
+    decoder = nn.TransformerDecoderLayer(24, 3, 40, 0.25, batch_first=True)
+    for parameter in (*encoder.parameters(), *decoder.parameters()):
+        nn.init.normal_(parameter, std=0.3)
+    ours = detr.EncoderLayer(ops, config), detr.DecoderLayer(ops, config)
+    for layer, theirs, arguments, given in (
+        (ours[0], encoder, (x, zero, None), (x,)),
+        (ours[1], decoder, (queries, zero, x, x, None), (queries, x)),
+    ):
+        layer.load_state_dict(theirs.state_dict(), strict=True)
+        torch.manual_seed(1)
+        expected = theirs(*given)
+        torch.manual_seed(1)
+        torch.testing.assert_close(layer(*arguments), expected)
+        with verify.without_dropout(layer):
+            quiet = layer(*arguments)
+        assert relative_error(quiet, expected) > 0.01
+        torch.testing.assert_close(quiet, layer.eval()(*arguments), rtol=0, atol=0)
+
+
+def test_attention_alone_drops_its_probabilities_in_training() -> None:
+    torch.manual_seed(0)
+    seen: list[float] = []
+
+    def attention(*arguments: Tensor, dropout: float) -> Tensor:
+        seen.append(dropout)
+        return EAGER.attention(*arguments, dropout=dropout)
+
+    ops = dataclasses.replace(EAGER, attention=attention)
+    model = detr.DETR(ops, SMALL, 7)
+    image = torch.randn(1, 3, 64, 64)
+    model(image)
+    model.eval()(image)
+    assert seen == [0.1] * 8 + [0.0] * 8  # 2 encoder layers, and 2 attentions in each of 3 decoder layers
 
 
 def test_positions_are_added_to_queries_and_keys_but_not_to_values() -> None:

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitbench.catalog import Resolution, catalog
 from vitbench.models import vit
+from vitbench.models.drop_path import DropPath
 from vitbench.ops import EAGER, SDPA, Ops
 
 # (small configuration, resolution): plain, distilled, root-only hybrid, hybrid whose odd image needs uneven padding.
@@ -84,6 +85,13 @@ def test_state_dict_has_timms_names_and_shapes(name: str, timm: ModuleType) -> N
     assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
 
 
+def without_drop_path(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
+    return model
+
+
 def twins(timm: ModuleType, name: str, resolution: Resolution) -> tuple[nn.Module, nn.Module, Tensor]:
     """Our model and timm's with equal weights, and an image for both."""
     torch.manual_seed(0)
@@ -123,7 +131,8 @@ def test_equal_weights_give_timms_logits(name: str, resolution: Resolution, timm
 def test_equal_weights_give_timms_gradients(name: str, resolution: Resolution, timm: ModuleType) -> None:
     # In double precision, or ReLUs that rounding switches would differ more than a wrong gradient might.
     ours, theirs, image = twins(timm, name, resolution)
-    expected, actual = theirs.double().train()(image.double()), ours.double().train()(image.double())
+    expected = theirs.double().train()(image.double())
+    actual = without_drop_path(ours).double().train()(image.double())
     weights = torch.randn_like(expected)
     (expected * weights).sum().backward()
     (actual * weights).sum().backward()
@@ -135,8 +144,45 @@ def test_equal_weights_give_timms_gradients(name: str, resolution: Resolution, t
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-7, atol=1e-9 * parameter.grad.abs().max().item())
 
 
+def test_equal_seeds_drop_what_timm_drops(timm: ModuleType) -> None:
+    config, (height, width) = SMALL["plain"]
+    config = dataclasses.replace(config, dropout=0.3, drop_path=0.4)
+    torch.manual_seed(0)
+    ours = vit.VisionTransformer(EAGER, config, (height, width), 10)
+    randomise(ours)
+    theirs = timm.models.vision_transformer.VisionTransformer(
+        img_size=(height, width),
+        patch_size=config.patch,
+        embed_dim=config.size.width,
+        depth=config.size.depth,
+        num_heads=config.size.heads,
+        num_classes=10,
+        pos_drop_rate=0.3,
+        proj_drop_rate=0.3,
+        drop_path_rate=0.4,
+    )
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    image = torch.randn(4, 3, height, width)
+    logits = []
+    for model in (ours, theirs):
+        torch.manual_seed(1)
+        logits.append(model.train()(image))
+    assert relative_error(logits[0], logits[1]) < 1e-5
+    assert relative_error(logits[0], ours.eval()(image)) > 0.01
+
+
+def test_only_what_the_authors_drop_is_dropped() -> None:
+    rates = {name: (config.dropout, config.drop_path) for name, config in vit.VIT_CONFIGS.items()}
+    dropping = {name for name, (dropout, _) in rates.items() if dropout}
+    large = {"vit_large_patch16_224", "vit_large_patch16_384", "vit_large_patch16_512", "vit_large_r50_s32_224"}
+    large |= {"vit_large_r50_s32_384", "vit_base_r50_s16_224", "vit_base_r50_s16_384"}
+    assert dropping == large | {"vit_huge_patch14_224", "vit_huge_patch14_518"}
+    assert {rate for rate in rates.values() if any(rate)} == {(0.1, 0.0)}
+    assert {(config.dropout, config.drop_path) for config in vit.DEIT_CONFIGS.values()} == {(0.0, 0.1)}
+
+
 @pytest.mark.parametrize("kind", SMALL)
-def test_training_mode_changes_nothing(kind: str) -> None:
+def test_training_mode_changes_nothing_where_nothing_is_dropped(kind: str) -> None:
     model, image = small(kind)
     torch.testing.assert_close(model.train()(image), model.eval()(image), rtol=0, atol=0)
 
