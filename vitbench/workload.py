@@ -13,6 +13,7 @@ from vitbench.catalog import Resolution
 from vitbench.models import MODELS, create_model
 from vitbench.ops import ops_for
 from vitbench.plan import Case
+from vitbench.weights import enliven
 
 TORCH_DTYPES = {
     "fp32": torch.float32,
@@ -48,14 +49,15 @@ class Workload:
     _module_of: dict[tuple[object, ...], nn.Module] = field(default_factory=dict)
 
     def state(self, model: str, resolution: Resolution) -> dict[str, Tensor]:
-        """The weights that every implementation of a model gets: the file's, or seeded random ones."""
+        """The weights that every implementation of a model gets: the file's, or seeded random ones, enlivened."""
         key = (model, resolution)
         if key not in self._weights_of:
             self._weights_of.clear()
             torch.manual_seed(0)
-            self._weights_of[key] = create_model(
-                model, resolution=resolution, weights=self.weights or None
-            ).state_dict()
+            built = create_model(model, resolution=resolution, weights=self.weights or None)
+            if not self.weights:
+                enliven(built, inputs.noise(resolution, 2))
+            self._weights_of[key] = built.state_dict()
         return self._weights_of[key]
 
     def module(self, case: Case, impl: str, dtype: torch.dtype) -> nn.Module:
