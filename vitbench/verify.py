@@ -20,6 +20,14 @@ from vitbench.objective import Output
 FLOOR = 1e-5
 
 
+def limit(own: float, dtype: torch.dtype) -> float:
+    """The error that an implementation may have: twice eager's own, and at least a last place of `dtype`.
+
+    An output of one or two numbers can be lucky in eager; no implementation is wrong for its last place.
+    """
+    return max(2 * own, FLOOR, torch.finfo(dtype).eps)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What one run of a model gives: its output and, in training, the gradient of every parameter."""

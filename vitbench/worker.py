@@ -207,7 +207,8 @@ class Worker:
             return seconds
         eager = self.workload.module(case, "eager", TORCH_DTYPES[case.dtype])
         want = verify.run(eager, x, case.mode, autocast_dtype(case))
-        error, limit = verify.relative_error(got, want), max(2 * own, verify.FLOOR)
+        dtype = autocast_dtype(case) or TORCH_DTYPES[case.dtype]
+        error, limit = verify.relative_error(got, want), verify.limit(own, dtype)
         row |= {"rel_err": error, "rel_err_limit": limit}
         if not error <= limit:
             raise Incorrect(f"differs from eager by {error:.3g}, more than {limit:.3g}")

@@ -71,5 +71,12 @@ def test_nan_never_passes() -> None:
     assert not Outcome(torch.ones(1), {"w": torch.tensor([math.nan])}).finite()
 
 
+def test_limit_is_twice_eagers_error_and_never_less_than_a_last_place() -> None:
+    assert verify.limit(0.02, torch.bfloat16) == 0.04
+    assert verify.limit(1e-9, torch.bfloat16) == 2**-7
+    assert verify.limit(1e-9, torch.float16) == 2**-10
+    assert verify.limit(1e-9, torch.float32) == 1e-5
+
+
 def test_error_is_a_ratio_of_norms() -> None:
     assert verify.relative_error(Outcome(torch.tensor([3.0, 4.5]), {}), Outcome(torch.tensor([3.0, 4.0]), {})) == 0.1
