@@ -147,6 +147,48 @@ def report(
     session.report(csv, export, baseline)
 
 
+@app.command()
+def audit(
+    kernel: Annotated[
+        str, typer.Option(help="Launches: wildcards on kernel/case/pass/dtype, or parts of it, separated by commas.")
+    ] = "*",
+    arch: Annotated[str, typer.Option(help="Architectures to compile for.")] = "sm_80,sm_90,sm_100",
+    kernels: Annotated[
+        str, typer.Option(help="Where kernels are registered: modules, packages or .py files, separated by commas.")
+    ] = "vitkernels",
+    show: Annotated[
+        str, typer.Option(metavar="CASE", help="Print resources, top costs, advice and hot loop of what matches.")
+    ] = "",
+    out: Annotated[Path | None, typer.Option(metavar="FILE.csv", help="Also write the rows.")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Earlier audit, a CSV or a folder of them: print what moved, exit 1 if slower.")
+    ] = None,
+    accept: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write this audit as the new baseline.")] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="With --baseline: what moved, as Markdown.")] = None,
+    validate: Annotated[
+        Path | None, typer.Option(metavar="RESULTS", help="Measured kernels, CSV or JSON: how well the model ranks them.")
+    ] = None,
+    compile_only: Annotated[
+        bool, typer.Option("--compile-only", help="Only check that all compile, without spills, with the matrix unit.")
+    ] = False,
+    processes: Annotated[int, typer.Option(help="Compiling processes. Default: the number of CPUs.")] = 0,
+    triton: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Compile with the triton package in this folder.")
+    ] = None,
+) -> None:
+    """Compile kernels for GPUs that are not here, read the machine code, model the time. No GPU needed.
+
+    Exit code: 0 no regression, 1 a regression or a launch that fails, 2 not comparable or bad input.
+    """
+    from vitbench.audit import command
+
+    raise typer.Exit(
+        command.run(
+            kernels, kernel, arch, processes, triton, compile_only, show, out, baseline, accept, markdown, validate
+        )
+    )
+
+
 def main() -> None:
     """The console script: bad input is one line on stderr and exit code 2."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import importlib
 import importlib.util
@@ -70,13 +71,20 @@ def launches(names: Sequence[str], arch: int, pattern: str = "*") -> list[Launch
         seen.add(launch.id)
     chosen = [launch for launch in registered if matches(launch.id, pattern)]
     if not chosen:
-        raise InputError(f"no launch matches {pattern!r}; there are {_some(sorted(seen))}")
+        raise InputError(f"no launch on sm_{arch} matches {pattern!r}; {_suggestion(pattern, sorted(seen))}")
     return chosen
 
 
 def matches(name: str, pattern: str) -> bool:
     parts = [part.strip() for part in pattern.split(",") if part.strip()]
     return any(fnmatch.fnmatchcase(name, part if any(c in part for c in "*?[") else f"*{part}*") for part in parts)
+
+
+def _suggestion(pattern: str, ids: list[str]) -> str:
+    names = {*ids, *(piece for name in ids for piece in name.split("/"))}
+    pieces = [piece.strip("*") for part in pattern.split(",") for piece in (part, *part.split("/"))]
+    close = {match: None for piece in pieces for match in difflib.get_close_matches(piece, names, n=2)}
+    return f"did you mean {' or '.join(close)}?" if close else f"there are {_some(ids)}"
 
 
 def _some(names: Iterable[str], count: int = 8) -> str:
