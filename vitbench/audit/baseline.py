@@ -14,8 +14,8 @@ from pathlib import Path
 
 from vitbench.audit.model import Row
 from vitbench.audit.records import read_csv, write_csv
-from vitbench.audit.registry import matches
 from vitbench.errors import InputError
+from vitbench.patterns import matches
 
 THRESHOLD = 0.02
 SAME, FASTER, SLOWER, UNSURE = "same", "faster", "slower", "unsure"
@@ -193,7 +193,8 @@ def moved_markdown(result: Comparison) -> str:
     if moved := _moved(result):
         lines += ["| verdict | launch | before us | after us | what moved |", "| --- | --- | ---: | ---: | --- |"]
     lines += [
-        f"| {c.verdict} | `{c.key}` | {_time(c.before_us)} | {_time(c.after_us)} | {'; '.join(c.reasons)} |" for c in moved
+        f"| {c.verdict} | `{c.key}` | {_time(c.before_us)} | {_time(c.after_us)} | {'; '.join(c.reasons)} |"
+        for c in moved
     ]
     lines += [f"- missing: `{key}` is in the baseline but was not audited" for key in result.missing]
     lines += [f"- new: `{key}` is not in the baseline" for key in result.added]

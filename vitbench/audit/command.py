@@ -14,10 +14,10 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 from vitbench.audit import baseline, validate
 from vitbench.audit.model import Row
 from vitbench.audit.records import write_csv
-from vitbench.audit.registry import matches
 from vitbench.audit.run import Audited, audit, parse_arch
 from vitbench.audit.show import show, table
 from vitbench.errors import InputError
+from vitbench.patterns import matches
 
 
 def run(
@@ -85,7 +85,9 @@ def _check(
     if triton and not (triton / "triton" / "__init__.py").exists():
         raise InputError(f"--triton {triton} holds no triton package; `pip install --target {triton} triton==...` does")
     if compile_only and (shown or against or accepted or measured):
-        raise InputError("--compile-only counts nothing, so it goes with neither --show, --baseline, --accept nor --validate")
+        raise InputError(
+            "--compile-only counts nothing, so it goes with neither --show, --baseline, --accept nor --validate"
+        )
     if markdown and not against:
         raise InputError("--markdown writes what moved against a baseline: give --baseline too")
     for path in (against, measured):
@@ -98,7 +100,11 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
     """A line on standard error that counts launches: live on a terminal, one line a hundred elsewhere."""
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
-        yield lambda finished, total: print(f"{finished}/{total} launches", file=sys.stderr) if not finished % 100 else None
+        yield (
+            lambda finished, total: (
+                print(f"{finished}/{total} launches", file=sys.stderr) if not finished % 100 else None
+            )
+        )
         return
     columns = (TextColumn("compiling"), MofNCompleteColumn(), TextColumn("launches"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:

@@ -78,9 +78,10 @@ def _likeness(launch: Launch, arch: int) -> str:
 class Compiled:
     """What the compiler made.
 
-    `sass` is the disassembly, empty when only resources were asked for; `matrix_instruction` the one that the compiler's
-    intermediate code asks for, as the disassembly names it, or ""; `stack_bytes` per thread (spills live there); `shared_bytes` per program, static and
-    dynamic; `parameters` the kernel's parameters as the machine sees them: (offset, size, argument name or "").
+    `sass` is the disassembly, empty when only resources were asked for; `matrix_instruction` the one that the
+    intermediate code (PTX) asks for, as the disassembly names it, or ""; `stack_bytes` per thread (spills live there);
+    `shared_bytes` per program, static and dynamic; `parameters` the kernel's parameters as the machine sees them:
+    (offset, size, argument name or "").
     """
 
     sass: str

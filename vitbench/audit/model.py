@@ -136,9 +136,7 @@ def model(launch: Launch, compiled: Compiled, counted: Profile, arch: int) -> Ro
         occupancy_limit=fits.limit,
         exact=not counted.guessed and not counted.sampled,
         status="ok" if fits.programs else "error",
-        reason=_reason(counted)
-        if fits.programs
-        else _too_large(chip, fits, compiled),
+        reason=_reason(counted) if fits.programs else _too_large(chip, fits, compiled),
     )
 
 
@@ -150,8 +148,8 @@ def _fits(chip: Chip, compiled: Compiled) -> Occupancy:
 
 def _too_large(chip: Chip, fits: Occupancy, compiled: Compiled) -> str:
     return (
-        f"does not fit on a multiprocessor of the {chip.name}: too much {fits.limit} ({compiled.shared_bytes} B shared, "
-        f"{compiled.registers} registers, {compiled.num_warps} warps)"
+        f"does not fit on a multiprocessor of the {chip.name}: too much {fits.limit} "
+        f"({compiled.shared_bytes} B shared, {compiled.registers} registers, {compiled.num_warps} warps)"
     )
 
 

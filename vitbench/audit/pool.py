@@ -89,7 +89,7 @@ class _Worker:
     """One compiling process, started at its first job and again after a crash."""
 
     def __init__(self, cache: Path, triton_path: str | None) -> None:
-        self.command = [sys.executable, "-m", "vitbench.audit.worker", str(cache)]
+        self.command = [sys.executable, "-P", "-m", "vitbench.audit.worker", str(cache)]
         path = [triton_path] if triton_path else []
         self.environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
         self.environment["PYTHONPATH"] = os.pathsep.join(path + [entry or os.getcwd() for entry in sys.path])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import fnmatch
 import importlib
 import importlib.util
 import pkgutil
@@ -15,6 +14,7 @@ from types import ModuleType
 from vitkernels._launch import Launch
 
 from vitbench.errors import InputError
+from vitbench.patterns import matches
 
 
 def modules(names: Sequence[str]) -> list[ModuleType]:
@@ -73,11 +73,6 @@ def launches(names: Sequence[str], arch: int, pattern: str = "*") -> list[Launch
     if not chosen:
         raise InputError(f"no launch on sm_{arch} matches {pattern!r}; {_suggestion(pattern, sorted(seen))}")
     return chosen
-
-
-def matches(name: str, pattern: str) -> bool:
-    parts = [part.strip() for part in pattern.split(",") if part.strip()]
-    return any(fnmatch.fnmatchcase(name, part if any(c in part for c in "*?[") else f"*{part}*") for part in parts)
 
 
 def _suggestion(pattern: str, ids: list[str]) -> str:

@@ -71,7 +71,9 @@ def pairs(rows: Sequence[Row], path: Path) -> list[Pair]:
         if times:
             found.append(Pair("/".join(named.values()), measured_us, sum(times)))
     if not found:
-        raise InputError(f"{path} measures no launch that was audited; kernel, case, pass and dtype must be the audit's")
+        raise InputError(
+            f"{path} measures no launch that was audited; kernel, case, pass and dtype must be the audit's"
+        )
     return found
 
 
