@@ -72,7 +72,7 @@ def parse_thresholds(texts: Sequence[str]) -> Thresholds:
 class Change:
     """One metric of one case in both files.
 
-    `base` and `new` are medians in the metric's unit, None where there is none; `ratio` is new / base with its interval.
+    `base` and `new` are medians in the metric's unit, None where there is none; `ratio` is new / base, with interval.
     """
 
     case: str

@@ -76,7 +76,7 @@ def test_simulated_truth_is_found(simulation: ModuleType, ratio: float, wanted: 
 
 
 def test_loud_noise_is_unsure_and_no_alarm(simulation: ModuleType) -> None:
-    found, _ = simulation.verdicts(1.0, 60, 6, simulation.LOUD)
+    found, _ = simulation.verdicts(1.0, 30, 6, simulation.LOUD)
     assert found["slower"] + found["faster"] <= 1, found
 
 
@@ -139,7 +139,10 @@ def test_patterns_override_the_default_and_the_last_one_wins() -> None:
 
 
 def test_planted_ten_percent_is_caught_on_this_machine(tmp_path: Path) -> None:
-    """A reference op that does a tenth more work, timed in turns; processor time, so that other processes count little."""
+    """A reference op that does a tenth more work, timed in turns.
+
+    A busy machine must not hide it: processor time, and the least of five timings is a sample.
+    """
     x = torch.randn(96, 96, generator=torch.Generator().manual_seed(0))
 
     def seconds(products: int) -> float:
@@ -152,9 +155,9 @@ def test_planted_ten_percent_is_caught_on_this_machine(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     try:
         times: dict[str, list[float]] = {"base": [], "again": [], "planted": []}
-        for _ in range(60):
+        for _ in range(40):
             for name, products in (("base", 50), ("planted", 55), ("again", 50)):
-                times[name].append(1e3 * seconds(products))
+                times[name].append(1e3 * min(seconds(products) for _ in range(5)))
     finally:
         torch.set_num_threads(threads)
     files = {name: sweep(tmp_path / f"{name}.csv", {"op": values}) for name, values in times.items()}
