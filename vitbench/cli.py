@@ -147,6 +147,118 @@ def report(
     session.report(csv, export, baseline)
 
 
+ThresholdOption = Annotated[
+    list[str] | None,
+    typer.Option(help="What matters: 5% for all (the default), 'attention*=3%' for what matches. May be repeated."),
+]
+MarkdownOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Also write Markdown for a pull request; - prints it instead.")
+]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Also write JSON; - prints it instead.")
+]
+
+
+@app.command()
+def compare(
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="A vitbench CSV or a pytest-benchmark JSON.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="The same kind of file, measured later.")],
+    threshold: ThresholdOption = None,
+    markdown: MarkdownOption = None,
+    json: JsonOption = None,
+    cross_environment: Annotated[
+        bool, typer.Option("--cross-environment", help="Compare although GPU, driver, torch or triton differ.")
+    ] = False,
+) -> None:
+    """Is NEW slower than BASE, or does it take more memory or energy? Judged from the raw samples.
+
+    A case is slower when the samples differ and the change passes the threshold; a case that is missing or fails in NEW
+    counts as slower. Exit code: 0 no regression, 1 a regression, 2 not comparable or bad input.
+    """
+    from vitbench import measured
+    from vitbench.compare import compare, parse_thresholds
+    from vitbench.report import verdicts
+
+    thresholds = parse_thresholds(threshold or [])
+    result = compare(measured.load(base), measured.load(new), thresholds, cross_environment)
+    verdicts.emit(result, markdown, json)
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def gate(
+    against: Annotated[str, typer.Option(metavar="REF", help="The commit, branch or tag to compare with.")] = "",
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Instead: a benchmark JSON that this same machine wrote earlier."),
+    ] = None,
+    device: Annotated[
+        str,
+        typer.Option(help="cpu or cuda: measure there. Default: cuda where there is a GPU, else audit machine code."),
+    ] = "",
+    rounds: Annotated[int, typer.Option(help="How often each commit's benchmarks are run.")] = 2,
+    threshold: ThresholdOption = None,
+    markdown: MarkdownOption = None,
+    json: JsonOption = None,
+    kernel: Annotated[str, typer.Option(help="Without a GPU: which launches to audit, as for audit.")] = "*",
+    arch: Annotated[str, typer.Option(help="Without a GPU: architectures, as for audit.")] = "sm_80,sm_90,sm_100",
+    kernels: Annotated[str, typer.Option(help="Without a GPU: where kernels are registered.")] = "vitkernels",
+) -> None:
+    """Is this checkout slower than another commit? Both are benchmarked in turns on the GPU; without one, audited.
+
+    Exit code: 0 no regression, 1 a regression, 2 not comparable or bad input.
+    """
+    from vitbench.gate import run
+
+    audited = ["--kernel", kernel, "--arch", arch, "--kernels", kernels]
+    raise typer.Exit(run(against, baseline, device, rounds, threshold or [], markdown, json, audited))
+
+
+@app.command()
+def audit(
+    kernel: Annotated[
+        str, typer.Option(help="Launches: wildcards on kernel/case/pass/dtype, or parts of it, separated by commas.")
+    ] = "*",
+    arch: Annotated[str, typer.Option(help="Architectures to compile for.")] = "sm_80,sm_90,sm_100",
+    kernels: Annotated[
+        str, typer.Option(help="Where kernels are registered: modules, packages or .py files, separated by commas.")
+    ] = "vitkernels",
+    show: Annotated[
+        str, typer.Option(metavar="CASE", help="Print resources, top costs, advice and hot loop of what matches.")
+    ] = "",
+    out: Annotated[Path | None, typer.Option(metavar="FILE.csv", help="Also write the rows.")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Earlier audit, a CSV or a folder of them: print what moved, exit 1 if slower.")
+    ] = None,
+    accept: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write this audit as the new baseline.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --baseline: what moved, as Markdown.")
+    ] = None,
+    validate: Annotated[
+        Path | None,
+        typer.Option(metavar="RESULTS", help="Measured kernels, CSV or JSON: how well the model ranks them."),
+    ] = None,
+    compile_only: Annotated[
+        bool, typer.Option("--compile-only", help="Only check that all compile, without spills, with the matrix unit.")
+    ] = False,
+    processes: Annotated[int, typer.Option(help="Compiling processes. Default: the number of CPUs.")] = 0,
+    triton: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Compile with the triton package in this folder.")
+    ] = None,
+) -> None:
+    """Compile kernels for GPUs that are not here, read the machine code, model the time. No GPU needed.
+
+    Exit code: 0 no regression, 1 a regression or a launch that fails, 2 not comparable or bad input.
+    """
+    from vitbench.audit import command
+
+    raise typer.Exit(
+        command.run(
+            kernels, kernel, arch, processes, triton, compile_only, show, out, baseline, accept, markdown, validate
+        )
+    )
+
+
 def main() -> None:
     """The console script: bad input is one line on stderr and exit code 2."""
     try:

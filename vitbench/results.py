@@ -173,7 +173,7 @@ def read(path: Path) -> list[Row]:
         unknown = [name for name in header if name not in HEADER]
         missing = [name for name in HEADER if name not in header]
         detail = f"unknown columns {', '.join(unknown[:3])}" if unknown else f"no column {', '.join(missing[:3])}"
-        raise InputError(f"{path} is not a vitbench CSV of schema {SCHEMA} ({detail}); give another --out")
+        raise InputError(f"{path} is not a vitbench CSV of schema {SCHEMA} ({detail}); give another file")
     rows = []
     for number, cells in enumerate(lines, start=2):
         try:

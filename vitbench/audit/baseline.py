@@ -7,6 +7,7 @@ against; a change of time is `unsure` only where a loop's trip count depends on 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from vitbench.audit.model import Row
 from vitbench.audit.records import read_csv, write_csv
 from vitbench.errors import InputError
+from vitbench.patterns import matches
 
 THRESHOLD = 0.02
 SAME, FASTER, SLOWER, UNSURE = "same", "faster", "slower", "unsure"
@@ -61,8 +63,11 @@ def baseline_file(folder: Path, arch: str, triton: str) -> Path:
     return folder / f"audit-{arch}-triton{triton}.csv"
 
 
-def accept(rows: Sequence[Row], folder: Path) -> list[Path]:
+def accept(rows: Sequence[Row], folder: Path, pattern: str = "*") -> list[Path]:
     """Write the baseline of every architecture and Triton version among the rows; returns the files.
+
+    Args:
+        pattern: what was audited; rows of an older file that it does not match are kept.
 
     Raises: InputError when a launch failed: a baseline holds only what works.
     """
@@ -73,7 +78,8 @@ def accept(rows: Sequence[Row], folder: Path) -> list[Path]:
     for row in rows:
         files.setdefault(baseline_file(folder, row.arch, row.triton), []).append(row)
     for path, chosen in files.items():
-        write_csv(chosen, path)
+        kept = [] if pattern == "*" or not path.exists() else read_csv(path)
+        write_csv([*chosen, *(row for row in kept if not matches(row.launch_id, pattern))], path)
     return sorted(files)
 
 
@@ -150,19 +156,46 @@ def _losses(before: Row, after: Row, forward: bool = True) -> list[str]:
     return lost
 
 
+def _moved(result: Comparison) -> list[Change]:
+    order = {SLOWER: 0, UNSURE: 1, FASTER: 2, SAME: 3}
+    return sorted((c for c in result.changes if c.reasons), key=lambda c: (order[c.verdict], c.key))
+
+
+def _time(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
 def moved_table(result: Comparison) -> str:
     """What moved, both ways, worst first; one line says so when nothing did."""
-    order = {SLOWER: 0, UNSURE: 1, FASTER: 2, SAME: 3}
-    moved = sorted((c for c in result.changes if c.reasons), key=lambda c: (order[c.verdict], c.key))
+    moved = _moved(result)
     lines = []
     if moved:
         lines.append(f"{'verdict':8} {'before us':>10} {'after us':>10}  launch: what moved")
     for change in moved:
-        before = "-" if change.before_us is None else f"{change.before_us:.3f}"
-        after = "-" if change.after_us is None else f"{change.after_us:.3f}"
+        before, after = _time(change.before_us), _time(change.after_us)
         lines.append(f"{change.verdict:8} {before:>10} {after:>10}  {change.key}: {'; '.join(change.reasons)}")
     lines += [f"missing: {key} is in the baseline but was not audited" for key in result.missing]
     lines += [f"new: {key} is not in the baseline; accept it to guard it" for key in result.added]
-    same = sum(change.verdict == SAME for change in result.changes)
-    lines.append(f"{result.verdict}: {len(result.changes)} launches compared, {same} the same")
+    lines.append(_conclusion(result))
     return "\n".join(lines)
+
+
+def _conclusion(result: Comparison) -> str:
+    counts = Counter(change.verdict for change in result.changes)
+    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in (SLOWER, UNSURE, FASTER, SAME) if counts[verdict])
+    lost = f", {len(result.missing)} missing" if result.missing else ""
+    return f"{result.verdict}: {len(result.changes)} launches compared: {told or 'none'}{lost}"
+
+
+def moved_markdown(result: Comparison) -> str:
+    """The same as Markdown for a pull request."""
+    lines = [f"**vitbench audit: {_conclusion(result)}**", ""]
+    if moved := _moved(result):
+        lines += ["| verdict | launch | before us | after us | what moved |", "| --- | --- | ---: | ---: | --- |"]
+    lines += [
+        f"| {c.verdict} | `{c.key}` | {_time(c.before_us)} | {_time(c.after_us)} | {'; '.join(c.reasons)} |"
+        for c in moved
+    ]
+    lines += [f"- missing: `{key}` is in the baseline but was not audited" for key in result.missing]
+    lines += [f"- new: `{key}` is not in the baseline" for key in result.added]
+    return "\n".join(lines) + "\n"

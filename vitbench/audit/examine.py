@@ -14,7 +14,7 @@ from vitkernels._launch import Launch
 
 from vitbench.audit import cfg, execute, sass
 from vitbench.audit.job import Compiled
-from vitbench.audit.model import Row, failure, model
+from vitbench.audit.model import Row, failure, model, resources
 from vitbench.audit.profile import launched, profile
 
 
@@ -28,7 +28,12 @@ class Examined:
 
 
 def examine(launch: Launch, compiled: Compiled, arch: int, cache: Path) -> Examined:
-    """Count and model a launch; control flow that does not end is a row with status "error"."""
+    """Count and model a launch; control flow that does not end is a row with status "error".
+
+    Without machine code the row holds the resources alone, status "compiled".
+    """
+    if not compiled.sass:
+        return Examined(compiled, None, resources(launch, compiled, arch))
     graph = cfg.build(sass.parse(compiled.sass))
     try:
         executions = _executions(graph, launched(launch, compiled, arch), compiled, cache)

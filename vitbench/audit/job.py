@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,14 +18,19 @@ class FunctionRef:
     name: str
 
 
+def _plain(function: Any) -> Any:
+    """The Python function under a `@triton.jit` function, compiled or interpreted."""
+    while hasattr(function, "fn"):
+        function = function.fn
+    return function
+
+
 def reference(function: Any) -> FunctionRef:
     """The reference to a `@triton.jit` function (compiled or interpreted).
 
     Raises: ValueError when it is nested in another function, where no other process can find it.
     """
-    plain = getattr(function, "fn", function)
-    while hasattr(plain, "fn"):
-        plain = plain.fn
+    plain = _plain(function)
     name = plain.__qualname__
     if "<locals>" in name:
         raise ValueError(f"kernel {name} is defined inside a function; define it at the top level of a module")
@@ -33,32 +39,53 @@ def reference(function: Any) -> FunctionRef:
 
 @dataclass(frozen=True)
 class Job:
-    """One launch to compile and count: its kernel, and the functions among its arguments, are references."""
+    """One launch to compile: its kernel, and the functions among its arguments, are references.
+
+    `counted` asks for the machine code and its counts too, not for the resources alone. Jobs of one `likeness` very
+    probably compile to the same code: it is for scheduling, the cache has the exact key.
+    """
 
     kernel: FunctionRef
     launch: Launch
     arch: int
+    counted: bool = True
+    likeness: str = ""
 
 
-def job_of(launch: Launch, arch: int) -> Job:
+def job_of(launch: Launch, arch: int, counted: bool = True) -> Job:
     """What another process needs to examine a launch on sm_<arch>.
 
     Raises: ValueError when the kernel cannot be found from another process.
     """
     args = {name: reference(value) if callable(value) else value for name, value in launch.args.items()}
     plain = replace(launch, kernel=None, args=args, options=dict(launch.options))
-    return Job(reference(launch.kernel), plain, arch)
+    return Job(reference(launch.kernel), plain, arch, counted, _likeness(launch, arch))
+
+
+def _likeness(launch: Launch, arch: int) -> str:
+    """Everything that reaches the compiler; of integers that are no constants only what they are specialised by."""
+    parameters = inspect.signature(_plain(launch.kernel)).parameters
+    constants = {name for name, p in parameters.items() if "constexpr" in str(p.annotation)}
+    shown = {
+        name: (value == 1, value % 16 == 0) if type(value) is int and name not in constants else value
+        for name, value in launch.args.items()
+    }
+    options = (launch.num_warps, launch.num_stages, sorted(launch.options.items()), sorted(launch.unaligned))
+    return repr((launch.kernel, arch, sorted(shown.items(), key=lambda item: item[0]), options))
 
 
 @dataclass(frozen=True)
 class Compiled:
     """What the compiler made.
 
-    `sass` is the disassembly; `stack_bytes` per thread (spills live there); `shared_bytes` per program, static and
-    dynamic; `parameters` the kernel's parameters as the machine sees them: (offset, size, argument name or "").
+    `sass` is the disassembly, empty when only resources were asked for; `matrix_instruction` the one that the
+    intermediate code (PTX) asks for, as the disassembly names it, or ""; `stack_bytes` per thread (spills live there);
+    `shared_bytes` per program, static and dynamic; `parameters` the kernel's parameters as the machine sees them:
+    (offset, size, argument name or "").
     """
 
     sass: str
+    matrix_instruction: str
     registers: int
     stack_bytes: int
     shared_bytes: int

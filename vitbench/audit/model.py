@@ -8,11 +8,11 @@ cost are outside the model; it ranks designs and guards against regressions, it 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vitkernels._launch import Launch
 
-from vitbench.audit.chips import Chip, chip_of, occupancy
+from vitbench.audit.chips import Chip, Occupancy, chip_of, occupancy
 from vitbench.audit.job import Compiled
 from vitbench.audit.profile import Profile
 
@@ -85,9 +85,7 @@ def _norm(times: list[float]) -> float:
 def model(launch: Launch, compiled: Compiled, counted: Profile, arch: int) -> Row:
     """The row of a launch that compiled."""
     chip = chip_of(arch)
-    fits = occupancy(
-        chip, compiled.registers, compiled.shared_bytes, compiled.num_warps, compiled.tensor_memory_columns
-    )
+    fits = _fits(chip, compiled)
     balance = -(-launch.programs // chip.multiprocessors) * chip.multiprocessors / launch.programs
     share = chip.older_matrix_share if counted.older_matrix else 1.0
     times = {
@@ -138,10 +136,37 @@ def model(launch: Launch, compiled: Compiled, counted: Profile, arch: int) -> Ro
         occupancy_limit=fits.limit,
         exact=not counted.guessed and not counted.sampled,
         status="ok" if fits.programs else "error",
-        reason=_reason(counted)
-        if fits.programs
-        else f"does not fit on a multiprocessor of the {chip.name}: too much "
-        f"{fits.limit} ({compiled.shared_bytes} B shared, {compiled.registers} registers, {compiled.num_warps} warps)",
+        reason=_reason(counted) if fits.programs else _too_large(chip, fits, compiled),
+    )
+
+
+def _fits(chip: Chip, compiled: Compiled) -> Occupancy:
+    return occupancy(
+        chip, compiled.registers, compiled.shared_bytes, compiled.num_warps, compiled.tensor_memory_columns
+    )
+
+
+def _too_large(chip: Chip, fits: Occupancy, compiled: Compiled) -> str:
+    return (
+        f"does not fit on a multiprocessor of the {chip.name}: too much {fits.limit} "
+        f"({compiled.shared_bytes} B shared, {compiled.registers} registers, {compiled.num_warps} warps)"
+    )
+
+
+def resources(launch: Launch, compiled: Compiled, arch: int) -> Row:
+    """The row of a launch that was compiled and not counted: status "compiled", no counts, no times."""
+    chip = chip_of(arch)
+    fits = _fits(chip, compiled)
+    return replace(
+        failure(launch, arch, compiled.triton, "" if fits.programs else _too_large(chip, fits, compiled)),
+        num_warps=compiled.num_warps,
+        registers=compiled.registers,
+        spill_bytes=compiled.stack_bytes,
+        shared_bytes=compiled.shared_bytes,
+        occupancy=fits.share,
+        occupancy_limit=fits.limit,
+        matrix_instruction=compiled.matrix_instruction,
+        status="compiled" if fits.programs else "error",
     )
 
 

@@ -44,21 +44,33 @@ def examine_all(
     """
     cache = cache or default_cache()
     workers: SimpleQueue[_Worker] = SimpleQueue()
-    count = max(1, min(processes, len(jobs)))
+    # Two workers at the same code would both compile it, so what is alike goes to one of them.
+    alike: dict[str, list[int]] = {}
+    for position, job in enumerate(jobs):
+        alike.setdefault(job.likeness or str(position), []).append(position)
+    groups = sorted(alike.values(), key=len, reverse=True)
+    count = max(1, min(processes, len(groups)))
     pool = [_Worker(cache, triton_path) for _ in range(count)]
     for worker in pool:
         workers.put(worker)
 
-    def run(position: int) -> Examined | Failed:
+    def run(positions: list[int]) -> list[Examined | Failed]:
+        results = []
         with _borrowed(workers) as worker:
-            result = worker.ask(jobs[position])
-        if done:
-            done(position)
-        return result
+            for position in positions:
+                results.append(worker.ask(jobs[position]))
+                if done:
+                    done(position)
+        return results
 
     try:
         with ThreadPoolExecutor(count) as threads:
-            return list(threads.map(run, range(len(jobs))))
+            by_position = {
+                position: result
+                for positions, results in zip(groups, threads.map(run, groups), strict=True)
+                for position, result in zip(positions, results, strict=True)
+            }
+            return [by_position[position] for position in range(len(jobs))]
     finally:
         for worker in pool:
             worker.close()
@@ -77,7 +89,7 @@ class _Worker:
     """One compiling process, started at its first job and again after a crash."""
 
     def __init__(self, cache: Path, triton_path: str | None) -> None:
-        self.command = [sys.executable, "-m", "vitbench.audit.worker", str(cache)]
+        self.command = [sys.executable, "-P", "-m", "vitbench.audit.worker", str(cache)]
         path = [triton_path] if triton_path else []
         self.environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
         self.environment["PYTHONPATH"] = os.pathsep.join(path + [entry or os.getcwd() for entry in sys.path])

@@ -47,7 +47,7 @@ def read_csv(path: Path) -> list[Row]:
     Raises: InputError when the file is missing or lacks a column.
     """
     if not path.exists():
-        raise InputError(f"no audit file {path}; `python -m vitbench.audit --out {path}` writes one")
+        raise InputError(f"no audit file {path}; `vitbench audit --accept {path.parent}` writes one")
     with path.open(newline="") as handle:
         reader = csv.DictReader(handle)
         if missing := [name for name in COLUMNS if name not in (reader.fieldnames or [])]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
+import difflib
 import importlib
 import importlib.util
 import pkgutil
@@ -14,6 +14,7 @@ from types import ModuleType
 from vitkernels._launch import Launch
 
 from vitbench.errors import InputError
+from vitbench.patterns import matches
 
 
 def modules(names: Sequence[str]) -> list[ModuleType]:
@@ -70,13 +71,15 @@ def launches(names: Sequence[str], arch: int, pattern: str = "*") -> list[Launch
         seen.add(launch.id)
     chosen = [launch for launch in registered if matches(launch.id, pattern)]
     if not chosen:
-        raise InputError(f"no launch matches {pattern!r}; there are {_some(sorted(seen))}")
+        raise InputError(f"no launch on sm_{arch} matches {pattern!r}; {_suggestion(pattern, sorted(seen))}")
     return chosen
 
 
-def matches(name: str, pattern: str) -> bool:
-    parts = [part.strip() for part in pattern.split(",") if part.strip()]
-    return any(fnmatch.fnmatchcase(name, part if any(c in part for c in "*?[") else f"*{part}*") for part in parts)
+def _suggestion(pattern: str, ids: list[str]) -> str:
+    names = {*ids, *(piece for name in ids for piece in name.split("/"))}
+    pieces = [piece.strip("*") for part in pattern.split(",") for piece in (part, *part.split("/"))]
+    close = {match: None for piece in pieces for match in difflib.get_close_matches(piece, names, n=2)}
+    return f"did you mean {' or '.join(close)}?" if close else f"there are {_some(ids)}"
 
 
 def _some(names: Iterable[str], count: int = 8) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from vitkernels._launch import Launch
 
 from vitbench.audit import cfg, registry, sass
+from vitbench.audit.chips import CHIPS
 from vitbench.audit.examine import Examined
 from vitbench.audit.execute import Executions
 from vitbench.audit.job import Compiled, Failed, job_of
@@ -44,13 +45,14 @@ def parse_arch(text: str) -> list[int]:
 
     Raises: InputError.
     """
+    known = {f"sm_{arch}": arch for arch in CHIPS}
     found = []
-    for part in text.split(","):
-        digits = part.strip().removeprefix("sm_")
-        if not digits.isdigit():
-            raise InputError(f"unknown architecture {part.strip()!r}; write sm_80, sm_90 or sm_100")
-        found.append(int(digits))
-    return found
+    for part in (piece.strip() for piece in text.split(",")):
+        name = part if part.startswith("sm_") else f"sm_{part}"
+        if name not in known:
+            raise InputError(f"unknown architecture {part!r}; allowed: {', '.join(known)}")
+        found.append(known[name])
+    return list(dict.fromkeys(found))
 
 
 def audit(
@@ -61,6 +63,7 @@ def audit(
     cache: Path | None = None,
     triton_path: str | None = None,
     done: Callable[[int, int], None] | None = None,
+    counted: bool = True,
 ) -> list[Audited]:
     """Compile and cost every registered launch that matches, on every architecture.
 
@@ -71,11 +74,12 @@ def audit(
         cache: folder of finished compilations.
         triton_path: folder of another triton package to compile with.
         done: called with (finished, total).
+        counted: False compiles only; rows then hold registers, spills, shared memory, occupancy and matrix instruction.
 
     Raises: InputError when nothing matches. A launch that fails to compile is a row with status "error".
     """
     planned = [(launch, arch) for arch in archs for launch in registry.launches(names, arch, pattern)]
-    return audit_launches(planned, processes, cache, triton_path, done)
+    return audit_launches(planned, processes, cache, triton_path, done, counted)
 
 
 def audit_launches(
@@ -84,6 +88,7 @@ def audit_launches(
     cache: Path | None = None,
     triton_path: str | None = None,
     done: Callable[[int, int], None] | None = None,
+    counted: bool = True,
 ) -> list[Audited]:
     """The same for given (launch, architecture) pairs."""
     finished = 0
@@ -94,7 +99,7 @@ def audit_launches(
         if done:
             done(finished, len(planned))
 
-    jobs = [job_of(launch, arch) for launch, arch in planned]
+    jobs = [job_of(launch, arch, counted) for launch, arch in planned]
     results = examine_all(jobs, processes or os.cpu_count() or 1, cache, triton_path, tick)
     return [_audited(launch, arch, result) for (launch, arch), result in zip(planned, results, strict=True)]
 

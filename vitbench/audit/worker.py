@@ -26,7 +26,7 @@ from typing import Any
 from vitbench.audit.examine import Examined, examine
 from vitbench.audit.job import Compiled, Failed, FunctionRef, Job
 
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 _PARAMETER_BASE = {9: 0x210, 8: 0x160}  # bank 0 offset of the first kernel parameter, by major version
 _PTX_PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.([busf](?:8|16|32|64))[^,)]*?_param_\d+(?:\[(\d+)\])?")
 
@@ -151,7 +151,7 @@ def _key(fn: Any, job: Job, signature: object, constants: object, attributes: ob
 
 
 def compile_job(job: Job, cache: Path) -> Compiled:
-    """Compile and disassemble, or read the same from the cache folder.
+    """Compile, disassemble where counts are asked for, or read the same from the cache folder.
 
     Raises: whatever the compiler raises.
     """
@@ -161,21 +161,26 @@ def compile_job(job: Job, cache: Path) -> Compiled:
 
     fn = resolve(job.kernel)
     signature, constants, attributes = specialise(fn, job)
-    stored = cache / (_key(fn, job, signature, constants, attributes) + ".json.gz")
-    if stored.exists():
-        record = json.loads(gzip.decompress(stored.read_bytes()))
-        return Compiled(**{**record, "parameters": tuple(tuple(p) for p in record["parameters"])})
+    key = _key(fn, job, signature, constants, attributes)
+    with_code, without_code = cache / f"{key}.json.gz", cache / f"{key}.resources.gz"
+    for stored in [with_code] if job.counted else [with_code, without_code]:
+        if stored.exists():
+            record = json.loads(gzip.decompress(stored.read_bytes()))
+            return Compiled(**{**record, "parameters": tuple(tuple(p) for p in record["parameters"])})
+    stored = with_code if job.counted else without_code
     options = {"num_warps": job.launch.num_warps, "num_stages": job.launch.num_stages, **job.launch.options}
     source = ASTSource(fn, signature, constants, attributes)
     kernel = triton.compile(source, target=GPUTarget("cuda", job.arch, 32), options=options)
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(kernel.asm["cubin"])
-        sass = _run(_tool("nvdisasm"), "-c", str(cubin))
+        # Its dataflow analysis only adds comments, and takes a quarter of its time.
+        sass = _run(_tool("nvdisasm"), "-c", "-ndf", str(cubin)) if job.counted else ""
         usage = _run(_tool("cuobjdump"), "-res-usage", str(cubin))
     numbers = {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", usage)}
     compiled = Compiled(
         sass=sass,
+        matrix_instruction=_matrix_instruction(kernel.asm["ptx"]),
         registers=numbers["REG"],
         stack_bytes=numbers["STACK"],
         shared_bytes=kernel.metadata.shared,
@@ -189,6 +194,11 @@ def compile_job(job: Job, cache: Path) -> Compiled:
     draft.write_bytes(gzip.compress(json.dumps(vars(compiled)).encode(), 3))
     draft.replace(stored)
     return compiled
+
+
+def _matrix_instruction(ptx: str) -> str:
+    names = {"tcgen05.mma": "UTCHMMA", "wgmma.mma_async": "HGMMA", "mma.sync": "HMMA"}
+    return next((name for text, name in names.items() if text in ptx), "")
 
 
 def _warps(ptx: str, asked: int) -> int:

@@ -1,0 +1,147 @@
+"""What `vitbench audit` does: compile, print, write, hold against a baseline or against measurements."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from vitbench.audit import baseline, validate
+from vitbench.audit.model import Row
+from vitbench.audit.records import write_csv
+from vitbench.audit.run import Audited, audit, parse_arch
+from vitbench.audit.show import show, table
+from vitbench.errors import InputError
+from vitbench.patterns import matches
+
+
+def run(
+    kernels: str,
+    pattern: str,
+    arch: str,
+    processes: int,
+    triton: Path | None,
+    compile_only: bool,
+    shown: str,
+    out: Path | None,
+    against: Path | None,
+    accepted: Path | None,
+    markdown: Path | None,
+    measured: Path | None,
+) -> int:
+    """Audits and prints; 0 no regression, 1 a regression or a launch that failed, 2 not comparable.
+
+    Raises: InputError on input that cannot be used.
+    """
+    archs = parse_arch(arch)
+    _check(processes, triton, compile_only, shown, against, accepted, markdown, measured)
+    with _progress() as done:
+        items = audit(
+            [name.strip() for name in kernels.split(",")],
+            shown or pattern,
+            archs,
+            processes or None,
+            triton_path=str(triton) if triton else None,
+            done=done,
+            counted=not compile_only,
+        )
+    rows = [item.row for item in items]
+    if out:
+        write_csv(rows, out)
+    if compile_only:
+        return _compiled(items)
+    if shown:
+        print("\n\n".join(show(item) for item in items))
+    elif not against and not measured:
+        print(table(items))
+    code = int(any(row.status != "ok" for row in rows))
+    if accepted:
+        print("\n".join(f"wrote {path}" for path in baseline.accept(rows, accepted, pattern)))
+    if against:
+        code = max(code, _gate(rows, against, shown or pattern, markdown))
+    if measured:
+        print(validate.summary(validate.pairs(rows, measured)))
+    return code
+
+
+def _check(
+    processes: int,
+    triton: Path | None,
+    compile_only: bool,
+    shown: str,
+    against: Path | None,
+    accepted: Path | None,
+    markdown: Path | None,
+    measured: Path | None,
+) -> None:
+    """Refuses what would only be noticed after minutes of compiling."""
+    if processes < 0:
+        raise InputError(f"--processes is a count of 1 or more, got {processes}")
+    if triton and not (triton / "triton" / "__init__.py").exists():
+        raise InputError(f"--triton {triton} holds no triton package; `pip install --target {triton} triton==...` does")
+    if compile_only and (shown or against or accepted or measured):
+        raise InputError(
+            "--compile-only counts nothing, so it goes with neither --show, --baseline, --accept nor --validate"
+        )
+    if markdown and not against:
+        raise InputError("--markdown writes what moved against a baseline: give --baseline too")
+    for path in (against, measured):
+        if path and not path.exists():
+            raise InputError(f"{path} does not exist; `vitbench audit --accept FOLDER` writes a baseline")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A line on standard error that counts launches: live on a terminal, one line a hundred elsewhere."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield (
+            lambda finished, total: (
+                print(f"{finished}/{total} launches", file=sys.stderr) if not finished % 100 else None
+            )
+        )
+        return
+    columns = (TextColumn("compiling"), MofNCompleteColumn(), TextColumn("launches"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("")
+        yield lambda finished, total: bar.update(task, completed=finished, total=total)
+
+
+def _gate(rows: Sequence[Row], path: Path, pattern: str, markdown: Path | None) -> int:
+    archs = {row.arch for row in rows}
+    result = baseline.compare(
+        baseline.load(path, rows),
+        rows,
+        lambda row: row.arch in archs and matches(row.launch_id, pattern),
+    )
+    print(baseline.moved_table(result))
+    if markdown:
+        markdown.write_text(baseline.moved_markdown(result), encoding="utf-8")
+    return result.exit_code
+
+
+def _compiled(items: Sequence[Audited]) -> int:
+    """What does not compile cleanly, then a line for each architecture; 1 when anything does not."""
+    wrong = {item.row.key: text for item in items if (text := _fault(item))}
+    for key, text in wrong.items():
+        print(f"{key}: {text}")
+    for (arch, triton), count in sorted(Counter((item.row.arch, item.row.triton) for item in items).items()):
+        faults = sum(item.row.key in wrong for item in items if (item.row.arch, item.row.triton) == (arch, triton))
+        print(f"{arch} triton {triton or '?'}: {count} launches compiled, {faults} with a fault")
+    return int(bool(wrong))
+
+
+def _fault(item: Audited) -> str:
+    row = item.row
+    if row.status == "error":
+        return row.reason
+    if row.spill_bytes:
+        return f"spills {row.spill_bytes} bytes per thread"
+    if item.launch.matrix_flops and not row.matrix_instruction:
+        return "multiplies matrices without the matrix unit"
+    return ""

@@ -1,0 +1,104 @@
+"""Modelled against measured time: does the model rank kernels as the GPU does?"""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from vitbench.audit.model import Row
+from vitbench.errors import InputError
+
+COLUMNS = ("kernel", "case", "pass", "dtype", "median_us")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One measured row and the sum of the modelled times of its launches, in microseconds."""
+
+    name: str
+    measured_us: float
+    modelled_us: float
+
+
+def measurements(path: Path) -> list[tuple[dict[str, str], float]]:
+    """(kernel, case, pass, dtype) and microseconds of each measurement.
+
+    A CSV has the columns COLUMNS; in a pytest-benchmark JSON each benchmark's `extra_info` names the first four.
+
+    Raises: InputError when the file has another form.
+    """
+    try:
+        if path.suffix == ".json":
+            found = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+            records = [{**entry["extra_info"], "median_us": entry["stats"]["median"] * 1e6} for entry in found]
+        else:
+            with path.open(newline="", encoding="utf-8") as handle:
+                records = list(csv.DictReader(handle))
+        return [
+            ({name: str(record[name]) for name in COLUMNS[:-1]}, float(record["median_us"]))
+            for record in records
+            if record.get("median_us") not in (None, "") and "kernel" in record
+        ]
+    except (KeyError, TypeError, ValueError) as problem:
+        raise InputError(f"{path} holds no kernel timings ({problem}); it needs {', '.join(COLUMNS)}") from problem
+
+
+def pairs(rows: Sequence[Row], path: Path) -> list[Pair]:
+    """Measurements with the modelled time of what they measured.
+
+    A measured pass names launches by wildcards joined with "+", so `bwd_*` is the whole backward and `fwd_kv+fwd` two
+    kernels; the modelled time is the sum of theirs.
+
+    Raises: InputError when the rows are of several architectures or nothing was measured that the audit knows.
+    """
+    if len({row.arch for row in rows}) > 1:
+        raise InputError("measurements are of one GPU: give its architecture, such as --arch sm_90, with --validate")
+    found = []
+    for named, measured_us in measurements(path):
+        patterns = named["pass"].split("+")
+        times = [
+            row.modelled_us
+            for row in rows
+            if (row.kernel, row.case, row.dtype) == (named["kernel"], named["case"], named["dtype"])
+            and any(fnmatchcase(row.pass_, pattern) for pattern in patterns)
+            and row.status == "ok"
+        ]
+        if times:
+            found.append(Pair("/".join(named.values()), measured_us, sum(times)))
+    if not found:
+        raise InputError(
+            f"{path} measures no launch that was audited; kernel, case, pass and dtype must be the audit's"
+        )
+    return found
+
+
+def rank_correlation(pairs: Sequence[Pair]) -> float | None:
+    """Spearman's, ties averaged; None for fewer than three pairs or when one side does not vary."""
+    sides = (_ranks([p.measured_us for p in pairs]), _ranks([p.modelled_us for p in pairs]))
+    if len(pairs) < 3 or any(len(set(side)) == 1 for side in sides):
+        return None
+    return statistics.correlation(*sides)
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    ordered = sorted(values)
+    return [ordered.index(v) + (ordered.count(v) - 1) / 2 for v in values]
+
+
+def summary(pairs: Sequence[Pair]) -> str:
+    """A line for each pair, the farthest off first, then rank correlation and median ratio."""
+    width = max(len(p.name) for p in pairs)
+    lines = [f"{'launch':{width}} {'measured us':>12} {'modelled us':>12} {'ratio':>6}"]
+    for p in sorted(pairs, key=lambda p: p.modelled_us / p.measured_us):
+        ratio = p.modelled_us / p.measured_us
+        lines.append(f"{p.name:{width}} {p.measured_us:12.2f} {p.modelled_us:12.2f} {ratio:6.2f}")
+    correlation = rank_correlation(pairs)
+    ratio = statistics.median(p.modelled_us / p.measured_us for p in pairs)
+    told = "not defined" if correlation is None else f"{correlation:.3f}"
+    lines.append(f"{len(pairs)} launches: rank correlation {told}, median modelled / measured {ratio:.3f}")
+    return "\n".join(lines)
