@@ -59,7 +59,9 @@ def bench(
         typer.Option(help="Sizes such as 224 or 800x1066, `native`, or factors of it such as x1.5. Default by device."),
     ] = "",
     batch: Annotated[str, typer.Option(help="Batch sizes. Default by device.")] = "",
-    impl: Annotated[str, typer.Option(help="eager, sdpa, flex, compile. Default by device.")] = "",
+    impl: Annotated[
+        str, typer.Option(help="eager, sdpa, flex, compile, fused, fused+compile. Default by device.")
+    ] = "",
     dtype: Annotated[str, typer.Option(help="fp32, tf32, bf16, fp16, amp (fp32 weights, bf16 autocast).")] = "fp32",
     mode: Annotated[str, typer.Option(help="infer, train (forward, backward, AdamW step).")] = "infer",
     layout: Annotated[str, typer.Option(help="nchw, nhwc (channels_last).")] = "nchw",

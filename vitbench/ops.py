@@ -12,6 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from vitbench.block_ops import (
+    eager_conv_act_norm,
+    eager_conv_act_norm_conv,
+    eager_conv_norm_act,
+    eager_derive,
+    eager_linears,
+    eager_reduced_attention,
+)
+
 
 def eager_attention(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None, dropout: float = 0.0
@@ -254,13 +263,19 @@ def eager_depthwise_conv2d(
 
 @dataclass(frozen=True)
 class Ops:
-    """One implementation of the operations that the models' blocks call."""
+    """One implementation of the operations that the models' blocks call; see block_ops.py for those of whole layers."""
 
     name: str
     attention: Callable[..., Tensor]
     relative_attention: Callable[..., Tensor]
     gated_attention: Callable[..., Tensor]
     depthwise_conv2d: Callable[..., Tensor]
+    conv_norm_act: Callable[..., Tensor] = eager_conv_norm_act
+    conv_act_norm: Callable[..., Tensor] = eager_conv_act_norm
+    conv_act_norm_conv: Callable[..., Tensor] = eager_conv_act_norm_conv
+    linears: Callable[..., tuple[Tensor, ...]] = eager_linears
+    reduced_attention: Callable[..., Tensor] = eager_reduced_attention
+    derive: Callable[..., Any] = eager_derive
 
 
 EAGER = Ops("eager", eager_attention, eager_relative_attention, eager_gated_attention, eager_depthwise_conv2d)
@@ -269,7 +284,11 @@ FLEX = Ops("flex", flex_attention, flex_relative_attention, flex_gated_attention
 
 
 def ops_for(impl: str) -> Ops:
-    """The bundle behind an implementation's name; "compile" compiles the eager one."""
+    """The bundle behind an implementation's name; "compile" compiles the eager one, "fused+compile" the fused one."""
+    if impl.startswith("fused"):
+        from vitbench.fused import FUSED  # needs triton, which not every platform has
+
+        return FUSED
     return {"eager": EAGER, "sdpa": SDPA, "flex": FLEX, "compile": EAGER}[impl]
 
 

@@ -23,7 +23,8 @@ from vitbench import estimate, verify
 from vitbench.measure import device as devices
 from vitbench.measure import latency, memory, peak, power
 from vitbench.measure.step import Step, make_step
-from vitbench.plan import COMPILED, Case
+from vitbench.models import unserved
+from vitbench.plan import COMPILED, WHOLLY_COMPILED, Case
 from vitbench.workload import TORCH_DTYPES, Workload, autocast_dtype, set_precision
 
 Emit = Callable[[dict[str, Any]], None]
@@ -32,8 +33,16 @@ Emit = Callable[[dict[str, Any]], None]
 POISON = ("CUDA error", "device-side assert", "illegal memory access", "misaligned address")
 
 
+#: Whether Triton runs kernels in its interpreter, as it saw when it was imported.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
 class Unsupported(Exception):
-    """This machine or this implementation cannot run the case at all."""
+    """This machine or this implementation cannot run the case; `known` is the part of its row that holds anyhow."""
+
+    def __init__(self, reason: str, known: dict[str, Any] | None = None) -> None:
+        super().__init__(reason)
+        self.known = known or {}
 
 
 class DoesNotFit(Exception):
@@ -104,8 +113,8 @@ class Worker:
                         raise
                     self._fail(case, error)
                     failed.add(case.id)
-            if prepared:
-                self._time(prepared)
+            if measured := [one for one in prepared if not _without_gpu(one.case)]:
+                self._time(measured)
         except Exception as error:
             if len(cases) == 1:
                 self._fail(cases[0], error)
@@ -129,8 +138,9 @@ class Worker:
         """Emits the row of a case that could not be measured."""
         status, reason = classify(error)
         self.poisoned |= any(sign in str(error) for sign in POISON)
+        known = error.known if isinstance(error, Unsupported) else {}
         error.__traceback__ = None  # it holds the tensors of every frame it passed
-        self._emit({"event": "row", "case": case.id, "row": {"status": status, "reason": reason}})
+        self._emit({"event": "row", "case": case.id, "row": {**known, "status": status, "reason": reason}})
         self._forget()
 
     def _forget(self) -> None:
@@ -164,6 +174,9 @@ class Worker:
         _check_supported(case)
         set_precision(case)
         row = self._describe(case)
+        if _without_gpu(case) and not INTERPRETED:
+            reason = "fused kernels need an NVIDIA GPU; TRITON_INTERPRET=1 checks them here, without timing them"
+            raise Unsupported(reason, row)
         _check_fits(case, row["predicted_mem_mib"])
         self._phase(case, "building")
         dtype = TORCH_DTYPES[case.dtype]
@@ -172,7 +185,7 @@ class Worker:
         model: nn.Module = module
         if case.impl in COMPILED:
             torch._dynamo.reset()  # else a ninth shape of the same module would silently run uncompiled
-        if case.impl == "compile":
+        if case.impl in WHOLLY_COMPILED:
             model = torch.compile(module, dynamic=False)  # type: ignore[assignment]
         self._phase(case, "compiling" if case.impl in COMPILED else "verifying")
         compile_s = self._verify(case, model, module, x, row)
@@ -181,7 +194,9 @@ class Worker:
             compile_s += _seconds(step, case.device)
         if case.impl in COMPILED:
             row["compile_s"] = compile_s
-        if "memory" in self.options.passes:
+        if _without_gpu(case):
+            row |= {"valid": False, "reason": "right in Triton's interpreter, where there is nothing to measure"}
+        elif "memory" in self.options.passes:
             self._phase(case, "memory")
             used = memory.measure(step)
             row |= {
@@ -298,7 +313,7 @@ class Worker:
                 self._idle_watts = power.idle_watts(self._source)
 
     def _energy(self, one: Prepared) -> None:
-        if "energy" not in self.options.passes:
+        if "energy" not in self.options.passes or _without_gpu(one.case):
             return
         if self._source is None or self._idle_watts is None:
             one.row["energy_source"] = "none"
@@ -339,6 +354,8 @@ def classify(error: Exception) -> tuple[str, str]:
 
 
 def _check_supported(case: Case) -> None:
+    if case.impl.startswith("fused") and (why := unserved(case.model)):
+        raise Unsupported(f"no fused kernel serves {case.model}: {why}")
     if case.dtype == "tf32" and case.device == "cpu":
         raise Unsupported("tf32 is a matrix format of NVIDIA GPUs; on the CPU use fp32")
     if (
@@ -347,6 +364,11 @@ def _check_supported(case: Case) -> None:
         and not torch.cuda.is_bf16_supported(including_emulation=False)
     ):
         raise Unsupported("this GPU has no bf16 arithmetic; use fp16")
+
+
+def _without_gpu(case: Case) -> bool:
+    """Whether the case wants fused kernels where there is no GPU: whatever ran, its time and memory are not theirs."""
+    return case.impl.startswith("fused") and case.device == "cpu"
 
 
 def _check_fits(case: Case, predicted_mib: float | None) -> None:

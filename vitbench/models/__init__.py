@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from vitbench.catalog import Resolution, format_resolution, parse_resolution
+from vitbench.catalog import Resolution, catalog, format_resolution, parse_resolution
 from vitbench.errors import InputError, nearest
 from vitbench.models import (
     cmt,
@@ -26,6 +26,7 @@ from vitbench.models import (
 )
 from vitbench.models.spec import ModelSpec, Preprocessing
 from vitbench.ops import ops_for
+from vitbench.plan import IMPLS, WHOLLY_COMPILED
 
 
 def _merge(*families: dict[str, ModelSpec]) -> dict[str, ModelSpec]:
@@ -64,16 +65,21 @@ def create_model(
 
     Args:
         name: a key of MODELS.
-        impl: "eager", "sdpa", "flex" or "compile" (the eager model through torch.compile).
+        impl: "eager", "sdpa", "flex", "fused" (kernels of vitkernels), or "compile" and "fused+compile" (the eager and
+            the fused model through torch.compile).
         resolution: 224, "800x1066" or (height, width) in pixels; default the model's own.
         num_classes: outputs of the classifier, or classes that a detector knows; default the published model's.
         weights: a .safetensors file, loaded strictly; tables that depend on the resolution are resampled.
 
-    Raises: InputError on an unknown name or implementation, a resolution the architecture cannot
-        take, or weights that are unreadable or belong to another network.
+    Raises: InputError on an unknown name or implementation, a model that no fused kernel serves, a resolution the
+        architecture cannot take, or weights that are unreadable or belong to another network.
     """
     if name not in MODELS:
         raise InputError(f"unknown model {name!r}: {nearest(name, MODELS)}")
+    if impl not in IMPLS:
+        raise InputError(f"unknown implementation {impl!r}: {nearest(impl, IMPLS)}")
+    if impl.startswith("fused") and (why := unserved(name)):
+        raise InputError(f"{name} has no fused implementation: {why}")
     spec = MODELS[name]
     if resolution is None:
         resolution = spec.resolution
@@ -85,7 +91,16 @@ def create_model(
         raise InputError(f"{name} at {format_resolution(resolution)}: {error}") from error
     if weights is not None:
         load_weights(model, name, Path(weights))
-    return cast(nn.Module, torch.compile(model)) if impl == "compile" else model
+    return cast(nn.Module, torch.compile(model)) if impl in WHOLLY_COMPILED else model
+
+
+def unserved(name: str) -> str | None:
+    """Why no kernel of vitkernels serves a model of MODELS; None where one does."""
+    try:
+        from vitbench.fused import UNSERVED
+    except ModuleNotFoundError as error:
+        return f"it needs the package {error.name}, which is not installed"
+    return UNSERVED.get(catalog()[name].family)
 
 
 def load_weights(model: nn.Module, name: str, path: Path) -> None:

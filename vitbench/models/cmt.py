@@ -81,12 +81,9 @@ class Attention(nn.Module):
         """x: [B, N, C] with N = size[0] * size[1]; bias: [heads, N, M]. Returns [B, N, C]."""
         reduced = x
         if self.reduction > 1:
-            conv, norm = self.sr
-            reduced = self.ops.depthwise_conv2d(
-                _grid(x, size), conv.weight, conv.bias, stride=self.reduction, padding=0
-            )
-            reduced = _tokens(norm(reduced))
-        q, k, v = self._split(self.q(x)), self._split(self.k(reduced)), self._split(self.v(reduced))
+            reduced = _tokens(self.ops.conv_norm_act(_grid(x, size), *self.sr))
+        k, v = map(self._split, self.ops.linears(reduced, self.k, self.v))
+        q = self._split(self.q(x))
         y = self.ops.attention(q, k, v, bias)
         return self.proj(y.transpose(1, 2).flatten(2))
 
@@ -106,9 +103,9 @@ class IRFFN(nn.Module):
         self.conv2 = nn.Sequential(nn.Conv2d(hidden, width, 1), nn.BatchNorm2d(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv1(x)
-        x = self.ops.depthwise_conv2d(x, self.proj.weight, self.proj.bias, residual="pre")
-        return self.conv2(self.proj_bn(F.gelu(x)))
+        expand, _, norm = self.conv1
+        x = self.ops.conv_act_norm(x, expand, norm, "gelu")
+        return self.ops.conv_act_norm_conv(x, self.proj, self.proj_bn, "gelu", "pre", *self.conv2)
 
 
 class Block(nn.Module):
@@ -128,7 +125,7 @@ class Block(nn.Module):
         size = (x.shape[2], x.shape[3])
         x = self.ops.depthwise_conv2d(x, self.proj.weight, self.proj.bias, residual="pre")
         x = _tokens(x)
-        x = x + self.drop_path(self.attn(self.norm1(x), size, bias))
+        x = self.ops.reduced_attention(x, size, bias, self.norm1, self.attn, self.drop_path)
         x = x + self.drop_path(_tokens(self.mlp(_grid(self.norm2(x), size))))
         return _grid(x, size)
 
@@ -146,7 +143,7 @@ class CMT(nn.Module):
                 f"resolution {format_resolution(resolution)} does not fit: "
                 f"both sides must be multiples of {STRIDES[-1]}"
             )
-        self.resolution = resolution
+        self.ops, self.resolution = ops, resolution
         stem = config.stem_width
         for index, (width, stride) in enumerate(((3, 2), (stem, 1), (stem, 1)), start=1):
             self.add_module(f"stem_conv{index}", nn.Conv2d(width, stem, 3, stride, 1))
@@ -174,14 +171,14 @@ class CMT(nn.Module):
                 f"this model was built for {format_resolution(self.resolution)}"
             )
         for index in (1, 2, 3):
-            x = F.gelu(self.get_submodule(f"stem_conv{index}")(x))
-            x = self.get_submodule(f"stem_norm{index}")(x)
+            conv, norm = self.get_submodule(f"stem_conv{index}"), self.get_submodule(f"stem_norm{index}")
+            x = self.ops.conv_act_norm(x, conv, norm, "gelu")
         for name in STAGES:
             x = self.get_submodule(f"patch_embed_{name}")(x)
             bias = self.get_parameter(f"relative_pos_{name}")
             for block in self.get_submodule(f"blocks_{name}").children():
                 x = block(x, bias)
-        x = F.silu(self._bn(self._fc(x)))
+        x = self.ops.conv_norm_act(x, self._fc, self._bn, "silu")
         return self.head(self._drop(F.adaptive_avg_pool2d(x, 1).flatten(1)))
 
     def resize_state_dict(self, state: dict[str, Tensor], source: Resolution | None = None) -> dict[str, Tensor]:

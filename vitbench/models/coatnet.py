@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from vitbench.catalog import Resolution, format_resolution
 from vitbench.models.coatnet_blocks import (
-    ACTIVATIONS,
     Activation,
     Attention,
     MBConv,
@@ -76,18 +75,19 @@ class CoAtNetConfig:
 class Stem(nn.Module):
     """Two 3x3 convolutions, the first strided: [B, 3, 2h, 2w] to [B, C, h, w]."""
 
-    def __init__(self, widths: tuple[int, int], activation: Activation, output_norm: bool) -> None:
+    def __init__(self, ops: Ops, widths: tuple[int, int], activation: Activation, output_norm: bool) -> None:
         super().__init__()
-        self.activation = activation
+        self.ops, self.activation = ops, activation
         self.conv1 = nn.Conv2d(3, widths[0], 3, 2, 1, bias=False)
         self.norm1 = nn.BatchNorm2d(widths[0])
         self.conv2 = nn.Conv2d(*widths, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(widths[1]) if output_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
-        activation = ACTIVATIONS[self.activation]
-        x = self.conv2(activation(self.norm1(self.conv1(x))))
-        return x if self.norm2 is None else activation(self.norm2(x))
+        x = self.ops.conv_norm_act(x, self.conv1, self.norm1, self.activation)
+        if self.norm2 is None:
+            return self.conv2(x)
+        return self.ops.conv_norm_act(x, self.conv2, self.norm2, self.activation)
 
 
 class Stage(nn.Module):
@@ -136,7 +136,7 @@ class CoAtNet(nn.Module):
             self.stem = nn.Conv2d(3, width, PATCH, PATCH)
         else:
             stride, width = 2, config.stem[1]
-            self.stem = Stem(config.stem, config.conv.activation, config.stem_output_norm)
+            self.stem = Stem(ops, config.stem, config.conv.activation, config.stem_output_norm)
         rates = _rates(config)
         stages: list[nn.Module] = []
         for kind, out_width, depth in zip(config.layout, config.widths, config.depths, strict=True):

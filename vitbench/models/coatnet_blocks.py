@@ -152,24 +152,24 @@ class MBConv(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        activation = ACTIVATIONS[self.config.activation]
+        ops, activation = self.ops, self.config.activation
         shortcut = x if self.shortcut is None else self.shortcut(x)
-        if self.pre_norm is not None:
-            x = self.pre_norm(x)
+        before = self.pre_norm
+        if before is not None and (self.config.pre_activation or self.pools):
+            x, before = before(x), None
         if self.config.pre_activation:
-            x = activation(x)
+            x = ACTIVATIONS[activation](x)
         if self.pools:
             x = F.avg_pool2d(x, 2)
-        x = activation(self.norm1(self.conv1_1x1(x)))
-        x = self.ops.depthwise_conv2d(x, self.conv2_kxk.weight, stride=self.conv2_kxk.stride[0], padding=1)
+        x = ops.conv_norm_act(x, self.conv1_1x1, self.norm1, activation, before=before)
         if self.se_early is not None:
-            x = self.se_early(x)
-        x = activation(self.norm2(x))
+            x = ops.depthwise_conv2d(x, self.conv2_kxk.weight, stride=self.conv2_kxk.stride[0], padding=1)
+            x = ACTIVATIONS[activation](self.norm2(self.se_early(x)))
+        else:
+            x = ops.conv_norm_act(x, self.conv2_kxk, self.norm2, activation)
         if self.se is not None:
             x = self.se(x)
-        x = self.conv3_1x1(x)
-        if self.norm3 is not None:
-            x = self.norm3(x)
+        x = self.conv3_1x1(x) if self.norm3 is None else ops.conv_norm_act(x, self.conv3_1x1, self.norm3)
         return self.drop_path(x) + shortcut
 
 

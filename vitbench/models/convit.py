@@ -54,6 +54,11 @@ def offsets(grid: Grid, like: Tensor) -> Tensor:
     return torch.stack([dx, dy, dx * dx + dy * dy], dim=-1).to(like.dtype)
 
 
+def _logits(layer: nn.Module, offsets: Tensor) -> Tensor:
+    """[N, N, 3] to [H, N, N]."""
+    return layer(offsets).permute(2, 0, 1)
+
+
 class GatedAttention(nn.Module):
     """Self-attention over [B, N, width] that each head mixes, by its gate, with attention by position alone."""
 
@@ -67,9 +72,13 @@ class GatedAttention(nn.Module):
         self.gating_param = nn.Parameter(torch.empty(config.heads))
 
     def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
-        q, k = (part.transpose(1, 2) for part in self.qk(x).unflatten(-1, (2, self.heads, -1)).unbind(2))
-        v = self.v(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        positional = self.pos_proj(offsets).permute(2, 0, 1)
+        both, v = self.ops.linears(x, self.qk, self.v)
+        q, k = (part.transpose(1, 2) for part in both.unflatten(-1, (2, self.heads, -1)).unbind(2))
+        v = v.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        layer, key = self.pos_proj, (offsets.dtype, offsets.shape[0])
+        positional = self.ops.derive(
+            layer, "positional", lambda *_: _logits(layer, offsets), *layer.parameters(), key=key
+        )
         y = self.ops.gated_attention(q, k, v, positional, self.gating_param)
         return self.proj(y.transpose(1, 2).flatten(2))
 

@@ -6,9 +6,9 @@ a shortcut. Parameter names and shapes are timm's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -25,7 +25,10 @@ class ConvMixerConfig:
     depth: int
     kernel: int
     patch: int
-    activation: Callable[[], nn.Module] = nn.GELU
+    activation: Literal["gelu", "relu"] = "gelu"
+
+    def activate(self) -> nn.Module:
+        return nn.GELU() if self.activation == "gelu" else nn.ReLU()
 
 
 class SpatialMixing(nn.Module):
@@ -33,14 +36,28 @@ class SpatialMixing(nn.Module):
 
     def __init__(self, ops: Ops, config: ConvMixerConfig) -> None:
         super().__init__()
-        self.ops = ops
+        self.ops, self.activation = ops, config.activation
         width = config.width
         conv = nn.Conv2d(width, width, config.kernel, padding=config.kernel // 2, groups=width)
-        self.fn = nn.Sequential(conv, config.activation(), nn.BatchNorm2d(width))
+        self.fn = nn.Sequential(conv, config.activate(), nn.BatchNorm2d(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        conv, activation, norm = self.fn
-        return x + norm(activation(self.ops.depthwise_conv2d(x, conv.weight, conv.bias)))
+        conv, _, norm = self.fn
+        return self.ops.conv_act_norm(x, conv, norm, self.activation, "post")
+
+
+class Block(nn.Sequential):
+    """Spatial mixing, then norm(act(pointwise(x))) over [B, width, h, w]."""
+
+    def __init__(self, ops: Ops, config: ConvMixerConfig) -> None:
+        width = config.width
+        pointwise = nn.Conv2d(width, width, 1)
+        super().__init__(SpatialMixing(ops, config), pointwise, config.activate(), nn.BatchNorm2d(width))
+        self.ops, self.activation = ops, config.activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixing, pointwise, _, norm = self
+        return self.ops.conv_act_norm(mixing(x), pointwise, norm, self.activation)
 
 
 class ConvMixer(nn.Module):
@@ -51,27 +68,23 @@ class ConvMixer(nn.Module):
 
     def __init__(self, ops: Ops, config: ConvMixerConfig, num_classes: int) -> None:
         super().__init__()
-        width, activation = config.width, config.activation
-        self.stem = nn.Sequential(nn.Conv2d(3, width, config.patch, config.patch), activation(), nn.BatchNorm2d(width))
-        self.blocks = nn.Sequential(
-            *(
-                nn.Sequential(
-                    SpatialMixing(ops, config), nn.Conv2d(width, width, 1), activation(), nn.BatchNorm2d(width)
-                )
-                for _ in range(config.depth)
-            )
-        )
+        self.ops, self.activation, width = ops, config.activation, config.width
+        patches = nn.Conv2d(3, width, config.patch, config.patch)
+        self.stem = nn.Sequential(patches, config.activate(), nn.BatchNorm2d(width))
+        self.blocks = nn.Sequential(*(Block(ops, config) for _ in range(config.depth)))
         self.head = nn.Linear(width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(self.stem(x)).mean(dim=(2, 3)))
+        patches, _, norm = self.stem
+        x = self.ops.conv_act_norm(x, patches, norm, self.activation)
+        return self.head(self.blocks(x).mean(dim=(2, 3)))
 
 
 CONFIGS: dict[str, ConvMixerConfig] = {
     "convmixer_1536_20": ConvMixerConfig(1536, 20, kernel=9, patch=7),
     "convmixer_1024_20_ks9_p14": ConvMixerConfig(1024, 20, kernel=9, patch=14),
     # Its published weights were trained with ReLU.
-    "convmixer_768_32": ConvMixerConfig(768, 32, kernel=7, patch=7, activation=nn.ReLU),
+    "convmixer_768_32": ConvMixerConfig(768, 32, kernel=7, patch=7, activation="relu"),
 }
 
 

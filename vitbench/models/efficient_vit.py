@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitbench.catalog import Resolution, format_resolution
@@ -61,7 +60,7 @@ class Features(nn.Module):
         stem, head = config.scale(STEM_WIDTH), config.scale(HEAD_WIDTH)
         stages = make_stages(ops, config, PORT)
         width = config.scale(config.stages[-1].width)
-        self.blocks = blocks
+        self.ops, self.blocks = ops, blocks
         self._conv_stem = nn.Conv2d(3, stem, 3, stride=2, bias=False)
         self._bn0 = PORT.norm(stem)
         self._blocks = nn.ModuleList(block for stage in stages for block in stage)
@@ -71,10 +70,10 @@ class Features(nn.Module):
         self.apply(initialise)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.silu(self._bn0(self._conv_stem(pad_same(x, 3, 2))), inplace=True)
+        x = self.ops.conv_norm_act(pad_same(x, 3, 2), self._conv_stem, self._bn0, "silu")
         for block in self._blocks[: self.blocks]:
             x = block(x)
-        return x if self.blocks is not None else F.silu(self._bn1(self._conv_head(x)), inplace=True)
+        return x if self.blocks is not None else self.ops.conv_norm_act(x, self._conv_head, self._bn1, "silu")
 
 
 @dataclass(frozen=True)

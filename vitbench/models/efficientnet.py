@@ -142,26 +142,19 @@ class MBConv(nn.Module):
     def _pair(self, names: tuple[str, str]) -> tuple[nn.Module, nn.Module]:
         return getattr(self, names[0]), getattr(self, names[1])
 
-    def _depthwise(self, x: Tensor, layer: nn.Module) -> Tensor:
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        if self.same_padding and self.stride > 1:
-            x = pad_same(x, weight.shape[-1], self.stride)
-            return self.ops.depthwise_conv2d(x, weight, stride=self.stride, padding=0)
-        return self.ops.depthwise_conv2d(x, weight, stride=self.stride)
-
     def forward(self, x: Tensor) -> Tensor:
-        y = x
+        y, padding = x, None
         if self.expands:
-            expand, norm = self._pair(self.names.expansion)
-            y = F.silu(norm(expand(y)), inplace=True)
+            y = self.ops.conv_norm_act(y, *self._pair(self.names.expansion), "silu")
         depthwise, norm = self._pair(self.names.depthwise)
-        y = F.silu(norm(self._depthwise(y, depthwise)), inplace=True)
+        if self.same_padding and self.stride > 1:
+            assert isinstance(depthwise, nn.Conv2d)
+            y, padding = pad_same(y, depthwise.kernel_size[0], self.stride), 0
+        y = self.ops.conv_norm_act(y, depthwise, norm, "silu", padding=padding)
         holder = getattr(self, self.names.squeeze) if self.names.squeeze else self
         gate = getattr(holder, self.names.reduce)(y.mean(dim=(2, 3), keepdim=True))
         y = y * getattr(holder, self.names.excite)(F.silu(gate, inplace=True)).sigmoid()
-        project, norm = self._pair(self.names.projection)
-        y = norm(project(y))
+        y = self.ops.conv_norm_act(y, *self._pair(self.names.projection))
         return x + self.drop_path(y) if self.shortcut else y
 
 
@@ -187,6 +180,7 @@ class EfficientNet(nn.Module):
 
     def __init__(self, ops: Ops, config: EfficientNetConfig, num_classes: int) -> None:
         super().__init__()
+        self.ops = ops
         stem, head = config.scale(STEM_WIDTH), config.scale(HEAD_WIDTH)
         self.conv_stem = conv(3, stem, 3, stride=2)
         self.bn1 = TIMM.norm(stem)
@@ -198,8 +192,8 @@ class EfficientNet(nn.Module):
         self.apply(initialise)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.silu(self.bn1(self.conv_stem(x)), inplace=True)
-        x = F.silu(self.bn2(self.conv_head(self.blocks(x))), inplace=True)
+        x = self.blocks(self.ops.conv_norm_act(x, self.conv_stem, self.bn1, "silu"))
+        x = self.ops.conv_norm_act(x, self.conv_head, self.bn2, "silu")
         return self.classifier(self.dropout(x.mean(dim=(2, 3))))
 
 
