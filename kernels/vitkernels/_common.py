@@ -265,7 +265,31 @@ def load_bias(
     width = stride if EXPANDED else n_cols
     mask = (rows[:, None] < n_rows) & (cols[None, :] < width)
     tile = tl.load(ptr + rows[:, None] * stride + cols[None, :], mask=mask, other=OUTSIDE)
-    return tile.to(tl.float32) if EXPANDED else tile.to(tl.float32) * 1.4426950408889634
+    return tile if EXPANDED else tile.to(tl.float32) * 1.4426950408889634
+
+
+@triton.jit
+def load_bias_or_last(
+    ptr,  # [n_rows, n_cols], or its row-padded expansion
+    stride,
+    rows,  # [R]
+    n_rows,
+    cols,  # [K]
+    n_cols,
+    EXPANDED: tl.constexpr,
+):
+    """`load_bias` with the last row again beyond n_rows, for rows that weigh nothing: fewer masks."""
+    pointers = ptr + tl.minimum(rows, n_rows - 1)[:, None] * stride + cols[None, :]
+    OUTSIDE: tl.constexpr = -65504.0 if ptr.dtype.element_ty == tl.float16 else -1.0e30
+    tile = tl.load(pointers, mask=(cols < (stride if EXPANDED else n_cols))[None, :], other=OUTSIDE)
+    return tile if EXPANDED else tile.to(tl.float32) * 1.4426950408889634
+
+
+@triton.jit
+def store_scores(ptr, tile, rows, n_rows, cols, n_cols):
+    """Store a tile [R, K] into a dense matrix [n_rows, n_cols], leaving out what lies beyond it."""
+    pointers = ptr + rows[:, None] * n_cols + cols[None, :]
+    tl.store(pointers, tile, mask=(rows[:, None] < n_rows) & (cols[None, :] < n_cols))
 
 
 @triton.jit

@@ -121,7 +121,7 @@ def bias_backward_calls(
     B, H, N, _ = q.shape
     parts = None
     if dbias is not None:
-        parts = lse.new_empty((bias_slices(B, H, N), *dbias.shape))
+        parts = lse.new_empty((bias_slices(B, H, N, k.shape[2]), *dbias.shape))
     calls = backward_calls(dq, dk, dv, parts, torch.empty_like(lse), q, k, v, bias, out, lse, grad, scale, arch)
     return calls if dbias is None or parts is None else [*calls, sum_parts_call(dbias, parts, "bwd_sum_dbias")]
 

@@ -1,6 +1,6 @@
 """dK and dV of bias_attention (and of gated_attention): the pass in which keys stand still; see bias_attention_bwd.py.
 
-Scores are transposed, [keys, queries], so that P^T and dS^T sit in registers as the matrix unit wants its left operand.
+P and dS turn over in shared memory: transposed scores would need log-sum-exp and delta of a query in every register.
 """
 
 # Parameters of kernels are Triton values, which have no Python types.
@@ -20,12 +20,9 @@ from vitkernels._common import (
     Call,
     aligned,
     cdiv,
-    images_per_program,
     load_bias,
     load_rows,
     load_rows_or_last,
-    pieces,
-    reads_operands_from_registers,
     store_rows,
     sum_parts_call,
 )
@@ -33,8 +30,8 @@ from vitkernels._common import (
 
 @triton.jit
 def _absorb_queries(
-    k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias_ptr, bias_row, rows, n_rows, keys, n_keys,
-    scale_log2, EXPANDED: tl.constexpr, GATED: tl.constexpr, D: tl.constexpr,
+    k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias, rows, n_rows, scale_log2,
+    GATED: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """Adds what a tile of queries gives to dK / scale and dV [K, BLOCK_D], on transposed scores [K, R]."""
     BLOCK_D: tl.constexpr = k.shape[1]
@@ -46,119 +43,19 @@ def _absorb_queries(
         do = load_rows_or_last(do_ptr, do_row, rows, n_rows, D, BLOCK_D)
     lse = tl.load(lse_ptr + rows, mask=rows < n_rows, other=0.0)
     delta = tl.load(delta_ptr + rows, mask=rows < n_rows, other=0.0)
-    bias = tl.trans(load_bias(bias_ptr, bias_row, rows, n_rows, keys, n_keys, EXPANDED))
-    s = tl.dot(k, tl.trans(q), input_precision="tf32x3") * scale_log2
+    bias = bias.to(tl.float32)
+    s = tl.dot(q, tl.trans(k), input_precision="tf32x3") * scale_log2
     if not GATED:
         s += bias
-    p = tl.math.exp2(s - lse[None, :])
+    p = tl.math.exp2(s - lse[:, None])
     weights = p + bias if GATED else p
-    dv = tl.dot(weights.to(q.dtype), do, dv, input_precision="tf32x3")
-    ds = p * (tl.dot(v, tl.trans(do), input_precision="tf32x3") - delta[None, :])
-    return tl.dot(ds.to(q.dtype), q, dk, input_precision="tf32x3"), dv
+    dv = tl.dot(tl.trans(weights.to(q.dtype)), do, dv, input_precision="tf32x3")
+    ds = p * (tl.dot(do, tl.trans(v), input_precision="tf32x3") - delta[:, None])
+    return tl.dot(tl.trans(ds.to(q.dtype)), q, dk, input_precision="tf32x3"), dv
 
 
 @triton.jit
-def _bwd_key_short_kernel(
-    dk_ptr,  # [B, H, M, D]
-    dv_ptr,  # [B, H, M, D], strides of dk
-    q_ptr,  # [B, H, N, D]
-    k_ptr,  # [B, H, M, D]
-    v_ptr,  # [B, H, M, D]
-    bias_ptr,  # [H, N, M]
-    do_ptr,  # [B, H, N, D]
-    lse_ptr,  # [B, H, N] fp32
-    delta_ptr,  # [B, H, N] fp32
-    dk_stride_b,
-    dk_stride_h,
-    dk_stride_m,
-    q_stride_b,
-    q_stride_h,
-    q_stride_n,
-    k_stride_b,
-    k_stride_h,
-    k_stride_m,
-    v_stride_b,
-    v_stride_h,
-    v_stride_m,
-    do_stride_b,
-    do_stride_h,
-    do_stride_n,
-    bias_stride_h,
-    bias_stride_n,
-    B,
-    H,
-    N,
-    M,
-    IMAGES,  # images of one program
-    scale,
-    scale_log2,
-    GATED: tl.constexpr,
-    EXPANDED: tl.constexpr,
-    ALIGN: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    ROWS_0: tl.constexpr,
-    ROWS_1: tl.constexpr,
-    ROWS_2: tl.constexpr,
-    ROWS_3: tl.constexpr,
-):
-    pid = tl.program_id(0)
-    tiles = tl.cdiv(M, BLOCK_M)
-    h = (pid // tiles) % H
-    b_first = pid // (tiles * H) * IMAGES
-    keys = pid % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
-    h64 = h.to(tl.int64)
-    bias_ptr += h64 * bias_stride_h
-    rows_0 = tl.arange(0, ROWS_0)
-    if ROWS_1 > 0:
-        rows_1 = ROWS_0 + tl.arange(0, ROWS_1)
-    if ROWS_2 > 0:
-        rows_2 = ROWS_0 + ROWS_1 + tl.arange(0, ROWS_2)
-    if ROWS_3 > 0:
-        rows_3 = ROWS_0 + ROWS_1 + ROWS_2 + tl.arange(0, ROWS_3)
-    q_ptr += h64 * aligned(q_stride_h, ALIGN)
-    k_ptr += h64 * aligned(k_stride_h, ALIGN)
-    v_ptr += h64 * aligned(v_stride_h, ALIGN)
-    do_ptr += h64 * aligned(do_stride_h, ALIGN)
-    dk_head = h64 * aligned(dk_stride_h, ALIGN)
-    q_row, do_row, dk_row = aligned(q_stride_n, ALIGN), aligned(do_stride_n, ALIGN), aligned(dk_stride_m, ALIGN)
-    for b in range(b_first, min(b_first + IMAGES, B)):
-        b64 = tl.cast(b, tl.int64)
-        k = load_rows_or_last(k_ptr + b64 * aligned(k_stride_b, ALIGN), aligned(k_stride_m, ALIGN), keys, M, D, BLOCK_D)
-        v = load_rows_or_last(v_ptr + b64 * aligned(v_stride_b, ALIGN), aligned(v_stride_m, ALIGN), keys, M, D, BLOCK_D)
-        q_b = q_ptr + b64 * aligned(q_stride_b, ALIGN)
-        do_b = do_ptr + b64 * aligned(do_stride_b, ALIGN)
-        lse_b = lse_ptr + (b64 * H + h) * N
-        delta_b = delta_ptr + (b64 * H + h) * N
-        dk = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-        dv = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-        dk, dv = _absorb_queries(
-            k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_ptr, bias_stride_n, rows_0, N, keys, M,
-            scale_log2, EXPANDED, GATED, D,
-        )  # fmt: skip
-        if ROWS_1 > 0:
-            dk, dv = _absorb_queries(
-                k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_ptr, bias_stride_n, rows_1, N, keys, M,
-                scale_log2, EXPANDED, GATED, D,
-            )  # fmt: skip
-        if ROWS_2 > 0:
-            dk, dv = _absorb_queries(
-                k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_ptr, bias_stride_n, rows_2, N, keys, M,
-                scale_log2, EXPANDED, GATED, D,
-            )  # fmt: skip
-        if ROWS_3 > 0:
-            dk, dv = _absorb_queries(
-                k, v, dk, dv, q_b, q_row, do_b, do_row, lse_b, delta_b, bias_ptr, bias_stride_n, rows_3, N, keys, M,
-                scale_log2, EXPANDED, GATED, D,
-            )  # fmt: skip
-        dk_b = b64 * aligned(dk_stride_b, ALIGN) + dk_head
-        store_rows(dk_ptr + dk_b, dk_row, dk * scale, keys, M, D, BLOCK_D)
-        store_rows(dv_ptr + dk_b, dk_row, dv, keys, M, D, BLOCK_D)
-
-
-@triton.jit
-def _bwd_key_long_kernel(
+def _bwd_key_kernel(
     dk_ptr,  # [B, H, M, D], or fp32 [spans, B, H, M, D]
     dv_ptr,  # as dk
     q_ptr,  # [B, H, N, D]
@@ -222,36 +119,19 @@ def _bwd_key_long_kernel(
     dv = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for first in range(span * SPAN, min(span * SPAN + SPAN, N), BLOCK_N):
         rows = first + tl.arange(0, BLOCK_N)
+        bias = load_bias(bias_ptr, bias_stride_n, rows, N, keys, M, EXPANDED)
         dk, dv = _absorb_queries(
-            k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias_ptr, bias_stride_n, rows, N, keys, M,
-            scale_log2, EXPANDED, GATED, D,
+            k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias, rows, N, scale_log2, GATED, D
         )  # fmt: skip
     dk_at = span.to(tl.int64) * dk_stride_s + b64 * aligned(dk_stride_b, ALIGN) + h64 * aligned(dk_stride_h, ALIGN)
     store_rows(dk_ptr + dk_at, dk_row, dk * scale, keys, M, D, BLOCK_D)
     store_rows(dv_ptr + dk_at, dk_row, dv, keys, M, D, BLOCK_D)
 
 
-def key_calls(
-    dk: Tensor, dv: Tensor, shared: dict[str, Any], block_n: int, block_m: int, arch: int
-) -> list[Call]:  # fmt: skip
+def key_calls(dk: Tensor, dv: Tensor, shared: dict[str, Any], block_n: int, block_m: int) -> list[Call]:
     """The launches that fill dk and dv (token-major); shared holds the arguments that both passes take."""
     B, H, M, D = dk.shape
     N, tiles = shared["N"], cdiv(M, block_m)
-    cramped = reads_operands_from_registers(arch)
-    if N <= 208 and D <= 32 and dk.element_size() == 2 and not cramped:
-        images = images_per_program(B, tiles * H)
-        rows = pieces(N, 4, 64)
-        return [Call(
-            kernel=_bwd_key_short_kernel, pass_name="bwd_key", num_stages=1, products=4, scores=B * H * N * M,
-            grid=tiles * H * cdiv(B, images),
-            args=shared | {
-                "dk_ptr": dk, "dv_ptr": dv, "IMAGES": images, "BLOCK_M": block_m,
-                "dk_stride_b": dk.stride(0), "dk_stride_h": dk.stride(1), "dk_stride_m": dk.stride(2),
-                "ROWS_0": rows[0], "ROWS_1": rows[1], "ROWS_2": rows[2], "ROWS_3": rows[3],
-            },
-        )]  # fmt: skip
-    if cramped:
-        block_n //= 4 if D > 64 else 2
     spans = max(1, min(cdiv(PROGRAMS_WANTED, B * H * tiles), cdiv(N, 8 * block_n))) if B else 1
     span = cdiv(cdiv(N, spans), block_n) * block_n
     spans = cdiv(N, span)
@@ -260,7 +140,7 @@ def key_calls(
         dk_parts, dv_parts = (dk.new_empty((spans, B, M, H, D), dtype=torch.float32).transpose(2, 3) for _ in range(2))
     strides = (0, *dk.stride()) if spans == 1 else dk_parts.stride()
     key = Call(
-        kernel=_bwd_key_long_kernel, pass_name="bwd_key", num_stages=1, products=4, scores=B * H * N * M,
+        kernel=_bwd_key_kernel, pass_name="bwd_key", num_stages=1, products=4, scores=B * H * N * M,
         grid=tiles * B * H * spans,
         args=shared | {
             "dk_ptr": dk_parts, "dv_ptr": dv_parts, "SPAN": span, "BLOCK_N": block_n, "BLOCK_M": block_m,

@@ -351,12 +351,17 @@ def forward_calls(
     if cdiv(M, 16) * 16 <= short_limit(D, q.element_size(), arch):
         images = images_per_program(B, programs)
         keys = pieces(M, 3, 128)
+        few = block_n < N and 0 < N % block_n <= 16 and images >= 4
+        tail = few and not reads_operands_from_registers(arch)
         args |= {"IMAGES": images, "KEYS_0": keys[0], "KEYS_1": keys[1], "KEYS_2": keys[2],
-                 "TAIL": block_n < N and 0 < N % block_n <= 16 and images >= 4}  # fmt: skip
+                 "TAIL": tail}  # fmt: skip
         kernel = _fwd_short_kernel
     else:
         images = min(max(1, B), long_images(D, q.element_size(), arch))
-        args |= {"IMAGES": images, "BLOCK_M": 64 if q.element_size() == 2 and not reads_operands_from_registers(arch) else 32}
+        args |= {
+            "IMAGES": images,
+            "BLOCK_M": 64 if q.element_size() == 2 and not reads_operands_from_registers(arch) else 32,
+        }
         kernel = _fwd_long_kernel
     return [Call(kernel=kernel, args=args, grid=programs * cdiv(B, images), pass_name="fwd", products=2,
                  scores=B * H * N * M, num_stages=1)]  # fmt: skip

@@ -152,7 +152,7 @@ def gated_backward_calls(
         "H": H, "N": N, "P": weights.shape[2], "ALIGN": stride_alignment(v, out, grad), "D": D,
         "BLOCK_D": padded_head_dim(D), "BLOCK_N": block_n, "BLOCK_M": block_n,
     }  # fmt: skip
-    parts = lse.new_empty((bias_slices(B, H, N), H, N, N))
+    parts = lse.new_empty((bias_slices(B, H, N, k.shape[2]), H, N, N))
     dp = parts[0] if parts.shape[0] == 1 else lse.new_empty((H, N, N))
     logits_args = {
         "dlogits_ptr": dpositional, "dp_ptr": dp, "logits_ptr": positional, "gate_ptr": gate,

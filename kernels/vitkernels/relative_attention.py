@@ -153,7 +153,7 @@ def relative_backward_calls(
 ) -> list[Call]:  # fmt: skip
     """The launches that fill dq, dk, dv (token-major) and, where given, dtable."""
     B, H, N, _ = q.shape
-    parts = None if dtable is None else lse.new_empty((bias_slices(B, H, N), H, N, N))
+    parts = None if dtable is None else lse.new_empty((bias_slices(B, H, N, k.shape[2]), H, N, N))
     delta = torch.empty_like(lse)
     calls = backward_calls(dq, dk, dv, parts, delta, q, k, v, expanded, out, lse, grad, scale, arch, expanded=True)
     if dtable is None or parts is None:
