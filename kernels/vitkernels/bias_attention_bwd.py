@@ -143,7 +143,9 @@ def _bwd_query_kernel(
         b64 = tl.cast(b, tl.int64)
         row_b = (b64 * H + h) * N
         q = load_rows_or_last(q_ptr + b64 * aligned(q_stride_b, ALIGN), aligned(q_stride_n, ALIGN), rows, N, D, BLOCK_D)
-        do = load_rows_or_last(do_ptr + b64 * aligned(do_stride_b, ALIGN), aligned(do_stride_n, ALIGN), rows, N, D, BLOCK_D)
+        do = load_rows_or_last(
+            do_ptr + b64 * aligned(do_stride_b, ALIGN), aligned(do_stride_n, ALIGN), rows, N, D, BLOCK_D
+        )
         lse = tl.load(lse_ptr + row_b + rows, mask=rows < N, other=0.0)
         if FIRST and not GATED:
             out = load_rows_or_last(

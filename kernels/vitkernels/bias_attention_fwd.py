@@ -356,7 +356,10 @@ def forward_calls(
         kernel = _fwd_short_kernel
     else:
         images = min(max(1, B), long_images(D, q.element_size(), arch))
-        args |= {"IMAGES": images, "BLOCK_M": 64 if q.element_size() == 2 and not reads_operands_from_registers(arch) else 32}
+        args |= {
+            "IMAGES": images,
+            "BLOCK_M": 64 if q.element_size() == 2 and not reads_operands_from_registers(arch) else 32,
+        }
         kernel = _fwd_long_kernel
     return [Call(kernel=kernel, args=args, grid=programs * cdiv(B, images), pass_name="fwd", products=2,
                  scores=B * H * N * M, num_stages=1)]  # fmt: skip
