@@ -16,7 +16,12 @@ option = $(if $(strip $($(2))),--$(1) '$(strip $($(2)))')
 SHARED = $(call option,model,MODEL) $(call option,resolution,RES) $(call option,batch,BATCH) \
   $(call option,dtype,DTYPE) $(call option,mode,MODE) $(call option,device,DEVICE) $(call option,out,OUT) $(ARGS)
 
-.PHONY: help setup bench memory-curves test lint types bench-harness readme clean
+.PHONY: help setup bench memory-curves test lint types bench-harness bench-compare readme clean \
+  audit audit-all audit-compile audit-accept audit-picture gate
+
+# The other supported Triton, with which every kernel must compile too.
+OTHER_TRITON_VERSION := 3.6.0
+OTHER_TRITON ?= $(or $(strip $(VENV)),build)/triton-$(OTHER_TRITON_VERSION)
 
 help:
 	@echo 'make bench MODEL=cmt_s    measure a model on this machine (RES= BATCH= IMPL= DTYPE= MODE= DEVICE= OUT= ARGS=)'
@@ -24,6 +29,13 @@ help:
 	@echo 'make test                 the whole suite'
 	@echo 'make lint types           ruff and mypy'
 	@echo 'make bench-harness        what the harness itself costs'
+	@echo 'make bench-compare        how often vitbench compare is wrong, on simulated noise'
+	@echo 'make audit                kernels against the committed audit: sm_90, and the forward passes elsewhere'
+	@echo 'make audit-all            the same for every launch on sm_80, sm_90 and sm_100'
+	@echo 'make audit-compile        every launch compiles without spills, with two versions of Triton'
+	@echo 'make audit-accept         renew the committed audit, in a commit of its own'
+	@echo 'make audit-picture        pipe use and floor share of every kernel, from the committed audit'
+	@echo 'make gate                 this checkout against main: measured on a GPU, audited without (AGAINST= ARGS=)'
 	@echo 'make readme               the tables of README.md from the results'
 	@echo 'make setup                the virtual environment alone (VENV= PYTHON=)'
 
@@ -55,6 +67,36 @@ types: $(READY)
 
 bench-harness: $(READY)
 	$(PY) -m pytest tests/vitbench/bench_harness.py --benchmark-only --benchmark-json $(or $(OUT),bench-harness.json) $(ARGS)
+
+bench-compare: $(READY)
+	$(PY) -m pytest tests/vitbench/bench_compare.py --benchmark-only --benchmark-json $(or $(OUT),bench-compare.json) $(ARGS)
+
+audit: $(READY)
+	$(PY) -m vitbench audit --arch sm_90 --baseline results/baseline $(ARGS)
+	$(PY) -m vitbench audit --arch sm_80,sm_100 --kernel '*/fwd*/*' --baseline results/baseline $(ARGS)
+
+audit-all: $(READY)
+	$(PY) -m vitbench audit --baseline results/baseline $(ARGS)
+
+audit-compile: $(READY) $(OTHER_TRITON)/triton/__init__.py
+	$(PY) -m vitbench audit --compile-only $(ARGS)
+	$(PY) -m vitbench audit --compile-only --triton $(OTHER_TRITON) $(ARGS)
+
+$(OTHER_TRITON)/triton/__init__.py: $(READY)
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(OTHER_TRITON) \
+	  triton==$(OTHER_TRITON_VERSION)
+	@touch $@
+
+audit-accept: $(READY)
+	$(PY) -m vitbench audit --accept results/baseline > /dev/null
+	git add results/baseline
+	git diff --cached --quiet -- results/baseline || git commit --quiet -m 'Accept the audit as the baseline' -- results/baseline
+
+audit-picture: $(READY)
+	$(PY) -m vitbench.report.audit_picture results/baseline
+
+gate: $(READY)
+	$(PY) -m vitbench gate --against $(or $(AGAINST),main) $(ARGS)
 
 readme: $(READY)
 	$(PY) -m vitbench.report.readme README.md

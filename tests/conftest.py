@@ -21,6 +21,16 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["TRITON_INTERPRET"] = "1"
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, object]) -> None:
+    """Puts into a benchmark's JSON what `vitbench compare` refuses to mix: GPU, driver, torch, triton, threads."""
+    from vitbench.measure import device
+
+    measured_on = str(config.getoption("--device"))
+    names = ("device_name", "device_uuid", "driver", "torch", "triton", "threads")
+    machine_info.update({name: device.environment(measured_on)[name] for name in names})
+
+
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> str:
     return str(request.config.getoption("--device"))

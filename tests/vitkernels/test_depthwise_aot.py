@@ -32,7 +32,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], dict
     command = [
         sys.executable,
         "-m",
-        "vitbench.audit",
+        "vitbench",
+        "audit",
         "--kernels",
         "vitkernels._depthwise_audit,vitkernels._reduced_audit",
     ]

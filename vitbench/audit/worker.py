@@ -166,7 +166,8 @@ def compile_job(job: Job, cache: Path) -> Compiled:
     for stored in [with_code] if job.counted else [with_code, without_code]:
         if stored.exists():
             record = json.loads(gzip.decompress(stored.read_bytes()))
-            return Compiled(**{**record, "parameters": tuple(tuple(p) for p in record["parameters"])})
+            record["parameters"] = tuple(tuple(p) for p in record["parameters"])
+            return Compiled(**record if job.counted else {**record, "sass": ""})
     stored = with_code if job.counted else without_code
     options = {"num_warps": job.launch.num_warps, "num_stages": job.launch.num_stages, **job.launch.options}
     source = ASTSource(fn, signature, constants, attributes)

@@ -123,6 +123,25 @@ def test_filtered_run_is_compared_with_its_part_of_the_baseline(row: Row) -> Non
     assert (result.exit_code, result.missing) == (0, [])
 
 
+def test_accepting_a_part_keeps_the_rest(row: Row, tmp_path: Path) -> None:
+    other, gone = replace(row, case="other"), replace(row, case="gone")
+    baseline.accept([row, other, gone], tmp_path)
+    (path,) = baseline.accept([replace(other, registers=7)], tmp_path, f"{row.kernel}/other/*,{row.kernel}/gone/*")
+    assert [(found.case, found.registers) for found in read_csv(path)] == [("other", 7), (row.case, row.registers)]
+    baseline.accept([other], tmp_path)
+    assert [found.case for found in read_csv(path)] == ["other"]
+
+
+def test_markdown_tells_what_moved(row: Row) -> None:
+    result = baseline.compare([row, replace(row, case="other")], [replace(row, spill_bytes=8)])
+    text = baseline.moved_markdown(result)
+    assert text.startswith("**vitbench audit: slower: 1 launches compared: 1 slower, 1 missing**")
+    assert f"| slower | `{row.key}` |" in text
+    assert "spill bytes 0 -> 8 |" in text
+    assert "- missing: `" in text
+    assert baseline.moved_markdown(baseline.compare([row], [row])).count("|") == 0
+
+
 def test_failed_launch_cannot_become_the_baseline(row: Row, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no machine code to accept"):
         baseline.accept([replace(row, status="error", reason="no")], tmp_path)

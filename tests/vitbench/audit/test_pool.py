@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from vitbench.audit import registry
 from vitbench.audit.job import reference
 from vitbench.audit.run import Audited, audit, parse_arch
+from vitbench.cli import app
 from vitbench.errors import InputError
 
 KERNELS = str(Path(__file__).with_name("broken_kernels.py"))
@@ -91,7 +94,7 @@ def test_patterns_choose_launches(tmp_path: Path) -> None:
     chosen = registry.launches([KERNELS], 90, "*/good/*,*/one/*")
     assert [launch.case for launch in chosen] == ["good", "one"]
     assert [launch.case for launch in registry.launches([KERNELS], 90, "huge")] == ["huge"]
-    with pytest.raises(InputError, match="no launch matches 'nothing'; there are broken/after/fwd/fp32"):
+    with pytest.raises(InputError, match="no launch on sm_90 matches 'nothing'; there are broken/after/fwd/fp32"):
         registry.launches([KERNELS], 90, "nothing")
 
 
@@ -104,7 +107,7 @@ def test_bad_registrations_are_one_line(tmp_path: Path) -> None:
         registry.launches(["no_such_package"], 90)
     with pytest.raises(InputError, match="no kernel file"):
         registry.launches([str(tmp_path / "absent.py")], 90)
-    with pytest.raises(InputError, match="sm_80, sm_90 or sm_100"):
+    with pytest.raises(InputError, match="allowed: sm_80, sm_90, sm_100"):
         parse_arch("hopper")
     twice = tmp_path / "twice.py"
     twice.write_text(Path(KERNELS).read_text().replace('"after", **GOOD', '"good", **GOOD'))
@@ -117,7 +120,7 @@ def test_command_line_prints_the_table_and_exits_by_verdict(
 ) -> None:
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "VITBENCH_CACHE": str(cache)}
-        command = [sys.executable, "-m", "vitbench.audit", "--kernels", KERNELS, "--arch", "sm_90", *arguments]
+        command = [sys.executable, "-m", "vitbench", "audit", "--kernels", KERNELS, "--arch", "sm_90", *arguments]
         return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
     good = call("--kernel", "broken/good/*", "--out", str(tmp_path / "a.csv"), "--accept", str(tmp_path / "base"))
@@ -125,9 +128,50 @@ def test_command_line_prints_the_table_and_exits_by_verdict(
     assert "broken/good/fwd/fp32" in good.stdout
     assert (tmp_path / "a.csv").read_text().count("\n") == 2
     gate = call("--kernel", "broken/good/*", "--baseline", str(tmp_path / "base"))
-    assert (gate.returncode, gate.stdout.splitlines()[-1]) == (0, "same: 1 launches compared, 1 the same")
+    assert (gate.returncode, gate.stdout.splitlines()[-1]) == (0, "same: 1 launches compared: 1 same")
     assert call("--kernel", "odd block").returncode == 1
     absent = call("--kernel", "nothing")
     assert (absent.returncode, absent.stderr.count("\n")) == (2, 1)
     shown = call("--show", "broken/good/*")
     assert "what to try:" in shown.stdout
+    compiled = call("--compile-only", "--kernel", "good,odd block")
+    assert compiled.returncode == 1
+    assert "broken/odd block/fwd/fp32/sm_90: " in compiled.stdout
+    assert re.search(r"sm_90 triton \S+: 1 launches compiled, 0 with a fault", compiled.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--arch", "sm_95"), "allowed: sm_80, sm_90, sm_100"),
+        (("--kernel", "brokn"), "did you mean broken"),
+        (("--kernels", "absent.py"), "no kernel file absent.py"),
+        (("--baseline", "absent"), "absent does not exist"),
+        (("--validate", "absent.csv"), "absent.csv does not exist"),
+        (("--triton", "absent"), "holds no triton package"),
+        (("--processes", "-1"), "count of 1 or more"),
+        (("--compile-only", "--show", "good"), "--compile-only counts nothing"),
+        (("--markdown", "a.md"), "give --baseline too"),
+    ],
+)
+def test_bad_input_says_what_would_be_right(arguments: tuple[str, ...], message: str) -> None:
+    done = CliRunner().invoke(app, ["audit", "--kernels", KERNELS, *arguments])
+    assert isinstance(done.exception, InputError), done.output
+    assert message in str(done.exception)
+    assert "\n" not in str(done.exception)
+
+
+def test_compiling_only_gives_resources_and_no_counts(items: dict[str, Audited], cache: Path, tmp_path: Path) -> None:
+    (light,) = audit([KERNELS], "broken/good/*", [90], 1, tmp_path, counted=False)
+    full = items["good"].row
+    assert light.row.status == "compiled"
+    assert light.profile is None
+    assert (light.row.registers, light.row.spill_bytes, light.row.shared_bytes, light.row.occupancy) == (
+        full.registers, full.spill_bytes, full.shared_bytes, full.occupancy,
+    )  # fmt: skip
+    assert light.row.modelled_us == 0.0
+    # The whole record serves the light question too; the light one does not serve the whole.
+    before = set(cache.iterdir())
+    assert audit([KERNELS], "broken/good/*", [90], 1, cache, counted=False)[0].row == light.row
+    assert set(cache.iterdir()) == before
+    assert audit([KERNELS], "broken/good/*", [90], 1, tmp_path)[0].row == full
