@@ -100,7 +100,9 @@ def worktree(checkout: Path, reference: str) -> Iterator[Path]:
 def _environment(*first: Path) -> dict[str, str]:
     """A process's environment in which these folders, not what is installed, provide vitbench and vitkernels."""
     here = [entry or os.getcwd() for entry in sys.path]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, first), *here])}
+    # pytest-benchmark would refuse to measure in what it takes for a worker of pytest-xdist.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    return {**own, "PYTHONPATH": os.pathsep.join([*map(str, first), *here])}
 
 
 def run_benchmarks(checkout: Path, device: str, out: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -276,7 +277,8 @@ def test_any_suites_benchmark_json_is_compared(tmp_path: Path) -> None:
     base = tmp_path / "base.json"
     command = [sys.executable, "-m", "pytest", str(suite), "-q", "-p", "no:cacheprovider", "--benchmark-only"]
     command += ["--benchmark-json", str(base), "--benchmark-max-time", "0.1", "--benchmark-min-rounds", "20"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
     def changed(name: str, edit: Callable[[dict[str, Any]], None]) -> Path:
