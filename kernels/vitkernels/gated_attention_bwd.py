@@ -160,7 +160,8 @@ def gated_backward_calls(
         "N": N, "BLOCK_N": 16, "BLOCK_M": 128,
     }  # fmt: skip
     return [
-        Call(kernel=_delta_kernel, args=delta_args, grid=tiles * H * B, pass_name="bwd_delta", products=1, num_stages=1),
+        Call(kernel=_delta_kernel, args=delta_args, grid=tiles * H * B, pass_name="bwd_delta", products=1,
+             num_stages=1),
         sum_parts_call(dgate, gate_parts, "bwd_sum_dgate"),
         *backward_calls(
             dq, dk, dv, parts, delta, q, k, v, weights, out, lse, grad, scale, arch, expanded=True, gated=True
