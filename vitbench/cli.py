@@ -75,6 +75,9 @@ def bench(
     ] = None,
     images: Annotated[str, typer.Option(help="A folder of photographs to feed in. Default: seeded normal noise.")] = "",
     weights: Annotated[str, typer.Option(help="A .safetensors file for the one model. Default: seeded random.")] = "",
+    graphs: Annotated[
+        bool, typer.Option("--graphs", help="Record each step as a CUDA graph and time its replay: no launch costs.")
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Print the cases with parameters, GMACs and predicted memory; measure nothing."),
@@ -90,7 +93,7 @@ def bench(
     if dry_run:
         session.print_plan(cases)
         return
-    options = session.options(cases, time_limit, min_time, max_time, images, weights, fresh)
+    options = session.options(cases, time_limit, min_time, max_time, images, weights, fresh, graphs)
     raise typer.Exit(session.bench(cases, out or session.default_out(model, cases), options, export, baseline))
 
 

@@ -79,6 +79,7 @@ class Row:
     rel_err_limit: float | None = None
     mfu: float | None = None
     peak_tflops: float | None = None
+    graphs: bool | None = None
     threads: int | None = None
     commit: str | None = None
     dirty: bool | None = None
@@ -93,14 +94,14 @@ class Row:
 HEADER = tuple(field.name for field in fields(Row))
 #: The header of every schema that can be read; only the last is written.
 HEADERS = {
-    1: tuple(name for name in HEADER if name not in ("training_data", "source")),
+    1: tuple(name for name in HEADER if name not in ("training_data", "source", "graphs")),
     SCHEMA: HEADER,
 }
 
 #: What must agree for rows to stand in one file: a change in any of these makes numbers incomparable.
 ENVIRONMENT = (
     "schema", "device_name", "device_uuid", "driver", "torch", "triton", "vitbench", "commit", "dirty", "threads",
-    "input", "weights",
+    "graphs", "input", "weights",
 )  # fmt: skip
 
 

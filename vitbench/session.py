@@ -67,6 +67,7 @@ def options(
     images: str,
     weights: str,
     fresh: bool,
+    graphs: bool = False,
 ) -> SweepOptions:
     """Checked options of a sweep.
 
@@ -76,6 +77,8 @@ def options(
         max_time = max(min_time, MAX_TIME["cpu" if cases[0].device == "cpu" else "cuda"])
     if time_limit <= 0 or min_time <= 0 or max_time < min_time:
         raise InputError("--time-limit and --min-time are seconds above zero, --max-time is at least --min-time")
+    if graphs and cases[0].device == "cpu":
+        raise InputError("--graphs records work of an NVIDIA GPU; on the CPU leave it out")
     if images:
         from vitbench.inputs import image_files
 
@@ -83,7 +86,13 @@ def options(
     if weights:
         _check_weights(Path(weights), sorted({case.model for case in cases}))
     return SweepOptions(
-        time_limit=time_limit, min_time=min_time, max_time=max_time, images=images, weights=weights, fresh=fresh
+        time_limit=time_limit,
+        min_time=min_time,
+        max_time=max_time,
+        images=images,
+        weights=weights,
+        fresh=fresh,
+        graphs=graphs,
     )
 
 
@@ -116,7 +125,7 @@ def print_plan(cases: Sequence[Case]) -> None:
 def _environment(device: str, options: SweepOptions) -> dict[str, object]:
     weights = f"{Path(options.weights).name}" if options.weights else "random, seed 0"
     images = f"images in {Path(options.images).resolve()}" if options.images else "noise, seed 0"
-    return devices.environment(device) | {"input": images, "weights": weights}
+    return devices.environment(device) | {"input": images, "weights": weights, "graphs": options.graphs}
 
 
 def _sweep(cases: Sequence[Case], out: Path, options: SweepOptions) -> Summary:

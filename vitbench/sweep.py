@@ -20,7 +20,7 @@ from vitbench.results import Row
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """How to measure; batches above `measure_up_to` are predicted only."""
+    """How to measure; batches above `measure_up_to` are predicted only, `graphs` replays steps as CUDA graphs."""
 
     time_limit: float = 600.0
     min_time: float = 0.5
@@ -30,6 +30,7 @@ class SweepOptions:
     weights: str = ""
     fresh: bool = False
     measure_up_to: int | None = None
+    graphs: bool = False
 
     def for_worker(self) -> dict[str, Any]:
         return {
@@ -39,6 +40,7 @@ class SweepOptions:
             "images": self.images,
             "weights": self.weights,
             "measure_up_to": self.measure_up_to,
+            "graphs": self.graphs,
         }
 
 
@@ -106,7 +108,7 @@ def _resume(path: Path, environment: dict[str, Any], fresh: bool, progress: Prog
         return {}
     rows = results.read(path)
     if rows:
-        now = {name: environment.get(name, results.SCHEMA) for name in results.ENVIRONMENT}
+        now = {name: environment.get(name) for name in results.ENVIRONMENT} | {"schema": results.SCHEMA}
         changed = results.changes(results.environment(rows[-1]), now)
         if changed:
             raise InputError(

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from vitbench import estimate, verify
 from vitbench.measure import device as devices
-from vitbench.measure import latency, memory, peak, power
+from vitbench.measure import graphs, latency, memory, peak, power
 from vitbench.measure.step import Step, make_step
 from vitbench.models import unserved
+from vitbench.objective import Output
 from vitbench.plan import COMPILED, WHOLLY_COMPILED, Case
 from vitbench.workload import TORCH_DTYPES, Workload, autocast_dtype, set_precision
 
@@ -63,6 +64,7 @@ class Options:
     images: str
     weights: str
     measure_up_to: int | None
+    graphs: bool = False
 
 
 @dataclass
@@ -70,7 +72,7 @@ class Prepared:
     """A case that is built and verified, and the part of its row that is known."""
 
     case: Case
-    step: Step
+    step: Callable[[], Output]
     row: dict[str, Any]
     samples_ms: list[float] = field(default_factory=list)
 
@@ -189,7 +191,7 @@ class Worker:
             model = torch.compile(module, dynamic=False)  # type: ignore[assignment]
         self._phase(case, "compiling" if case.impl in COMPILED else "verifying")
         compile_s = self._verify(case, model, module, x, row)
-        step = make_step(model, x, case.mode, autocast=autocast_dtype(case))
+        step = make_step(model, x, case.mode, autocast_dtype(case), capturable=self.options.graphs)
         if case.impl in COMPILED or case.mode == "train":  # a first step compiles, and makes the optimizer's state
             compile_s += _seconds(step, case.device)
         if case.impl in COMPILED:
@@ -204,6 +206,9 @@ class Worker:
                 "peak_mem_mib": used.peak_mib,
                 "reserved_mem_mib": used.reserved_mib,
             }
+        if self.options.graphs:
+            self._phase(case, "recording")
+            return Prepared(case, _recorded(step), row)
         return Prepared(case, step, row)
 
     def _verify(self, case: Case, model: nn.Module, module: nn.Module, x: Tensor, row: dict[str, Any]) -> float:
@@ -378,6 +383,16 @@ def _check_fits(case: Case, predicted_mib: float | None) -> None:
     available = devices.available_memory_mib()
     if predicted_mib > available:
         raise DoesNotFit(f"predicted {predicted_mib:,.0f} MiB, {available:,.0f} MiB are available")
+
+
+def _recorded(step: Step) -> Callable[[], Output]:
+    """The step as a CUDA graph, which in inference must give the step's own result."""
+    replay = graphs.record(step)
+    if step.optimizer is None:
+        got, want = (verify.Outcome(run(), {}) for run in (replay, step))
+        if not (error := verify.relative_error(got, want)) <= verify.FLOOR:
+            raise Incorrect(f"the replayed graph differs from the step that it records by {error:.3g}")
+    return replay
 
 
 def _seconds(step: Step, device: str) -> float:

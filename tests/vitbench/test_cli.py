@@ -107,6 +107,7 @@ def test_doctor_says_why_something_is_missing() -> None:
         (["bench", "--model", "vit_base_patch16_224", "--resolution", "225"], "224, 240"),
         (["bench", "--batch", "0"], "batch '0'"),
         (["bench", "--impl", "fast"], "allowed: eager, sdpa"),
+        (["bench", "--graphs", "--device", "cpu"], "--graphs records work of an NVIDIA GPU"),
         (["bench", "--dtype", "bf61"], "bf16"),
         (["bench", "--mode", "inference"], "infer"),
         (["bench", "--device", "tpu"], "allowed: cpu, cuda, cuda:N"),

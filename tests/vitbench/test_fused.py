@@ -177,8 +177,7 @@ def test_gradients_flow_in_evaluation_too() -> None:
     torch.testing.assert_close(inputs.grad, gradients[0][0], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["cmt", "coatnet"])
-@pytest.mark.parametrize("mode", ["infer", "train"])
+@pytest.mark.parametrize(("name", "mode"), [("cmt", "infer"), ("coatnet", "infer"), ("coatnet", "train")])
 def test_compiles_without_a_graph_break(name: str, mode: str) -> None:
     _, fused = pair(name)
     fused.train(mode == "train")

@@ -115,7 +115,7 @@ def test_files_of_the_first_schema_are_read_and_never_added_to(tmp_path: Path) -
     names = results.HEADERS[1]
     cells = dict(zip(HEADER, next(csv.reader([results.format_row(old)])), strict=True))
     path.write_text(",".join(names) + "\n" + ",".join(cells[name] for name in names) + "\n")
-    assert set(HEADER) - set(names) == {"training_data", "source"}
+    assert set(HEADER) - set(names) == {"training_data", "source", "graphs"}
     assert results.read(path) == [old]
     now = results.environment(make_row())
     assert results.changes(results.environment(old), now) == ["schema was '1', is '2'"], "which refuses to resume"

@@ -58,7 +58,9 @@ class Step:
         return torch.autocast(self.x.device.type, self.autocast)
 
 
-def make_step(model: nn.Module, x: Tensor, mode: str, autocast: torch.dtype | None = None) -> Step:
+def make_step(
+    model: nn.Module, x: Tensor, mode: str, autocast: torch.dtype | None = None, capturable: bool = False
+) -> Step:
     """One step of `model` on `x`, which it puts in training or evaluation mode.
 
     Args:
@@ -67,6 +69,7 @@ def make_step(model: nn.Module, x: Tensor, mode: str, autocast: torch.dtype | No
         mode: "infer" (evaluation mode under inference_mode) or "train" (forward, loss against
             fixed targets, backward, AdamW, gradients freed).
         autocast: dtype of mixed precision, or None.
+        capturable: whether the optimizer can be recorded in a CUDA graph.
 
     AdamW is fused: one kernel per dtype without temporaries, on CPU and CUDA alike. Its rate is so small
     that the weights stay useful however often the step is repeated.
@@ -76,7 +79,7 @@ def make_step(model: nn.Module, x: Tensor, mode: str, autocast: torch.dtype | No
     if mode != "train":
         raise ValueError(f'mode is "infer" or "train", not {mode!r}')
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True, capturable=capturable)
     targets = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
     return Step(model, x, targets, optimizer, autocast)
 

@@ -188,7 +188,7 @@ def test_order_of_modules_in_stem_and_head() -> None:
     captured: dict[str, Tensor] = {}
     model.stem_conv1.register_forward_hook(lambda m, i, o: captured.update(conv=o))
     model.stem_norm1.register_forward_hook(lambda m, i, o: captured.update(norm_in=i[0]))
-    model._bn.register_forward_hook(lambda m, i, o: captured.update(bn=o))
+    model._bn.register_forward_hook(lambda m, i, o: captured.update(bn=o.clone()))
     model._drop.register_forward_hook(lambda m, i, o: captured.update(pooled=i[0]))
     model(torch.randn(1, 3, 64, 64))
     assert order == [

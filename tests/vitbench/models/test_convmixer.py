@@ -14,7 +14,7 @@ from vitbench.models import convmixer
 from vitbench.ops import EAGER
 from vitbench.weights import enliven
 
-SMALL = convmixer.ConvMixerConfig(16, 2, kernel=5, patch=4, activation=nn.ReLU)
+SMALL = convmixer.ConvMixerConfig(16, 2, kernel=5, patch=4, activation="relu")
 
 
 def build(name: str) -> nn.Module:

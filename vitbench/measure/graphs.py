@@ -1,0 +1,44 @@
+"""A step recorded once as a CUDA graph and replayed: all of its kernels by one launch.
+
+Where a model is bound by launching (small batches, small maps), the difference to the plain step is what launches cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from vitbench.measure.step import Step
+from vitbench.objective import Output
+
+#: Calls on the recording stream before the recording, so that libraries have made their workspaces.
+WARMUP_CALLS = 3
+
+
+def record(step: Step) -> Callable[[], Output]:
+    """A callable that replays `step`; its result is in the same memory every time.
+
+    The step's optimizer, if it has one, must be capturable.
+
+    Raises: RuntimeError when something in the step cannot be recorded, such as waiting for the GPU.
+    """
+    device = step.x.device
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(WARMUP_CALLS):
+            step()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = step()
+
+    def replay() -> Output:
+        graph.replay()
+        return result
+
+    return replay
+
+
+__all__ = ["record"]
