@@ -14,6 +14,7 @@ from vitkernels.depthwise_conv import (
     depthwise_conv2d_stats,
     depthwise_conv2d_work,
 )
+from vitkernels.fuse import FuseReport, fuse, is_fused, unfuse
 from vitkernels.gated_attention import (
     GATED_ATTENTION_CASES,
     gated_attention,
@@ -41,6 +42,7 @@ __all__ = [
     "GATED_ATTENTION_CASES",
     "REDUCED_ATTENTION_CASES",
     "RELATIVE_ATTENTION_CASES",
+    "FuseReport",
     "ReducedAttentionWeights",
     "batch_norm_affine",
     "bias_attention",
@@ -51,13 +53,16 @@ __all__ = [
     "depthwise_conv2d_stats",
     "depthwise_conv2d_work",
     "expand_relative_bias",
+    "fuse",
     "gated_attention",
     "gated_attention_reference",
     "gated_attention_work",
+    "is_fused",
     "reduced_attention",
     "reduced_attention_reference",
     "reduced_attention_work",
     "relative_attention",
     "relative_attention_reference",
     "relative_attention_work",
+    "unfuse",
 ]

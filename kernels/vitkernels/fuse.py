@@ -1,0 +1,185 @@
+"""Fused kernels in models of timm, torchvision and transformers: `fuse(model)`, and `unfuse(model)` takes it back.
+
+A module that a kernel serves gets a subclass of its own class whose forward calls the kernel; nothing else about it
+changes, and nothing about its library: names, parameters, buffers and state_dict are the very same objects,
+`isinstance` still holds, and setting the class back undoes it. Copies and pickles of a fused model are fused.
+
+Served are classes by name and, where their shapes or settings are not what a kernel computes, none: those are left and
+the report says why. Every depthwise convolution of torch's own that the kernel can compute is served too, which is
+what ConvNeXt and the feed-forward layers of PVT-v2 and SegFormer need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from vitkernels import _fuse_timm, _fuse_torchvision, _fuse_transformers
+from vitkernels._fuse_rules import Rule, plain
+from vitkernels.depthwise_conv import depthwise_conv2d
+from vitkernels.layers import compute_dtype, is_depthwise, padding_of
+
+
+@dataclass(frozen=True)
+class Fused:
+    """One module: its name, its own class, and what the kernels compute of it (swapped) or why they do not (left)."""
+
+    name: str
+    class_name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class FuseReport:
+    """What `fuse` did: the modules that run on kernels now, and those that might have and do not."""
+
+    swapped: tuple[Fused, ...]
+    left: tuple[Fused, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.swapped)} modules run on fused kernels, {len(self.left)} were left as they are"]
+        lines += [f"  + {one.name} ({one.class_name}): {one.text}" for one in self.swapped]
+        lines += [f"  - {one.name} ({one.class_name}): {one.text}" for one in self.left]
+        return "\n".join(lines)
+
+
+def _refuse_conv(conv: Any) -> str | None:
+    return (
+        None
+        if is_depthwise(conv)
+        else "the kernel takes square filters of 2 to 9, undilated and padded alike with zeros"
+    )
+
+
+def _conv(self: Any, x: Tensor) -> Tensor:
+    if x.dim() != 4:
+        return cast(Tensor, plain(self, x))
+    dtype = compute_dtype(x)
+    return depthwise_conv2d(x.to(dtype), self.weight.to(dtype), self.bias, self.stride[0], padding_of(self))
+
+
+_CONV = Rule("torch.nn.modules.conv:Conv2d", "depthwise convolution", _refuse_conv, _conv)
+_RULES = {
+    rule.class_name: rule for rule in (*_fuse_timm.RULES, *_fuse_torchvision.RULES, *_fuse_transformers.RULES, _CONV)
+}
+
+
+def _class_name(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+_FUSED: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _fused_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """The subclass of a class of `_RULES` that runs on kernels; the same one every time."""
+    if kind in _FUSED:
+        return _FUSED[kind]
+    rule = _RULES[_class_name(kind)]
+
+    def reduce(self: nn.Module, protocol: Any) -> Any:
+        # A class made at run time cannot be found by its name: say how to make it again.
+        state = kind.__reduce_ex__(self, 2)[2]
+        return _new, (kind,), state
+
+    members = {"forward": rule.forward, "fused_from": kind, "__reduce_ex__": reduce, "__module__": __name__}
+    _FUSED[kind] = type(f"Fused{kind.__name__}", (kind,), members)
+    return _FUSED[kind]
+
+
+def _new(kind: type[nn.Module]) -> nn.Module:
+    """An instance without state, as unpickling wants it."""
+    fused = _fused_class(kind)
+    return fused.__new__(fused)
+
+
+def is_fused(module: nn.Module) -> bool:
+    """Whether `fuse` has swapped this very module."""
+    return hasattr(type(module), "fused_from")
+
+
+_HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs",
+)  # fmt: skip
+
+
+def _altered(module: nn.Module) -> str | None:
+    """What someone has done to a module or one inside it that a kernel would pass by; None where nothing was."""
+    for name, inside in module.named_modules():
+        where = f"its {name} has" if name else "it has"
+        if any(getattr(inside, hooks, None) for hooks in _HOOKS):
+            return f"{where} hooks"
+        if parametrize.is_parametrized(inside):
+            return f"{where} parametrisations"
+        if "forward" in vars(inside):
+            return f"{where} a forward of its own"
+        if ".quantiz" in type(inside).__module__ or getattr(inside, "qconfig", None) is not None:
+            return f"{where} been quantised"
+        for tensor in (*inside.parameters(recurse=False), *inside.buffers(recurse=False)):
+            if type(tensor.data) is not Tensor or tensor.is_quantized:
+                return f"{where} tensors of another kind ({type(tensor.data).__name__})"
+    return None
+
+
+def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, Rule]]:
+    for name, module in model.named_modules():
+        rule = _RULES.get(_class_name(type(module)))
+        if rule is None or (rule is _CONV and not _grouped_by_channel(module)):
+            continue
+        yield name, module, rule
+
+
+def _grouped_by_channel(conv: Any) -> bool:
+    return bool(conv.groups == conv.in_channels == conv.out_channels > 1)
+
+
+def _consumed(fused: Any) -> Iterator[nn.Module]:
+    """The layers inside a swapped module that it reads without calling them."""
+    for child in _RULES[_class_name(type(fused).fused_from)].consumed:
+        yield from fused.get_submodule(child).modules()
+
+
+def fuse(model: nn.Module) -> FuseReport:
+    """Makes the modules of a model that kernels of vitkernels serve run on them, in place.
+
+    Serves, of timm: Swin, BEiT, MaxViT, CoAtNet, ConViT, relative-position ViT, EfficientNet and MobileNet, ConvMixer,
+    PVT-v2; of torchvision: Swin; of transformers: Swin, BEiT, SegFormer; everywhere: depthwise convolutions, such as
+    ConvNeXt's. Inference and training, any layout, autocast; weights may be loaded before or after. A module with
+    hooks, parametrisations, quantised or otherwise unusual tensors, in itself or inside, is left alone, and so is one
+    whose shapes no kernel takes. Fusing again is no change: what is fused already is in neither list.
+
+    Compile, export and distribute the model after fusing it, not before; hooks that are set afterwards on layers inside
+    a swapped module may be passed by. On the CPU the kernels' plain PyTorch
+    references run.
+
+    Returns: what was swapped, and what was left and why; print it.
+    """
+    swapped: list[Fused] = []
+    left: list[Fused] = []
+    consumed = {inside for module in model.modules() if is_fused(module) for inside in _consumed(module)}
+    for name, module, rule in list(_candidates(model)):
+        if module in consumed:
+            continue
+        kind = type(module)
+        why = rule.refusal(module) or _altered(module)
+        if why is None:
+            module.__class__ = _fused_class(kind)
+            consumed.update(_consumed(module))
+        into, text = (swapped, rule.what) if why is None else (left, why)
+        into.append(Fused(name, kind.__name__, text))
+    return FuseReport(tuple(swapped), tuple(left))
+
+
+def unfuse(model: nn.Module) -> int:
+    """Gives every module that `fuse` swapped its own class back; returns how many there were."""
+    fused = [module for module in model.modules() if is_fused(module)]
+    for module in fused:
+        module.__class__ = type(module).fused_from  # type: ignore[attr-defined]
+    return len(fused)
+
+
+__all__ = ["FuseReport", "Fused", "fuse", "is_fused", "unfuse"]

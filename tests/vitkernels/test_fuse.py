@@ -1,0 +1,355 @@
+"""`fuse` in the other libraries' own modules: the same outputs, gradients and statistics, and all of it undone."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import vitkernels
+from torch import Tensor, nn
+
+IMAGE = (2, 3, 32, 32)
+Made = tuple[nn.Module, tuple[Any, ...], set[str]]
+
+
+def swin(timm: ModuleType) -> Made:
+    from timm.models.swin_transformer import SwinTransformer
+
+    model = SwinTransformer(
+        32, 4, embed_dim=32, depths=(2,), num_heads=(2,), window_size=4, num_classes=5, drop_path_rate=0
+    )
+    return model, (torch.randn(IMAGE),), {"WindowAttention"}
+
+
+def beit(timm: ModuleType) -> Made:
+    from timm.models.beit import Beit
+
+    model = Beit(
+        32, 8, embed_dim=32, depth=2, num_heads=2, num_classes=5, use_rel_pos_bias=True, use_abs_pos_emb=False,
+        init_values=0.3,
+    )  # fmt: skip
+    return model, (torch.randn(IMAGE),), {"Attention"}
+
+
+def maxvit(timm: ModuleType) -> Made:
+    from timm.models.maxxvit import MaxxVit, MaxxVitCfg, MaxxVitConvCfg, MaxxVitTransformerCfg
+
+    config = MaxxVitCfg(
+        embed_dim=(32, 32), depths=(1, 1), block_type=("M", "T"), stem_width=16, head_hidden_size=None,
+        conv_cfg=MaxxVitConvCfg(expand_ratio=1, pre_norm_act=False),
+        transformer_cfg=MaxxVitTransformerCfg(window_size=(4, 4), grid_size=(4, 4), dim_head=16, expand_ratio=1),
+    )  # fmt: skip
+    return MaxxVit(config, 32, num_classes=5), (torch.randn(IMAGE),), {"AttentionCl", "MbConvBlock", "Attention2d"}
+
+
+def relpos(timm: ModuleType) -> Made:
+    from timm.models.vision_transformer_relpos import VisionTransformerRelPos
+
+    model = VisionTransformerRelPos(32, 8, num_classes=5, embed_dim=32, depth=1, num_heads=2, init_values=None)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model, (torch.randn(IMAGE),), {"RelPosAttention"}
+
+
+def convit(timm: ModuleType) -> Made:
+    from timm.models.convit import ConVit
+
+    model = ConVit(32, 8, num_classes=5, embed_dim=16, depth=2, num_heads=4, local_up_to_layer=1)
+    return model, (torch.randn(IMAGE),), {"GPSA"}
+
+
+def convnext(timm: ModuleType) -> Made:
+    from timm.models.convnext import ConvNeXt
+
+    return ConvNeXt(num_classes=5, depths=(1, 1, 1, 1), dims=(16,) * 4), (torch.randn(IMAGE),), {"Conv2d"}
+
+
+def convmixer(timm: ModuleType) -> Made:
+    from timm.models.convmixer import ConvMixer
+
+    return ConvMixer(16, 2, kernel_size=5, patch_size=4, num_classes=5), (torch.randn(IMAGE),), {"Residual"}
+
+
+def efficientnet(timm: ModuleType) -> Made:
+    from timm.layers import SqueezeExcite
+    from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
+
+    model = nn.Sequential(
+        DepthwiseSeparableConv(8, 8, act_layer=nn.SiLU, se_layer=SqueezeExcite),
+        InvertedResidual(8, 8, exp_ratio=2, act_layer=nn.Hardswish),
+        InvertedResidual(8, 16, 5, stride=2, exp_ratio=2, act_layer=nn.ReLU6),
+    )
+    return model, (torch.randn(2, 8, 8, 8),), {"DepthwiseSeparableConv", "InvertedResidual"}
+
+
+def pvt(timm: ModuleType) -> Made:
+    from timm.models.pvt_v2 import PyramidVisionTransformerV2
+
+    model = PyramidVisionTransformerV2(
+        num_classes=5, depths=(1,), embed_dims=(16,), num_heads=(1,), sr_ratios=(2,), mlp_ratios=(2.0,)
+    )
+    return model, (torch.randn(IMAGE),), {"MlpWithDepthwiseConv"}
+
+
+def torchvision_swin(timm: ModuleType) -> Made:
+    from torchvision.models.swin_transformer import SwinTransformer
+
+    model = SwinTransformer([4, 4], 32, [2], [2], [4, 4], stochastic_depth_prob=0.0, num_classes=5)
+    return model, (torch.randn(2, 3, 32, 28),), {"ShiftedWindowAttention"}  # 7 columns, padded to 8
+
+
+def torchvision_convnext(timm: ModuleType) -> Made:
+    from torchvision.models.convnext import CNBlock
+
+    return nn.Sequential(CNBlock(16, 0.5, 0.0)), (torch.randn(2, 16, 8, 8),), {"Conv2d"}
+
+
+def _of(model: Any) -> nn.Module:
+    """Logits instead of a dictionary with them."""
+
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model(x).logits
+
+    return Logits()
+
+
+def transformers_swin(timm: ModuleType) -> Made:
+    from transformers import SwinConfig, SwinForImageClassification
+
+    config = SwinConfig(
+        image_size=32, patch_size=4, embed_dim=32, depths=[2], num_heads=[2], window_size=4, drop_path_rate=0.0,
+        num_labels=5,
+    )  # fmt: skip
+    return _of(SwinForImageClassification(config)), (torch.randn(IMAGE),), {"SwinAttention"}
+
+
+def transformers_beit(timm: ModuleType) -> Made:
+    from transformers import BeitConfig, BeitForImageClassification
+
+    config = BeitConfig(
+        image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        use_relative_position_bias=True, drop_path_rate=0.0, num_labels=5,
+    )  # fmt: skip
+    return _of(BeitForImageClassification(config)), (torch.randn(IMAGE),), {"BeitAttention"}
+
+
+def transformers_segformer(timm: ModuleType) -> Made:
+    from transformers import SegformerConfig, SegformerForImageClassification
+
+    config = SegformerConfig(
+        num_encoder_blocks=1, depths=[1], sr_ratios=[2], hidden_sizes=[16], patch_sizes=[7], strides=[4],
+        num_attention_heads=[1], mlp_ratios=[2], hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        classifier_dropout_prob=0.0, drop_path_rate=0.0, num_labels=5,
+    )  # fmt: skip
+    return _of(SegformerForImageClassification(config)), (torch.randn(IMAGE),), {"SegformerMixMLP"}
+
+
+MODELS: dict[str, Callable[[ModuleType], Made]] = {
+    make.__name__: make
+    for make in (
+        swin, beit, maxvit, relpos, convit, convnext, convmixer, efficientnet, pvt, torchvision_swin,
+        torchvision_convnext, transformers_swin, transformers_beit, transformers_segformer,
+    )
+}  # fmt: skip
+
+
+@pytest.fixture(params=MODELS)
+def made(request: pytest.FixtureRequest, timm: ModuleType) -> Made:
+    return make(request.param, timm)
+
+
+def make(name: str, timm: ModuleType) -> Made:
+    if name.startswith("transformers"):
+        pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model, inputs, classes = MODELS[name](timm)
+    with torch.no_grad():
+        for key, tensor in model.state_dict().items():
+            if key.endswith("running_var"):
+                tensor.uniform_(0.5, 2)
+            elif tensor.is_floating_point() and tensor.ndim == 1:
+                tensor.add_(0.2 * torch.randn_like(tensor))
+            elif "relative_position_bias" in key and tensor.is_floating_point():
+                tensor.normal_()
+    return model, tuple(x.to(memory_format=torch.channels_last) for x in inputs), classes
+
+
+def learn(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Output of a training pass and the gradients of all parameters that have one."""
+    model.zero_grad()
+    out = model(*inputs)
+    (out * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum().backward()
+    return out.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def close(got: Tensor, want: Tensor, what: str = "output") -> None:
+    scale = max(want.norm().item(), 1e-3 * want.numel() ** 0.5)
+    assert (got - want).norm().item() <= 1e-4 * scale, what
+
+
+def test_evaluation_is_the_same_and_undone_exactly(made: Made) -> None:
+    model, inputs, classes = made
+    model.eval()
+    kinds = {name: type(module) for name, module in model.named_modules()}
+    contents = {name: (dict(vars(m)), list(m._parameters.items())) for name, m in model.named_modules()}
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        want = model(*inputs)
+        report = vitkernels.fuse(model)
+        assert {one.class_name for one in report.swapped} == classes
+        close(model(*inputs), want)
+        close(model(*inputs), want)  # with what the first call kept
+    assert all(isinstance(module, kinds[name]) for name, module in model.named_modules())
+    assert vitkernels.fuse(model) == vitkernels.FuseReport((), report.left)
+    assert vitkernels.unfuse(model) == len(report.swapped)
+    assert {name: type(module) for name, module in model.named_modules()} == kinds
+    for name, module in model.named_modules():
+        assert vars(module).keys() == contents[name][0].keys()
+        assert all(p is q for (_, p), (_, q) in zip(module._parameters.items(), contents[name][1], strict=True))
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(model(*inputs), want)
+
+
+def test_training_is_the_same_in_every_gradient_and_statistic(made: Made) -> None:
+    model, inputs, _ = made
+    twin = copy.deepcopy(model)
+    want, gradients = learn(model.train(), inputs)
+    vitkernels.fuse(twin)
+    got, ours = learn(twin.train(), inputs)
+    close(got, want)
+    assert ours.keys() == gradients.keys()
+    largest = max(g.abs().max().item() for g in gradients.values())
+    for name, gradient in gradients.items():
+        if gradient.abs().max() > 1e-5 * largest:  # else zero but for rounding
+            close(ours[name], gradient, name)
+    for (name, buffer), other in zip(model.named_buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(other, buffer, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("name", ["swin", "torchvision_swin", "efficientnet"])
+def test_copies_and_pickles_are_fused_and_work(name: str, timm: ModuleType) -> None:
+    model, inputs, _ = make(name, timm)
+    model.eval()
+    swapped = len(vitkernels.fuse(model).swapped)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    with torch.no_grad():
+        want = model(*inputs)
+        for twin in (
+            copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(file, weights_only=False)
+        ):  # fmt: skip
+            assert sum(map(vitkernels.is_fused, twin.modules())) == swapped
+            assert torch.equal(twin(*inputs), want)
+            assert vitkernels.unfuse(twin) == swapped
+            close(twin(*inputs), want)
+
+
+@pytest.mark.parametrize("name", ["swin", "maxvit", "convnext"])
+def test_compiles_without_a_graph_break(name: str, timm: ModuleType) -> None:
+    model, inputs, _ = make(name, timm)
+    vitkernels.fuse(model.eval())
+    with torch.no_grad():
+        want = model(*inputs)
+        close(torch.compile(model, fullgraph=True, backend="aot_eager")(*inputs), want)
+
+
+@pytest.mark.parametrize("name", ["torchvision_swin", "efficientnet"])
+def test_exports(name: str, timm: ModuleType) -> None:
+    model, inputs, _ = make(name, timm)
+    vitkernels.fuse(model.eval())
+    with torch.no_grad():
+        program = torch.export.export(model, inputs)
+        assert any("vitkernels" in str(node.target) for node in program.graph.nodes)
+        close(program.module()(*inputs), model(*inputs))
+
+
+def test_new_weights_are_seen(timm: ModuleType) -> None:
+    model, inputs, _ = make("swin", timm)
+    twin = copy.deepcopy(model.eval())
+    vitkernels.fuse(twin)
+    with torch.no_grad():
+        twin(*inputs)
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        twin.load_state_dict(model.state_dict())
+        close(twin(*inputs), model(*inputs))
+
+
+def _hook(conv: nn.Module) -> None:
+    conv.register_forward_hook(lambda *_: None)
+
+
+def _pre_hook(conv: nn.Module) -> None:
+    conv.register_forward_pre_hook(lambda *_: None)
+
+
+def _parametrise(conv: nn.Module) -> None:
+    torch.nn.utils.parametrizations.weight_norm(conv)
+
+
+def _replace_forward(conv: nn.Module) -> None:
+    conv.forward = partial(nn.Conv2d.forward, conv)  # type: ignore[method-assign]
+
+
+def _prepare(conv: nn.Module) -> None:
+    conv.qconfig = torch.ao.quantization.default_qconfig  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("alter", [_hook, _pre_hook, _parametrise, _replace_forward, _prepare])
+def test_altered_modules_are_left_alone(alter: Callable[[nn.Module], None], timm: ModuleType) -> None:
+    model, inputs, _ = make("efficientnet", timm)
+    alter(model[1].conv_dw)
+    before = model.eval()(*inputs)
+    report = vitkernels.fuse(model)
+    assert [one.name for one in report.swapped] == ["0", "2"]
+    assert "1" in {one.name for one in report.left}
+    close(model(*inputs), before)
+
+
+def test_the_report_says_what_is_left_and_why(timm: ModuleType) -> None:
+    from timm.models.maxxvit import AttentionCl
+    from timm.models.swin_transformer import WindowAttention
+
+    model = nn.ModuleDict(
+        {
+            "dropout": WindowAttention(32, 2, window_size=4, attn_drop=0.1),
+            "narrow": WindowAttention(16, 2, window_size=4),
+            "unbiased": AttentionCl(32, dim_head=16),
+            "dilated": nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=8),
+            "dense": nn.Conv2d(8, 8, 3),
+            "served": nn.Conv2d(8, 8, 3, groups=8),
+        }
+    )
+    report = vitkernels.fuse(model)
+    reasons = {one.name: one.text for one in report.left}
+    assert [one.name for one in report.swapped] == ["served"]
+    assert reasons.keys() == {"dropout", "narrow", "unbiased", "dilated"}
+    assert "dropout" in reasons["dropout"]
+    assert "head dims from 16 to 128, this is 8" in reasons["narrow"]
+    assert "no bias" in reasons["unbiased"]
+    assert "undilated" in reasons["dilated"]
+    assert str(report).splitlines()[0] == "1 modules run on fused kernels, 4 were left as they are"
+
+
+def test_a_subclass_of_a_known_class_is_left(timm: ModuleType) -> None:
+    class Own(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 2
+
+    model = nn.Sequential(Own(8, 8, 3, groups=8))
+    assert vitkernels.fuse(model).swapped == ()
