@@ -202,6 +202,9 @@ def gate(
         typer.Option(help="cpu or cuda: measure there. Default: cuda where there is a GPU, else audit machine code."),
     ] = "",
     rounds: Annotated[int, typer.Option(help="How often each commit's benchmarks are run.")] = 2,
+    benchmarks: Annotated[
+        Path, typer.Option(metavar="PATH", help="What to measure: any pytest-benchmark file or folder of the checkout.")
+    ] = Path("tests/vitkernels/bench_kernels.py"),
     threshold: ThresholdOption = None,
     markdown: MarkdownOption = None,
     json: JsonOption = None,
@@ -216,7 +219,7 @@ def gate(
     from vitbench.gate import run
 
     audited = ["--kernel", kernel, "--arch", arch, "--kernels", kernels]
-    raise typer.Exit(run(against, baseline, device, rounds, threshold or [], markdown, json, audited))
+    raise typer.Exit(run(against, baseline, device, rounds, threshold or [], markdown, json, audited, benchmarks))
 
 
 @app.command()

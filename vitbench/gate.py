@@ -39,6 +39,7 @@ def run(
     markdown: Path | None,
     json_to: Path | None,
     audit_options: Sequence[str],
+    benchmarks: Path = BENCHMARKS,
 ) -> int:
     """What `vitbench gate` does; 0 no regression, 1 a regression, 2 not comparable.
 
@@ -57,10 +58,14 @@ def run(
                 "there is no GPU here, so machine code is audited, which takes neither --json nor --threshold"
             )
         return audit_gate(checkout, against, audit_options, markdown)
+
+    def tell(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
     if baseline:
-        result = fixed_gate(checkout, baseline, device or "cpu", thresholds)
+        result = fixed_gate(checkout, baseline, device or "cpu", thresholds, benchmarks)
     else:
-        result = measured_gate(checkout, against, device, thresholds, rounds, lambda text: print(text, file=sys.stderr))
+        result = measured_gate(checkout, against, device, thresholds, rounds, tell, benchmarks)
     verdicts.emit(result, markdown, json_to)
     return result.exit_code
 
@@ -105,20 +110,23 @@ def _environment(*first: Path) -> dict[str, str]:
     return {**own, "PYTHONPATH": os.pathsep.join([*map(str, first), *here])}
 
 
-def run_benchmarks(checkout: Path, device: str, out: Path) -> None:
-    """Runs the kernel benchmarks of a checkout, its own kernels and its own file, into a pytest-benchmark JSON.
+def run_benchmarks(checkout: Path, device: str, out: Path, benchmarks: Path = BENCHMARKS) -> None:
+    """Runs the benchmarks of a checkout, its own code and its own file, into a pytest-benchmark JSON.
+
+    Args:
+        benchmarks: file or folder in the checkout; only vitbench's own take the device as an option.
 
     Raises: InputError when the checkout has none or they fail.
     """
-    file = checkout / BENCHMARKS
+    file = checkout / benchmarks
     if not file.exists():
-        raise InputError(f"{checkout} has no {BENCHMARKS} to run; choose a commit that has it")
-    command = [sys.executable, "-m", "pytest", str(file), "--device", device, "--benchmark-only"]
-    command += ["--benchmark-json", str(out), "-q"]
+        raise InputError(f"{checkout} has no {benchmarks} to run; choose a commit that has it, or give --benchmarks")
+    command = [sys.executable, "-m", "pytest", str(file), "--benchmark-only", "--benchmark-json", str(out), "-q"]
+    command += ["--device", device] if benchmarks == BENCHMARKS else [f"--rootdir={checkout}"]
     done = subprocess.run(
         command,
         cwd=checkout,
-        env=_environment(checkout, checkout / "kernels"),
+        env=_environment(checkout, checkout / "kernels", checkout / "src"),
         capture_output=True,
         text=True,
         check=False,
@@ -155,6 +163,7 @@ def interleaved(
     folder: Path,
     rounds: int = ROUNDS,
     tell: Callable[[str], None] = lambda text: None,
+    benchmarks: Path = BENCHMARKS,
 ) -> tuple[Path, Path]:
     """Runs the benchmarks of two checkouts in turns, A B, B A, ...; returns the merged JSON of each.
 
@@ -171,7 +180,7 @@ def interleaved(
             name = "base" if checkout is base else "new"
             tell(f"round {number + 1} of {rounds}: {name}")
             out = folder / f"{name}-{number}.json"
-            run_benchmarks(checkout, device, out)
+            run_benchmarks(checkout, device, out, benchmarks)
             files[checkout].append(out)
     return merge(files[base], folder / "base.json"), merge(files[new], folder / "new.json")
 
@@ -183,17 +192,20 @@ def measured_gate(
     thresholds: Thresholds,
     rounds: int = ROUNDS,
     tell: Callable[[str], None] = lambda text: None,
+    benchmarks: Path = BENCHMARKS,
 ) -> Comparison:
     """Benchmarks `reference` and this checkout interleaved in one session, and compares.
 
     Raises: InputError.
     """
     with worktree(checkout, reference) as tree, tempfile.TemporaryDirectory() as scratch:
-        base, new = interleaved(tree, checkout, device, Path(scratch), rounds, tell)
+        base, new = interleaved(tree, checkout, device, Path(scratch), rounds, tell, benchmarks)
         return compare(measured.load(base), measured.load(new), thresholds)
 
 
-def fixed_gate(checkout: Path, baseline: Path, device: str, thresholds: Thresholds) -> Comparison:
+def fixed_gate(
+    checkout: Path, baseline: Path, device: str, thresholds: Thresholds, benchmarks: Path = BENCHMARKS
+) -> Comparison:
     """Benchmarks this checkout alone against a committed JSON of the same runner.
 
     Raises: InputError, also when the baseline is of another machine or other versions.
@@ -201,7 +213,7 @@ def fixed_gate(checkout: Path, baseline: Path, device: str, thresholds: Threshol
     before = measured.load(baseline)
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "new.json"
-        run_benchmarks(checkout, device, out)
+        run_benchmarks(checkout, device, out, benchmarks)
         return compare(before, measured.load(out), thresholds)
 
 

@@ -29,10 +29,10 @@ from vitbench.results import Row
 
 MEMORY, THROUGHPUT = NUMBERS["peak_mem_mib"], NUMBERS["img_per_s"]
 ROW = Row(
-    schema=2, case="", status="ok", reason="", model="cmt_s", family="cmt", impl="eager", mode="infer", dtype="fp32",
-    layout="nchw", device="cuda", device_name="H200", resolution="224", batch=1, input="noise", weights="random",
-    latency_ms_p50=10.0, peak_mem_mib=100.0, energy_j_per_img=2.0, torch="2.13.0", triton="3.7.1", driver="580",
-    device_uuid="GPU-1", threads=1,
+    schema=results.SCHEMA, case="", status="ok", reason="", model="cmt_s", family="cmt", impl="eager", mode="infer",
+    dtype="fp32", layout="nchw", device="cuda", device_name="H200", resolution="224", batch=1,
+    input="noise", weights="random", latency_ms_p50=10.0, peak_mem_mib=100.0, energy_j_per_img=2.0,
+    torch="2.13.0", triton="3.7.1", driver="580", device_uuid="GPU-1", threads=1,
 )  # fmt: skip
 
 
@@ -238,8 +238,8 @@ def test_bad_files_and_patterns_are_one_line(tmp_path: Path) -> None:
         code, output = call(base, path)
         assert (code, message in output, "\n" in output) == (2, True, False), output
     schema = tmp_path / "schema.csv"
-    schema.write_text(base.read_text().replace("\n2,", "\n3,"))
-    assert "has schema 3" in call(base, schema)[1]
+    schema.write_text(base.read_text().replace(f"\n{results.SCHEMA},", "\n99,"))
+    assert "has schema 99" in call(base, schema)[1]
     code, output = call(base, base, "--threshold", "cmt_t*=3%")
     assert code == 2
     assert "did you mean cmt_s" in output

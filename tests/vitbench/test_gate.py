@@ -83,6 +83,21 @@ def test_measured_gate_catches_a_slower_commit(repository: Path) -> None:
     assert git(repository, "worktree", "list").count("\n") == 0, "the second work tree is gone"
 
 
+def test_a_suite_of_ones_own_is_measured(repository: Path) -> None:
+    """It knows no --device, and imports the commit under test."""
+    folder = repository / "benchmarks"
+    folder.mkdir()
+    (folder / "test_mine.py").write_text(BENCH)
+    git(repository, "rm", "-qr", "tests")
+    git(repository, "add", "-A")
+    git(repository, "commit", "-qm", "Benchmark it their way")
+    git(repository, "tag", "-f", "base")
+    commit(repository, "work.py", lambda text: text.replace("1.0", "0.9"))
+    faster = gate(repository, "--against", "base", "--device", "cpu", "--benchmarks", "benchmarks", "--rounds", "1")
+    assert faster.returncode == 0, faster.stdout + faster.stderr
+    assert faster.stdout.splitlines()[-1] == "faster: 2 cases compared, 2 faster"
+
+
 def test_fixed_runner_compares_with_its_own_file(repository: Path) -> None:
     file = repository / "runner.json"
     command = [sys.executable, "-m", "pytest", str(BENCHMARKS), "-q", f"--benchmark-json={file}"]

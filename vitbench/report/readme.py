@@ -1,6 +1,7 @@
 """Fills the tables of a Markdown file from results: `make readme`. A number in README is never typed.
 
-A block `<!-- table: FILE -->` ... `<!-- end -->` holds the table of a vitbench CSV or a pytest-benchmark JSON.
+A block `<!-- table: FILE -->` ... `<!-- end -->` holds the table of a vitbench CSV or a pytest-benchmark JSON, a block
+`<!-- verdict: BEFORE AFTER -->` ... `<!-- end -->` what moved from one audit to another.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from pathlib import Path
 from rich.console import Console
 
 from vitbench import results
+from vitbench.audit import baseline
+from vitbench.audit.records import read_csv
 from vitbench.report.tables import sweep_table
 
+_VERDICT = re.compile(r"(<!-- verdict: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -34,6 +38,10 @@ def _benchmarks(path: Path) -> str:
     return "\n".join(lines)
 
 
+def _verdict(before: Path, after: Path) -> str:
+    return baseline.moved_table(baseline.compare(read_csv(before), read_csv(after)))
+
+
 def fill(text: str, root: Path) -> str:
     """`text` with every block made anew from the files it names, relative to `root`."""
 
@@ -42,7 +50,10 @@ def fill(text: str, root: Path) -> str:
         table = _benchmarks(path) if path.suffix == ".json" else _sweep(path)
         return f"{match[1]}```\n{table}\n```\n{match[3]}"
 
-    return _BLOCK.sub(block, text)
+    def verdict(match: re.Match[str]) -> str:
+        return f"{match[1]}```\n{_verdict(root / match[2], root / match[3])}\n```\n{match[4]}"
+
+    return _VERDICT.sub(verdict, _BLOCK.sub(block, text))
 
 
 if __name__ == "__main__":
