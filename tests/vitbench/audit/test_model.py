@@ -34,7 +34,7 @@ def _launch(**changes: object) -> Launch:
 def _compiled(**changes: object) -> Compiled:
     given: dict[str, object] = {
         "sass": TEXT, "registers": 64, "stack_bytes": 0, "shared_bytes": 0, "tensor_memory_columns": 0,
-        "num_warps": 4, "parameters": (), "triton": "3.7.1",
+        "matrix_instruction": "", "num_warps": 4, "parameters": (), "triton": "3.7.1",
     }  # fmt: skip
     return Compiled(**{**given, **changes})  # type: ignore[arg-type]
 
