@@ -75,6 +75,11 @@ def reads_operands_from_registers(arch: int) -> bool:
     return arch // 10 not in (9, 10)
 
 
+def reads_results_from_tensor_memory(arch: int) -> bool:
+    """Whether products are read out of tensor memory (sm_100), into registers beside those already in use."""
+    return arch // 10 == 10
+
+
 def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 

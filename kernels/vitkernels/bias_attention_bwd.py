@@ -98,7 +98,7 @@ def backward_calls(
         "out_ptr": out, "out_stride_b": out.stride(0), "out_stride_h": out.stride(1), "out_stride_n": out.stride(2),
     }  # fmt: skip
     if not gated and fits_short(N, M, D, itemsize, arch):
-        calls, bias_is_made = short_calls(dq, dk, dv, dbias_parts, of_queries, images), True
+        calls, bias_is_made = short_calls(dq, dk, dv, dbias_parts, of_queries, images, arch), True
     elif not gated and block_m >= M and D % 16 == 0:
         calls, bias_is_made = query_calls(dq, dbias_parts, of_queries, images, block_n, block_m), True
         calls += key_calls(dk, dv, of_tokens | {"GATED": False}, block_n, block_m)
@@ -108,5 +108,5 @@ def backward_calls(
     if dbias_parts is not None and not bias_is_made:
         # Rows that are no multiple of 32 bytes take more registers to load.
         bias_block = 16 if D > 64 else block_m if D % 16 == 0 else block_m // 2
-        calls += bias_calls(dbias_parts, shared | {"GATED": gated}, images, block_n, bias_block)
+        calls += bias_calls(dbias_parts, shared | {"GATED": gated}, images, block_n, bias_block, arch)
     return calls

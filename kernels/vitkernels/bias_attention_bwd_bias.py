@@ -15,7 +15,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vitkernels._common import Call, aligned, cdiv, load_bias, load_rows_or_last, store_scores
+from vitkernels._common import (
+    Call,
+    aligned,
+    cdiv,
+    load_bias,
+    load_rows_or_last,
+    reads_results_from_tensor_memory,
+    store_scores,
+)
 
 
 @triton.jit
@@ -137,7 +145,9 @@ def _bwd_bias_kernel(
         )  # fmt: skip
 
 
-def bias_calls(dbias_parts: Tensor, shared: dict[str, Any], images: int, block_n: int, block_m: int) -> list[Call]:
+def bias_calls(
+    dbias_parts: Tensor, shared: dict[str, Any], images: int, block_n: int, block_m: int, arch: int
+) -> list[Call]:
     """The launches that fill dbias_parts: whole blocks of keys, then one that takes a short rest of keys along."""
     _, H, N, M = dbias_parts.shape
     B, tiles = shared["B"], cdiv(N, block_n)
@@ -150,6 +160,7 @@ def bias_calls(dbias_parts: Tensor, shared: dict[str, Any], images: int, block_n
     return [
         Call(
             kernel=_bwd_bias_kernel, pass_name=f"bwd_bias_{first}", products=2, num_stages=1,
+            num_warps=8 if keys_1 and reads_results_from_tensor_memory(arch) else 4,
             grid=tiles * chunks * H * cdiv(B, images), scores=B * H * N * min(M - first, chunks * (keys_0 + keys_1)),
             args=shared | {
                 "dbias_ptr": dbias_parts, "IMAGES": images, "first_key": first, "chunks": chunks, "BLOCK_N": block_n,

@@ -21,6 +21,7 @@ from vitkernels._common import (
     load_bias_or_last,
     load_rows_or_last,
     reads_operands_from_registers,
+    reads_results_from_tensor_memory,
     store_rows,
     store_scores,
 )
@@ -123,8 +124,9 @@ def fits_short(n: int, m: int, head_dim: int, itemsize: int, arch: int) -> bool:
 
 
 def short_calls(
-    dq: Tensor, dk: Tensor, dv: Tensor, dbias_parts: Tensor | None, shared: dict[str, Any], images: int
-) -> list[Call]:
+    dq: Tensor, dk: Tensor, dv: Tensor, dbias_parts: Tensor | None, shared: dict[str, Any], images: int,
+    arch: int,
+) -> list[Call]:  # fmt: skip
     """The launch that fills dq, dk, dv and, where given, dbias_parts."""
     B, H, N, _ = dq.shape
     args = {name: value for name, value in shared.items() if name != "delta_ptr"} | {
@@ -134,4 +136,5 @@ def short_calls(
         "IMAGES": images, "BLOCK_N": 64, "BLOCK_M": 64,
     }  # fmt: skip
     return [Call(kernel=_bwd_short_kernel, args=args, grid=H * cdiv(B, images), pass_name="bwd", products=5,
-                 scores=B * H * N * dk.shape[2], num_stages=1)]  # fmt: skip
+                 scores=B * H * N * dk.shape[2], num_stages=1,
+                 num_warps=8 if reads_results_from_tensor_memory(arch) else 4)]  # fmt: skip

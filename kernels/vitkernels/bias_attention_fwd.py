@@ -338,6 +338,7 @@ def forward_calls(
     M = k.shape[2]
     block_n = 64 if q.element_size() == 2 else 32
     programs = cdiv(N, block_n) * H
+    warps = 4
     args = {
         "out_ptr": out, "lse_ptr": lse, "q_ptr": q, "k_ptr": k, "v_ptr": v, "bias_ptr": bias,
         "out_stride_b": out.stride(0), "out_stride_h": out.stride(1), "out_stride_n": out.stride(2),
@@ -351,11 +352,12 @@ def forward_calls(
     if cdiv(M, 16) * 16 <= short_limit(D, q.element_size(), arch):
         images = images_per_program(B, programs)
         keys = pieces(M, 3, 128)
-        few = block_n < N and 0 < N % block_n <= 16 and images >= 4
+        few = block_n < N and 0 < N % block_n <= 16 and images >= 4 and D <= 32  # more spills
         tail = few and not reads_operands_from_registers(arch)
         args |= {"IMAGES": images, "KEYS_0": keys[0], "KEYS_1": keys[1], "KEYS_2": keys[2],
                  "TAIL": tail}  # fmt: skip
         kernel = _fwd_short_kernel
+        warps = 8 if D > 64 else 4
     else:
         images = min(max(1, B), long_images(D, q.element_size(), arch))
         args |= {
@@ -364,4 +366,4 @@ def forward_calls(
         }
         kernel = _fwd_long_kernel
     return [Call(kernel=kernel, args=args, grid=programs * cdiv(B, images), pass_name="fwd", products=2,
-                 scores=B * H * N * M, num_stages=1)]  # fmt: skip
+                 scores=B * H * N * M, num_warps=warps, num_stages=1)]  # fmt: skip
