@@ -120,8 +120,8 @@ def plan_conv(g: Geometry, flags: Flags, *, matrix: bool, precise: bool, channel
         sizes |= {"strips": strips, "windows": g.B * strips, "c_blocks": c_blocks, "rows": rows}
         args = sizes | {"K": g.K} | _flag_args(flags) | blocks
         return Plan(depthwise_matrix_kernel, grid, args, tiles * grid[1], warps, 3 if wide else 2)
-    # A tile is four 32-bit or eight 16-bit elements of each of 128 threads, along the contiguous axis.
-    elements = 512 if precise else 1024
+    # A tile is eight elements of each of 128 threads, along the contiguous axis.
+    elements = 1024
     # Outputs that share inputs, as many as fit in registers; where nothing is shared, one.
     fewer = g.stride > 1 or g.K > 5 or flags.grad
     columns = (1 if g.stride >= g.K else 2 if fewer else 4) if channels_last else 1
