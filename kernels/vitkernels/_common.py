@@ -84,6 +84,11 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
+def has_tail(size: int, block: int) -> bool:
+    """Whether a last tile of 16 saves padding: several larger ones, and at most 16 beside them."""
+    return 16 < block < size and 0 < size % block <= 16
+
+
 def images_per_program(batch: int, programs_per_image: int) -> int:
     """How many images one program walks through with its bias tile held: as many as leave enough programs."""
     groups = min(batch, max(1, cdiv(PROGRAMS_WANTED, programs_per_image)))

@@ -101,10 +101,10 @@ def backward_calls(
         calls, bias_is_made = short_calls(dq, dk, dv, dbias_parts, of_queries, images, arch), True
     elif not gated and block_m >= M and D % 16 == 0:
         calls, bias_is_made = query_calls(dq, dbias_parts, of_queries, images, block_n, block_m), True
-        calls += key_calls(dk, dv, of_tokens | {"GATED": False}, block_n, block_m)
+        calls += key_calls(dk, dv, of_tokens | {"GATED": False}, block_n, block_m, arch)
     else:
         calls, bias_is_made = rows_calls(dq, of_queries | {"GATED": gated}, block_n, block_m), False
-        calls += key_calls(dk, dv, of_tokens | {"GATED": gated}, block_n, block_m)
+        calls += key_calls(dk, dv, of_tokens | {"GATED": gated}, block_n, block_m, arch)
     if dbias_parts is not None and not bias_is_made:
         # Rows that are no multiple of 32 bytes take more registers to load.
         bias_block = 16 if D > 64 else block_m if D % 16 == 0 else block_m // 2

@@ -20,9 +20,11 @@ from vitkernels._common import (
     Call,
     aligned,
     cdiv,
+    has_tail,
     load_bias,
     load_rows,
     load_rows_or_last,
+    reads_results_from_tensor_memory,
     store_rows,
     sum_parts_call,
 )
@@ -97,13 +99,15 @@ def _bwd_key_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    TAIL_N: tl.constexpr,  # the last tile has at most 16 queries
+    TAIL_M: tl.constexpr,  # the last tile has at most 16 keys
 ):
     pid = tl.program_id(0)
     tiles = tl.cdiv(M, BLOCK_M)
+    tile = pid % tiles
     b = (pid // tiles) % B
     h = (pid // (tiles * B)) % H
     span = pid // (tiles * B * H)
-    keys = pid % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
     h64, b64 = h.to(tl.int64), b.to(tl.int64)
     bias_ptr += h64 * bias_stride_h
     k_ptr += h64 * aligned(k_stride_h, ALIGN) + b64 * aligned(k_stride_b, ALIGN)
@@ -113,22 +117,55 @@ def _bwd_key_kernel(
     lse_ptr += (b64 * H + h) * N
     delta_ptr += (b64 * H + h) * N
     q_row, do_row, dk_row = aligned(q_stride_n, ALIGN), aligned(do_stride_n, ALIGN), aligned(dk_stride_m, ALIGN)
-    k = load_rows_or_last(k_ptr, aligned(k_stride_m, ALIGN), keys, M, D, BLOCK_D)
-    v = load_rows_or_last(v_ptr, aligned(v_stride_m, ALIGN), keys, M, D, BLOCK_D)
-    dk = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    dv = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    for first in range(span * SPAN, min(span * SPAN + SPAN, N), BLOCK_N):
-        rows = first + tl.arange(0, BLOCK_N)
-        bias = load_bias(bias_ptr, bias_stride_n, rows, N, keys, M, EXPANDED)
+    dk_at = span.to(tl.int64) * dk_stride_s + b64 * aligned(dk_stride_b, ALIGN) + h64 * aligned(dk_stride_h, ALIGN)
+    dk_ptr += dk_at
+    dv_ptr += dk_at
+    k_row, v_row = aligned(k_stride_m, ALIGN), aligned(v_stride_m, ALIGN)
+    first, end = span * SPAN, min(span * SPAN + SPAN, N)
+    if TAIL_M and tile == tiles - 1:
+        _keys(
+            dk_ptr, dv_ptr, dk_row, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_stride_n, do_ptr, do_row,
+            lse_ptr, delta_ptr, tile * BLOCK_M + tl.arange(0, 16), first, end, N, M, scale, scale_log2, GATED,
+            EXPANDED, D, BLOCK_D, BLOCK_N, TAIL_N,
+        )  # fmt: skip
+    else:
+        _keys(
+            dk_ptr, dv_ptr, dk_row, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_stride_n, do_ptr, do_row,
+            lse_ptr, delta_ptr, tile * BLOCK_M + tl.arange(0, BLOCK_M), first, end, N, M, scale, scale_log2, GATED,
+            EXPANDED, D, BLOCK_D, BLOCK_N, TAIL_N,
+        )  # fmt: skip
+
+
+@triton.jit
+def _keys(
+    dk_ptr, dv_ptr, dk_row, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_row, do_ptr, do_row, lse_ptr,
+    delta_ptr, keys, first, end, N, M, scale, scale_log2, GATED: tl.constexpr, EXPANDED: tl.constexpr, D: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr,
+):  # fmt: skip
+    """dK and dV of a tile of keys [K] of one image and head, from the queries first to end."""
+    k = load_rows_or_last(k_ptr, k_row, keys, M, D, BLOCK_D)
+    v = load_rows_or_last(v_ptr, v_row, keys, M, D, BLOCK_D)
+    dk = tl.zeros([keys.shape[0], BLOCK_D], tl.float32)
+    dv = tl.zeros([keys.shape[0], BLOCK_D], tl.float32)
+    whole = min(end, N // BLOCK_N * BLOCK_N) if TAIL_N else end
+    for start in range(first, whole, BLOCK_N):
+        rows = start + tl.arange(0, BLOCK_N)
+        bias = load_bias(bias_ptr, bias_row, rows, N, keys, M, EXPANDED)
         dk, dv = _absorb_queries(
             k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias, rows, N, scale_log2, GATED, D
         )  # fmt: skip
-    dk_at = span.to(tl.int64) * dk_stride_s + b64 * aligned(dk_stride_b, ALIGN) + h64 * aligned(dk_stride_h, ALIGN)
-    store_rows(dk_ptr + dk_at, dk_row, dk * scale, keys, M, D, BLOCK_D)
-    store_rows(dv_ptr + dk_at, dk_row, dv, keys, M, D, BLOCK_D)
+    if TAIL_N:  # noqa: SIM102 - a constexpr by itself leaves the branch out
+        if whole < end:
+            rows = whole + tl.arange(0, 16)
+            bias = load_bias(bias_ptr, bias_row, rows, N, keys, M, EXPANDED)
+            dk, dv = _absorb_queries(
+                k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias, rows, N, scale_log2, GATED, D
+            )  # fmt: skip
+    store_rows(dk_ptr, dk_row, dk * scale, keys, M, D, BLOCK_D)
+    store_rows(dv_ptr, dk_row, dv, keys, M, D, BLOCK_D)
 
 
-def key_calls(dk: Tensor, dv: Tensor, shared: dict[str, Any], block_n: int, block_m: int) -> list[Call]:
+def key_calls(dk: Tensor, dv: Tensor, shared: dict[str, Any], block_n: int, block_m: int, arch: int) -> list[Call]:
     """The launches that fill dk and dv (token-major); shared holds the arguments that both passes take."""
     B, H, M, D = dk.shape
     N, tiles = shared["N"], cdiv(M, block_m)
@@ -138,6 +175,8 @@ def key_calls(dk: Tensor, dv: Tensor, shared: dict[str, Any], block_n: int, bloc
     dk_parts, dv_parts = dk, dv
     if spans > 1:
         dk_parts, dv_parts = (dk.new_empty((spans, B, M, H, D), dtype=torch.float32).transpose(2, 3) for _ in range(2))
+    # The pointers of a dense bias, beside products from tensor memory, leave no registers for a second code path.
+    fits_tail = shared["EXPANDED"] or not reads_results_from_tensor_memory(arch)
     strides = (0, *dk.stride()) if spans == 1 else dk_parts.stride()
     key = Call(
         kernel=_bwd_key_kernel, pass_name="bwd_key", num_stages=1, products=4, scores=B * H * N * M,
@@ -145,6 +184,7 @@ def key_calls(dk: Tensor, dv: Tensor, shared: dict[str, Any], block_n: int, bloc
         args=shared | {
             "dk_ptr": dk_parts, "dv_ptr": dv_parts, "SPAN": span, "BLOCK_N": block_n, "BLOCK_M": block_m,
             "dk_stride_s": strides[0], "dk_stride_b": strides[1], "dk_stride_h": strides[2], "dk_stride_m": strides[3],
+            "TAIL_N": fits_tail and has_tail(N, block_n), "TAIL_M": has_tail(M, block_m),
         },
     )  # fmt: skip
     if spans == 1:

@@ -16,7 +16,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vitkernels._common import Call, aligned, cdiv, load_bias, load_rows_or_last, store_rows, store_scores
+from vitkernels._common import (
+    Call,
+    aligned,
+    cdiv,
+    has_tail,
+    load_bias,
+    load_rows_or_last,
+    store_rows,
+    store_scores,
+)
 
 
 @triton.jit
@@ -166,11 +175,13 @@ def _bwd_rows_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    TAIL_N: tl.constexpr,  # the last tile has at most 16 queries
+    TAIL_M: tl.constexpr,  # the last tile has at most 16 keys
 ):
     pid = tl.program_id(0)
     tiles = tl.cdiv(N, BLOCK_N)
+    tile = pid % tiles
     h, b = (pid // tiles) % H, pid // (tiles * H)
-    rows = pid % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
     h64, b64 = h.to(tl.int64), b.to(tl.int64)
     bias_ptr += h64 * bias_stride_h
     q_ptr += h64 * aligned(q_stride_h, ALIGN) + b64 * aligned(q_stride_b, ALIGN)
@@ -179,23 +190,51 @@ def _bwd_rows_kernel(
     out_ptr += h64 * aligned(out_stride_h, ALIGN) + b64 * aligned(out_stride_b, ALIGN)
     do_ptr += h64 * aligned(do_stride_h, ALIGN) + b64 * aligned(do_stride_b, ALIGN)
     dq_ptr += h64 * aligned(dq_stride_h, ALIGN) + b64 * aligned(dq_stride_b, ALIGN)
-    k_row, v_row = aligned(k_stride_m, ALIGN), aligned(v_stride_m, ALIGN)
-    at = (b64 * H + h) * N + rows
-    q = load_rows_or_last(q_ptr, aligned(q_stride_n, ALIGN), rows, N, D, BLOCK_D)
-    do = load_rows_or_last(do_ptr, aligned(do_stride_n, ALIGN), rows, N, D, BLOCK_D)
-    lse = tl.load(lse_ptr + at, mask=rows < N, other=0.0)
-    if GATED:
-        delta = tl.load(delta_ptr + at, mask=rows < N, other=0.0)
+    lse_ptr += (b64 * H + h) * N
+    delta_ptr += (b64 * H + h) * N
+    k_row, v_row, dq_row = aligned(k_stride_m, ALIGN), aligned(v_stride_m, ALIGN), aligned(dq_stride_n, ALIGN)
+    q_row, do_row, out_row = aligned(q_stride_n, ALIGN), aligned(do_stride_n, ALIGN), aligned(out_stride_n, ALIGN)
+    if TAIL_N and tile == tiles - 1:
+        _rows(
+            dq_ptr, dq_row, delta_ptr, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_stride_n, out_ptr,
+            out_row, do_ptr, do_row, lse_ptr, tile * BLOCK_N + tl.arange(0, 16), N, M, scale, scale_log2, GATED,
+            EXPANDED, D, BLOCK_D, BLOCK_M, TAIL_M,
+        )  # fmt: skip
     else:
-        out = load_rows_or_last(out_ptr, aligned(out_stride_n, ALIGN), rows, N, D, BLOCK_D)
+        _rows(
+            dq_ptr, dq_row, delta_ptr, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_stride_n, out_ptr,
+            out_row, do_ptr, do_row, lse_ptr, tile * BLOCK_N + tl.arange(0, BLOCK_N), N, M, scale, scale_log2, GATED,
+            EXPANDED, D, BLOCK_D, BLOCK_M, TAIL_M,
+        )  # fmt: skip
+
+
+@triton.jit
+def _rows(
+    dq_ptr, dq_row, delta_ptr, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_row, out_ptr, out_row, do_ptr,
+    do_row, lse_ptr, rows, N, M, scale, scale_log2, GATED: tl.constexpr, EXPANDED: tl.constexpr, D: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr,
+):  # fmt: skip
+    """dQ of a tile of rows [R] of one image and head."""
+    q = load_rows_or_last(q_ptr, q_row, rows, N, D, BLOCK_D)
+    do = load_rows_or_last(do_ptr, do_row, rows, N, D, BLOCK_D)
+    lse = tl.load(lse_ptr + rows, mask=rows < N, other=0.0)
+    if GATED:
+        delta = tl.load(delta_ptr + rows, mask=rows < N, other=0.0)
+    else:
+        out = load_rows_or_last(out_ptr, out_row, rows, N, D, BLOCK_D)
         delta = tl.sum(do.to(tl.float32) * out.to(tl.float32), 1)
-        tl.store(delta_ptr + at, delta, mask=rows < N)
-    dq = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    for start in range(0, M, BLOCK_M):
+        tl.store(delta_ptr + rows, delta, mask=rows < N)
+    dq = tl.zeros([rows.shape[0], BLOCK_D], tl.float32)
+    end = M // BLOCK_M * BLOCK_M if TAIL_M else M
+    for start in range(0, end, BLOCK_M):
         keys = start + tl.arange(0, BLOCK_M)
-        bias = 0.0 if GATED else load_bias(bias_ptr, bias_stride_n, rows, N, keys, M, EXPANDED)
+        bias = 0.0 if GATED else load_bias(bias_ptr, bias_row, rows, N, keys, M, EXPANDED)
         dq, _ = _absorb_keys(q, do, lse, delta, dq, k_ptr, k_row, v_ptr, v_row, bias, keys, M, scale_log2, GATED, D)
-    store_rows(dq_ptr, aligned(dq_stride_n, ALIGN), dq * scale, rows, N, D, BLOCK_D)
+    if TAIL_M:
+        keys = end + tl.arange(0, 16)
+        bias = 0.0 if GATED else load_bias(bias_ptr, bias_row, rows, N, keys, M, EXPANDED)
+        dq, _ = _absorb_keys(q, do, lse, delta, dq, k_ptr, k_row, v_ptr, v_row, bias, keys, M, scale_log2, GATED, D)
+    store_rows(dq_ptr, dq_row, dq * scale, rows, N, D, BLOCK_D)
 
 
 def query_calls(
@@ -213,7 +252,10 @@ def query_calls(
 def rows_calls(dq: Tensor, shared: dict[str, Any], block_n: int, block_m: int) -> list[Call]:
     """The launch that fills dq and (unless gated) delta, with keys in tiles of block_m."""
     B, H, N, _ = dq.shape
-    args = shared | _dq_args(dq) | {"BLOCK_N": block_n, "BLOCK_M": block_m}
+    args = shared | _dq_args(dq) | {
+        "BLOCK_N": block_n, "BLOCK_M": block_m,
+        "TAIL_N": has_tail(N, block_n), "TAIL_M": has_tail(shared["M"], block_m),
+    }  # fmt: skip
     return [Call(kernel=_bwd_rows_kernel, args=args, grid=cdiv(N, block_n) * H * B, products=3,
                  pass_name="bwd_query", num_stages=1, scores=B * H * N * shared["M"])]  # fmt: skip
 
