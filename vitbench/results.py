@@ -147,7 +147,7 @@ def format_row(row: Row) -> str:
 _HEADER_LINE = ",".join(HEADER) + "\n"
 
 
-def _complete_lines(path: Path) -> tuple[str, int]:
+def complete_lines(path: Path) -> tuple[str, int]:
     """The text up to the last newline and its length in bytes: a line cut short by a kill is not a row."""
     data = path.read_bytes()
     end = data.rfind(b"\n") + 1
@@ -164,7 +164,7 @@ def read(path: Path) -> list[Row]:
     """
     if not path.exists():
         raise InputError(f"results file {path} does not exist")
-    text, _ = _complete_lines(path)
+    text, _ = complete_lines(path)
     if not text:
         return []
     lines = csv.reader(io.StringIO(text))
@@ -192,11 +192,11 @@ def samples_path(path: Path) -> Path:
     return path.with_suffix(".samples.jsonl")
 
 
-def _append_line(path: Path, line: str) -> None:
+def append_line(path: Path, line: str) -> None:
     """Appends and syncs one line; a write that fails (a full disk) leaves the file as it was."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
     try:
-        end = _complete_lines(path)[1]
+        end = complete_lines(path)[1]
         os.ftruncate(descriptor, end)
         os.lseek(descriptor, end, os.SEEK_SET)
         data = line.encode()
@@ -219,10 +219,10 @@ def append(path: Path, row: Row, samples_ms: Sequence[float] = ()) -> None:
     """
     if samples_ms:
         record = {"case": row.case, "started_at": row.started_at, "latency_ms": [round(s, 6) for s in samples_ms]}
-        _append_line(samples_path(path), json.dumps(record) + "\n")
+        append_line(samples_path(path), json.dumps(record) + "\n")
     if not path.exists() or path.stat().st_size == 0:
-        _append_line(path, _HEADER_LINE)
-    _append_line(path, format_row(row))
+        append_line(path, _HEADER_LINE)
+    append_line(path, format_row(row))
 
 
 def read_samples(path: Path) -> dict[str, list[float]]:
@@ -230,7 +230,7 @@ def read_samples(path: Path) -> dict[str, list[float]]:
     beside = samples_path(path)
     if not beside.exists():
         return {}
-    records = (json.loads(line) for line in _complete_lines(beside)[0].splitlines())
+    records = (json.loads(line) for line in complete_lines(beside)[0].splitlines())
     return {record["case"]: record["latency_ms"] for record in records}
 
 

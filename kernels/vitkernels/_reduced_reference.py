@@ -71,14 +71,21 @@ def reduced_attention_reference(
 
 
 def reduced_attention_work(
-    batch: int, tokens: int, keys: int, channels: int, *, itemsize: int = 2, bias_itemsize: int = 4, heads: int = 1
-) -> tuple[int, int]:
-    """FLOPs (2 per multiply-add, matrix products and reduction) and bytes of the forward that cannot be avoided.
+    batch: int, tokens: int, keys: int, channels: int, *, itemsize: int = 2, bias_itemsize: int = 4, heads: int = 1,
+    backward: bool = False,
+) -> tuple[int, int]:  # fmt: skip
+    """FLOPs (2 per multiply-add, matrix products and reduction) and bytes of one pass that cannot be avoided.
 
     Bytes: x read and y written once, and the bias once; weights and the reduced map are small and left out. Reading x
-    a second time for the keys is this design's own.
+    a second time for the keys is this design's own. The backward pass has two products for each of a projection and
+    of the reduction, five for the two of the attention; it reads x, the output's gradient and the bias and writes the
+    gradients of x and bias.
     """
     rows = batch * tokens
-    products = 2 * rows * channels * channels + 2 * batch * keys * channels * channels + 2 * rows * keys * channels
+    projections = 2 * rows * channels * channels + 2 * batch * keys * channels * channels
+    attention = 2 * rows * keys * channels
     reduction = rows * channels if keys < tokens else 0
-    return 2 * (products + reduction), 2 * rows * channels * itemsize + heads * tokens * keys * bias_itemsize
+    table = heads * tokens * keys * bias_itemsize
+    if backward:
+        return 4 * (projections + reduction) + 5 * attention, 3 * rows * channels * itemsize + 2 * table
+    return 2 * (projections + attention + reduction), 2 * rows * channels * itemsize + table

@@ -6,11 +6,14 @@ Where a model is bound by launching (small batches, small maps), the difference 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
 from vitbench.measure.step import Step
 from vitbench.objective import Output
+
+Result = TypeVar("Result")
 
 #: Calls on the recording stream before the recording, so that libraries have made their workspaces.
 WARMUP_CALLS = 3
@@ -23,7 +26,14 @@ def record(step: Step) -> Callable[[], Output]:
 
     Raises: RuntimeError when something in the step cannot be recorded, such as waiting for the GPU.
     """
-    device = step.x.device
+    return record_call(step, step.x.device)
+
+
+def record_call(step: Callable[[], Result], device: torch.device) -> Callable[[], Result]:
+    """`record` for any call whose inputs stay where they are.
+
+    Raises: RuntimeError when something in it cannot be recorded.
+    """
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
@@ -34,11 +44,11 @@ def record(step: Step) -> Callable[[], Output]:
     with torch.cuda.graph(graph):
         result = step()
 
-    def replay() -> Output:
+    def replay() -> Result:
         graph.replay()
         return result
 
     return replay
 
 
-__all__ = ["record"]
+__all__ = ["record", "record_call"]

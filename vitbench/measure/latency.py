@@ -96,20 +96,27 @@ class StopRule:
         return self.reason
 
 
-class _Clock:
-    """Times single calls: device events on a GPU, perf_counter elsewhere."""
+class Clock:
+    """Times single calls: device events on a GPU, perf_counter elsewhere.
 
-    def __init__(self, device: torch.device) -> None:
+    `before` is called ahead of each, outside of its time. On a GPU it is not waited for, so that the step's launches
+    are made while it runs.
+    """
+
+    def __init__(self, device: torch.device, before: Callable[[], object] | None = None) -> None:
         self.cuda = device.type == "cuda"
         self.device = device
+        self.before = before or (lambda: None)
 
     def time_ms(self, step: Step) -> float:
         if not self.cuda:
+            self.before()
             start = time.perf_counter()
             step()
             return (time.perf_counter() - start) * 1e3
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize(self.device)
+        self.before()
         begin.record()
         step()
         end.record()
@@ -119,7 +126,7 @@ class _Clock:
 
 def warm_up(step: Step, device: torch.device, seconds: float) -> None:
     """At least WARMUP_CALLS calls and `seconds` of them."""
-    clock = _Clock(device)
+    clock = Clock(device)
     start = time.perf_counter()
     calls = 0
     while calls < WARMUP_CALLS or time.perf_counter() - start < seconds:
@@ -133,6 +140,7 @@ def measure(
     min_seconds: float = 0.5,
     max_seconds: float = MAX_SECONDS,
     accept: Callable[[], bool] = lambda: True,
+    before: Callable[[], object] | None = None,
 ) -> list[Latency]:
     """Times several steps against each other in rounds A B, B A, A B, ... until each has its stop reason.
 
@@ -141,10 +149,11 @@ def measure(
 
     Args:
         accept: asked after every round; a round answered False (a throttled one) is discarded.
+        before: called ahead of every sample, outside of its time, such as a flush of the L2 cache.
 
     Returns: one Latency a step, in order.
     """
-    clock = _Clock(device)
+    clock = Clock(device, before)
     for step in steps:
         warm_up(step, device, min(0.2, min_seconds))
     samples: list[list[float]] = [[] for _ in steps]
