@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from vitkernels._launch import Launch
+from vitkernels import Launch
 
 
 @triton.jit

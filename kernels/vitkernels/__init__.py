@@ -1,5 +1,6 @@
 """Fused Triton kernels for vision transformers, each with an eager PyTorch reference."""
 
+from vitkernels._launch import Launch
 from vitkernels.bias_attention import (
     BIAS_ATTENTION_CASES,
     bias_attention,
@@ -43,6 +44,7 @@ __all__ = [
     "REDUCED_ATTENTION_CASES",
     "RELATIVE_ATTENTION_CASES",
     "FuseReport",
+    "Launch",
     "ReducedAttentionWeights",
     "batch_norm_affine",
     "bias_attention",

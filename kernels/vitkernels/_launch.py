@@ -2,6 +2,8 @@
 
 A module that holds kernels (ours or a user's) exposes one function:
 
+    from vitkernels import Launch
+
     def audit_launches(arch: int) -> list[Launch]:      # arch: 80, 90, 100 ... as in sm_90
         return [Launch(kernel=_softmax_fwd_kernel, op="softmax", case="rows4096-cols1000", pass_name="fwd",
                        dtype="bf16",

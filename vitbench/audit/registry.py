@@ -1,4 +1,4 @@
-"""Finds the launches that kernel modules describe (`audit_launches`, see `vitkernels._launch`)."""
+"""Finds the launches that kernel modules describe (`audit_launches`, see `vitkernels.Launch`)."""
 
 from __future__ import annotations
 

@@ -26,9 +26,11 @@ class Pair:
 
 
 def measurements(path: Path) -> list[tuple[dict[str, str], float]]:
-    """(kernel, case, pass, dtype) and microseconds of each measurement.
+    """(kernel, case, pass, dtype, launches) and microseconds of each measurement.
 
-    A CSV has the columns COLUMNS; in a pytest-benchmark JSON each benchmark's `extra_info` names the first four.
+    A CSV has the columns COLUMNS; in a pytest-benchmark JSON each benchmark's `extra_info` names the first four. Where
+    there is a column `launches` too, it names what was launched, and a row in which it is empty ran nobody's kernels
+    that could be audited; elsewhere the pass does.
 
     Raises: InputError when the file has another form.
     """
@@ -40,9 +42,12 @@ def measurements(path: Path) -> list[tuple[dict[str, str], float]]:
             with path.open(newline="", encoding="utf-8") as handle:
                 records = list(csv.DictReader(handle))
         return [
-            ({name: str(record[name]) for name in COLUMNS[:-1]}, float(record["median_us"]))
+            (
+                {name: str(record[name]) for name in COLUMNS[:-1]} | {"launches": record.get("launches", record["pass"])},
+                float(record["median_us"]),
+            )
             for record in records
-            if record.get("median_us") not in (None, "") and "kernel" in record
+            if record.get("median_us") not in (None, "") and "kernel" in record and record.get("launches") != ""
         ]
     except (KeyError, TypeError, ValueError) as problem:
         raise InputError(f"{path} holds no kernel timings ({problem}); it needs {', '.join(COLUMNS)}") from problem
@@ -51,8 +56,8 @@ def measurements(path: Path) -> list[tuple[dict[str, str], float]]:
 def pairs(rows: Sequence[Row], path: Path) -> list[Pair]:
     """Measurements with the modelled time of what they measured.
 
-    A measured pass names launches by wildcards joined with "+", so `bwd_*` is the whole backward and `fwd_kv+fwd` two
-    kernels; the modelled time is the sum of theirs.
+    What was launched is named by wildcards joined with "+", so `bwd_*` is the whole backward and `fwd_kv+fwd` two
+    kernels; the modelled time is the sum of theirs. Launches of a bf16 or fp16 pass that add up in fp32 belong to it.
 
     Raises: InputError when the rows are of several architectures or nothing was measured that the audit knows.
     """
@@ -60,21 +65,31 @@ def pairs(rows: Sequence[Row], path: Path) -> list[Pair]:
         raise InputError("measurements are of one GPU: give its architecture, such as --arch sm_90, with --validate")
     found = []
     for named, measured_us in measurements(path):
-        patterns = named["pass"].split("+")
-        times = [
-            row.modelled_us
-            for row in rows
-            if (row.kernel, row.case, row.dtype) == (named["kernel"], named["case"], named["dtype"])
-            and any(fnmatchcase(row.pass_, pattern) for pattern in patterns)
-            and row.status == "ok"
-        ]
-        if times:
-            found.append(Pair("/".join(named.values()), measured_us, sum(times)))
+        launches = named.pop("launches")
+        modelled_us = _modelled_us(rows, named, launches.split("+"))
+        if modelled_us:
+            found.append(Pair("/".join(named.values()), measured_us, modelled_us))
     if not found:
         raise InputError(
             f"{path} measures no launch that was audited; kernel, case, pass and dtype must be the audit's"
         )
     return found
+
+
+def _modelled_us(rows: Sequence[Row], named: dict[str, str], patterns: Sequence[str]) -> float:
+    """The sum over the launches that match; 0 where a pattern matches none in the dtype that was measured."""
+    known = [
+        row
+        for row in rows
+        if (row.kernel, row.case, row.status) == (named["kernel"], named["case"], "ok")
+        and any(fnmatchcase(row.pass_, pattern) for pattern in patterns)
+    ]
+    own = [row for row in known if row.dtype == named["dtype"]]
+    if not all(any(fnmatchcase(row.pass_, pattern) for row in own) for pattern in patterns):
+        return 0.0
+    passes = {row.pass_ for row in own}
+    sums = [row for row in known if row.dtype == "fp32" and row.pass_ not in passes]
+    return sum(row.modelled_us for row in (*own, *sums))
 
 
 def rank_correlation(pairs: Sequence[Pair]) -> float | None:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from vitbench import verify
 from vitbench.audit.chips import CHIPS
@@ -32,7 +33,7 @@ class Contender:
     impl: Impl
     status: str = "ok"
     reason: str = ""
-    step: Callable[[], Any] | None = None
+    step: Callable[[], tuple[Tensor, ...]] | None = None
     error: float | None = None
     limit: float | None = None
     latency: Latency | None = None
@@ -129,6 +130,18 @@ def _verify(contenders: Sequence[Contender], problem: Problem, dtype: torch.dtyp
         if contender.error > limit:
             contender.status, contender.step = "incorrect", None
             contender.reason = f"error {contender.error:.2g} against fp64, {limit:.2g} allowed"
+
+
+def verified(problem: Problem, impl: Impl, dtype: str, device: str) -> Callable[[], tuple[Tensor, ...]]:
+    """The step of an implementation that has been found right.
+
+    Raises: AssertionError when it fails or is wrong, saying how.
+    """
+    contender = Contender(impl)
+    _verify([contender], problem, DTYPES[dtype], torch.device(device))
+    if contender.step is None:
+        raise AssertionError(f"{impl.name} is {contender.status}: {contender.reason}")
+    return contender.step
 
 
 def _time(contenders: Sequence[Contender], device: torch.device, max_seconds: float) -> None:
