@@ -4,7 +4,8 @@ Convention: only convolutions and matrix products count, attention's two product
 bias, normalisation, activation, softmax, pooling and resizing do not. One multiply-accumulate is two FLOPs.
 
 fvcore reads the operators that the model calls from a jit trace, torch's FlopCounterMode those that reach
-the dispatcher, where scaled_dot_product_attention and einsum have been decomposed. Both run on a copy of
+the dispatcher, where scaled_dot_product_attention and einsum have been decomposed. Custom operators count by the
+formula that they register with torch. Both run on a copy of
 the model's structure on the meta device, because some fused CPU operators (attention,
 TransformerEncoderLayer's fast path) are unknown to both counters and count 0 there.
 """
@@ -25,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitbench.catalog import Resolution
+from vitbench.measure.registered_flops import registered_macs
 from vitbench.measure.skeleton import replace_tensors
 
 
@@ -76,17 +78,25 @@ def _torch_count(model: nn.Module, x: Tensor) -> Counter[str]:
         model(x)
     counts: Counter[str] = Counter()
     for op, flops in counter.get_flop_counts().get("Global", {}).items():
-        counts["convolution" if "conv" in str(op) else "product"] += flops // 2
+        counts[_kind(str(op))] += flops // 2
     return counts
 
 
 def _fvcore_count(model: nn.Module, x: Tensor) -> tuple[Counter[str], list[str]]:
     """(counts by kind, names of operators without a handle)."""
-    analysis = JitModelAnalysis(model, (x,)).set_op_handle(**HANDLES)
+    analysis = JitModelAnalysis(model, (x,)).set_op_handle(**HANDLES, **_registered())
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     with _TraceableConvolutions():
         counts = Counter(analysis.by_operator())
     return counts, list(analysis.unsupported_ops())
+
+
+def _registered() -> dict[str, Handle]:
+    return {name: _counted(_kind(name), macs) for name, macs in registered_macs().items()}
+
+
+def _kind(op: str) -> str:
+    return "convolution" if "conv" in op else "product"
 
 
 Values = Sequence[Any]  # torch._C.Value of an operator's arguments or results
