@@ -17,7 +17,7 @@ SHARED = $(call option,model,MODEL) $(call option,resolution,RES) $(call option,
   $(call option,dtype,DTYPE) $(call option,mode,MODE) $(call option,device,DEVICE) $(call option,out,OUT) $(ARGS)
 
 .PHONY: help setup bench memory-curves test lint types bench-harness bench-compare readme clean \
-  audit audit-all audit-compile audit-accept audit-picture gate
+  audit audit-all audit-compile audit-accept audit-picture gate kernels-bench
 
 # The other supported Triton, with which every kernel must compile too.
 OTHER_TRITON_VERSION := 3.6.0
@@ -36,7 +36,8 @@ help:
 	@echo 'make audit-accept         renew the committed audit, in a commit of its own'
 	@echo 'make audit-picture        pipe use and floor share of every kernel, from the committed audit'
 	@echo 'make gate                 this checkout against main: measured on a GPU, audited without (AGAINST= ARGS=)'
-	@echo 'make readme               the tables of README.md from the results'
+	@echo 'make kernels-bench        kernels beside eager, SDPA, FlexAttention, compile, cuDNN (DEVICE= OUT= KERNEL= ARGS=)'
+	@echo 'make readme               the tables of README.md and kernels/README.md from the results'
 	@echo 'make setup                the virtual environment alone (VENV= PYTHON=)'
 
 setup: $(READY)
@@ -98,8 +99,11 @@ audit-picture: $(READY)
 gate: $(READY)
 	$(PY) -m vitbench gate --against $(or $(AGAINST),main) $(ARGS)
 
+kernels-bench: $(READY)
+	$(PY) -m vitbench.kernel_bench $(call option,device,DEVICE) $(call option,kernel,KERNEL) $(call option,out,OUT) $(ARGS)
+
 readme: $(READY)
-	$(PY) -m vitbench.report.readme README.md
+	$(PY) -m vitbench.report.readme README.md kernels/README.md
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

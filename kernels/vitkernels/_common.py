@@ -170,12 +170,18 @@ def check_shape(op: str, name: str, tensor: Tensor, want: tuple[int, ...], q: Te
         raise ValueError(f"{op}: {name} must be {want} for q {tuple(q.shape)}; got {tuple(tensor.shape)}")
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast casts x to; None where it is off, for fp64, and on the meta device, which it does not know."""
+    kind = x.device.type
+    if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in autocast's dtype where autocast is on; unchanged otherwise."""
-    kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind) or tensors[0].dtype == torch.float64:
-        return tensors
-    return tuple(tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
+    dtype = autocast_dtype(tensors[0])
+    return tensors if dtype is None else tuple(tensor.to(dtype) for tensor in tensors)
 
 
 def needs_grad(*tensors: Tensor) -> bool:

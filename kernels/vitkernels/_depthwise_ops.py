@@ -20,9 +20,10 @@ _LIBRARY.define(
     "depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, SymInt stride, "
     "SymInt padding, str activation, str residual, bool stats) -> (Tensor, Tensor)"
 )
+# Its flags are integers: a trace cannot hold a list of bools, and fvcore counts traces.
 _LIBRARY.define(
     "depthwise_conv2d_backward(Tensor dy, Tensor? dsums, Tensor x, Tensor weight, Tensor? bias, Tensor? scale, "
-    "Tensor? shift, SymInt stride, SymInt padding, str activation, str residual, bool stats, bool[] needs) "
+    "Tensor? shift, SymInt stride, SymInt padding, str activation, str residual, bool stats, int[] needs) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 forward_op = torch.ops.vitkernels.depthwise_conv2d.default

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitkernels._activations import ACTIVATIONS
+from vitkernels._common import autocast_dtype
 from vitkernels._depthwise_ops import backward_op, forward_op
 
 RESIDUALS = ("none", "pre", "post")
@@ -153,8 +154,8 @@ def _apply(
     residual: str | None,
     stats: bool,
 ) -> tuple[Tensor, Tensor]:
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
+    dtype = autocast_dtype(x)
+    if dtype is not None:
         x, weight = x.to(dtype), weight.to(dtype)
     residual = residual or "none"
     padding = weight.shape[-1] // 2 if padding is None else padding

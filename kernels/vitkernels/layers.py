@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitkernels._common import autocast_dtype
 from vitkernels._derived import derived
 from vitkernels._norm_act import activate, affine_of_sums, norm_act
 from vitkernels._reduced_ops import block_fits, block_op
@@ -48,9 +49,7 @@ def padding_of(conv: nn.Conv2d) -> int | None:
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype that matrix products of x run in: autocast's where it is on."""
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
+    return autocast_dtype(x) or x.dtype
 
 
 def _uses_batch(norm: nn.BatchNorm2d) -> bool:

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitkernels._common import autocast_dtype
 from vitkernels._reduced_ops import block_fits, block_op
 from vitkernels._reduced_reference import (
     ReducedAttentionWeights,
@@ -65,8 +66,8 @@ def reduced_attention(
 
     Raises: ValueError on shape, dtype or device mismatch.
     """
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
+    dtype = autocast_dtype(x)
+    if dtype is not None:
         x = x.to(dtype)
         cast = {n: t.to(dtype) for n, t in weights._asdict().items() if t is not None and n in _PRODUCTS}
         weights = weights._replace(**cast)

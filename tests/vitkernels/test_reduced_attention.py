@@ -229,6 +229,17 @@ def test_flops_do_not_depend_on_the_form(device: str) -> None:
     assert totals[0] == totals[1] == reduced_attention_work(2, 24, 6, 32)[0]
 
 
+@pytest.mark.parametrize("r", [1, 2])
+def test_flops_of_the_backward_pass(device: str, r: int) -> None:
+    x, bias, w = make(32, 2, (6, 4), r, FULL, device)
+    leaf, running = x.clone().requires_grad_(), ("bn_mean", "bn_var")
+    w = w._replace(**{n: t.requires_grad_() for n, t in w._asdict().items() if t is not None and n not in running})
+    out = reduced_attention(leaf, bias.requires_grad_(), w, (6, 4), 2, training=True)
+    with FlopCounterMode(display=False) as counter:
+        out.sum().backward()
+    assert counter.get_total_flops() == reduced_attention_work(2, 24, 24 // r**2, 32, backward=True)[0]
+
+
 @pytest.mark.parametrize("case", REDUCED_ATTENTION_CASES, ids=lambda case: case.name)
 def test_cases_agree_with_the_reference(case: ReducedAttentionCase, device: str) -> None:
     """Each stage of each CMT, at one image and (on the CPU) at most 4 x 8 reduced tokens."""

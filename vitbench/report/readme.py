@@ -1,7 +1,8 @@
 """Fills the tables of a Markdown file from results: `make readme`. A number in README is never typed.
 
 A block `<!-- table: FILE -->` ... `<!-- end -->` holds the table of a vitbench CSV or a pytest-benchmark JSON, a block
-`<!-- verdict: BEFORE AFTER -->` ... `<!-- end -->` what moved from one audit to another.
+`<!-- verdict: BEFORE AFTER -->` ... `<!-- end -->` what moved from one audit to another, a block
+`<!-- kernels: AUDIT -->` ... `<!-- end -->` the table of kernels from an audit. Files are named from the page's folder.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from rich.console import Console
 from vitbench import results
 from vitbench.audit import baseline
 from vitbench.audit.records import read_csv
+from vitbench.errors import InputError
+from vitbench.report.kernel_table import kernel_table
 from vitbench.report.tables import sweep_table
 
 _VERDICT = re.compile(r"(<!-- verdict: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_KERNELS = re.compile(r"(<!-- kernels: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -43,7 +47,10 @@ def _verdict(before: Path, after: Path) -> str:
 
 
 def fill(text: str, root: Path) -> str:
-    """`text` with every block made anew from the files it names, relative to `root`."""
+    """`text` with every block made anew from the files it names, relative to `root`.
+
+    Raises: InputError when an audit is missing or is of another version.
+    """
 
     def block(match: re.Match[str]) -> str:
         path = root / match[2]
@@ -53,10 +60,17 @@ def fill(text: str, root: Path) -> str:
     def verdict(match: re.Match[str]) -> str:
         return f"{match[1]}```\n{_verdict(root / match[2], root / match[3])}\n```\n{match[4]}"
 
-    return _VERDICT.sub(verdict, _BLOCK.sub(block, text))
+    def kernels(match: re.Match[str]) -> str:
+        return f"{match[1]}{kernel_table(read_csv(root / match[2]))}\n{match[3]}"
+
+    return _KERNELS.sub(kernels, _VERDICT.sub(verdict, _BLOCK.sub(block, text)))
 
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
         page = Path(name)
-        page.write_text(fill(page.read_text(encoding="utf-8"), page.parent), encoding="utf-8")
+        try:
+            filled = fill(page.read_text(encoding="utf-8"), page.parent)
+        except InputError as error:
+            sys.exit(f"vitbench: {page}: {error}")
+        page.write_text(filled, encoding="utf-8")

@@ -98,8 +98,8 @@ def test_both_counters_count_it(name: str) -> None:
         assert f"vitkernels::{name}" not in analysis.unsupported_ops()
 
 
-@pytest.mark.parametrize("model", ["cmt_ti", "coatnet_0", "convit_tiny"])
-def test_a_fused_model_counts_as_its_eager_one(model: str) -> None:
-    fused, eager = (count(create_model(model, impl), (224, 224)) for impl in ("fused", "eager"))
+@pytest.mark.parametrize(("model", "side"), [("cmt_ti", 160), ("coatnet_0", 224)])
+def test_a_fused_model_counts_as_its_eager_one(model: str, side: int) -> None:
+    fused, eager = (count(create_model(model, impl), (side, side)) for impl in ("fused", "eager"))
     assert fused.gmacs == pytest.approx(eager.gmacs, rel=1e-9)
     assert fused.uncounted_ops == ()
