@@ -13,7 +13,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from vitbench.kernel_bench.cases import Planned, plan
 from vitbench.kernel_bench.group import verified
 from vitbench.kernel_bench.problem import Impl
-from vitbench.kernel_bench.run import exact_fp32
+from vitbench.kernel_bench.sweep import exact_fp32
 from vitbench.kernel_bench.timing import l2_flush
 from vitbench.measure.latency import Clock
 

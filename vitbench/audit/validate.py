@@ -43,7 +43,8 @@ def measurements(path: Path) -> list[tuple[dict[str, str], float]]:
                 records = list(csv.DictReader(handle))
         return [
             (
-                {name: str(record[name]) for name in COLUMNS[:-1]} | {"launches": record.get("launches", record["pass"])},
+                {name: str(record[name]) for name in COLUMNS[:-1]}
+                | {"launches": record.get("launches", record["pass"])},
                 float(record["median_us"]),
             )
             for record in records

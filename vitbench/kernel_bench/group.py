@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -65,8 +67,12 @@ def failure(problem: BaseException, notes: Sequence[str]) -> tuple[str, str]:
     if isinstance(problem, torch.OutOfMemoryError):
         return "oom", text[:300]
     refused = isinstance(problem, NotImplementedError) or any(said in text.lower() for said in _REFUSALS)
-    why = next((" ".join(note.split()) for note in notes if "because" in note or "requires" in note), "")
-    return ("unsupported" if refused else "error"), (f"{text[:300]} {why[:200]}".strip() if refused else text[:300])
+    if not refused:
+        return "error", text[:300]
+    # SDPA says why in warnings: a heading for each backend, then its reason; the others are off because one is pinned.
+    told = [" ".join(note.partition("(Triggered")[0].split()) for note in notes]
+    why = next((note for note in told if not note.endswith("because:") and "disabled" not in note), "")
+    return "unsupported", f"{text[:300]} {why[:200]}".strip()
 
 
 def _check_device(device: torch.device) -> None:
@@ -100,6 +106,8 @@ def _attempt(who: Sequence[Contender], call: Callable[[], T], device: torch.devi
     finally:
         for contender in who:
             contender.status, contender.reason, contender.step = status, what + reason, None
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what ran out of memory leaves it to the next
     return None
 
 
@@ -144,16 +152,22 @@ def verified(problem: Problem, impl: Impl, dtype: str, device: str) -> Callable[
     return contender.step
 
 
-def _time(contenders: Sequence[Contender], device: torch.device, max_seconds: float) -> None:
+def _time(contenders: Sequence[Contender], device: torch.device, max_seconds: float, deadline: float) -> None:
     running = [c for c in contenders if c.step is not None]
     steps = [c.step for c in running if c.step is not None]
     if not steps:
         return
+    max_seconds = min(max_seconds, max(0.0, deadline - time.monotonic()) / len(steps))
     timed = _attempt(running, lambda: timing.latencies(steps, device, max_seconds), device, "timing failed: ")
     if timed is None:
         return
     replayed = timing.graph_us(steps, device, max_seconds)
-    _check_device(device)
+    try:
+        _check_device(device)
+    except DeviceLost:
+        for contender in running:
+            contender.status, contender.reason = "crashed", "replaying one of these as a CUDA graph broke the device"
+        raise
     held_down = devices.clocks(str(device)).throttled
     for contender, latency, (graph, why_not) in zip(running, timed, replayed, strict=True):
         contender.latency, contender.graph_us = latency, graph
@@ -168,12 +182,14 @@ def measure(
     skip: Collection[str] = (),
     eager_us: float | None = None,
     max_seconds: float = timing.MAX_SECONDS,
+    deadline: float = math.inf,
 ) -> list[tuple[KernelRow, list[float]]]:
     """A row and its samples in us for every implementation of a problem whose name is not in `skip`.
 
     Args:
         eager_us: eager's time from earlier, where it is skipped.
         max_seconds: that timing one implementation may take.
+        deadline: on the clock of time.monotonic; the timings are shortened to end by it.
 
     Raises: DeviceLost when a failure broke the device; the rows it carries say which implementation did.
     """
@@ -194,7 +210,7 @@ def measure(
 
     try:
         _verify(contenders, problem, DTYPES[planned.dtype], where)
-        _time(contenders, where, max_seconds)
+        _time(contenders, where, max_seconds, deadline)
     except DeviceLost as lost:
         raise DeviceLost([row(c) for c in contenders if c.status == "crashed"]) from lost
     eager_us = next((c.latency.p50 * 1e3 for c in contenders if c.latency and c.impl.name == "eager"), eager_us)

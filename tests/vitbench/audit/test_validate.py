@@ -45,6 +45,21 @@ def test_summary_ranks_and_names_the_farthest_off_first(tmp_path: Path) -> None:
     assert rank_correlation(turned[:2]) is None
 
 
+def test_rows_of_rivals_are_left_out_and_launches_may_be_named(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text(
+        "kernel,case,pass,dtype,impl,launches,median_us\n"
+        "conv,a,fwd+bwd,bf16,fused,fwd+bwd*,100\nconv,a,fwd+bwd,bf16,eager,,500\nconv,b,fwd,bf16,fused,fwd,\n"
+    )
+    assert [(p.measured_us, p.modelled_us) for p in pairs(ROWS, path)] == [(100, 60)]
+
+
+def test_sums_in_fp32_belong_to_the_pass_and_are_no_pass_of_their_own(tmp_path: Path) -> None:
+    total = replace(row("a", "bwd_sum", 5.0), dtype="fp32")
+    path = csv(tmp_path / "m.csv", "a,fwd+bwd_*,bf16,100", "a,fwd+bwd_*,fp32,100")
+    assert [(p.name, p.modelled_us) for p in pairs([*ROWS, total], path)] == [("conv/a/fwd+bwd_*/bf16", 65)]
+
+
 def test_benchmark_json_names_launches_in_extra_info(tmp_path: Path) -> None:
     extra = {"kernel": "conv", "case": "a", "pass": "fwd", "dtype": "bf16"}
     path = tmp_path / "m.json"

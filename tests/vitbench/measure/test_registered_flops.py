@@ -36,6 +36,7 @@ table = meta(5 * 9, H)
 x, weight, vector = meta(B, C, 8, 8), meta(C, 1, 3, 3), meta(C)
 conv = (1, 1, "gelu", "none", False)
 square = meta(C, C)
+sizes = (4, H, 1e-6, 0.25)  # of the whole block: grid width, heads, eps, scale
 #: operator: (arguments, FLOPs by the operation's own arithmetic)
 CALLS: dict[str, tuple[tuple[Any, ...], int]] = {
     "bias_attention_fwd": ((q, k, v, bias, 0.25, True), bias_attention_work(B, H, N, N, D)[0]),
@@ -60,8 +61,17 @@ CALLS: dict[str, tuple[tuple[Any, ...], int]] = {
         depthwise_conv2d_work((B, C, 8, 8), 3, backward=True)[0],
     ),
     "reduced_attention_block": (
-        (meta(B, 24, C), meta(H, 24, 6), vector, vector, *(square, vector) * 4, meta(C, 1, 2, 2), vector, vector)
-        + (4, H, 1e-6, 0.25),
+        (
+            meta(B, 24, C),
+            meta(H, 24, 6),
+            vector,
+            vector,
+            *(square, vector) * 4,
+            meta(C, 1, 2, 2),
+            vector,
+            vector,
+            *sizes,
+        ),
         reduced_attention_work(B, 24, 6, C)[0],
     ),
 }

@@ -62,7 +62,7 @@ def run(
     """Times every implementation of every problem that matches, the most telling first, into `out`.
 
     Rows that the file has are not measured again. The budget is looked at before each problem and bounds what it
-    spends on timing; building, verifying and compiling one are not cut short.
+    spends on timing; building, compiling and verifying one are not cut short.
 
     Args:
         pattern: wildcards on kernel/case/pass/dtype, or parts of it, separated by commas.
@@ -93,12 +93,11 @@ def run(
             if have and len(have) == next(iter(have.values())).impls:
                 resumed += 1
                 continue
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
+            if time.monotonic() >= deadline:
                 stopped = BUDGET
                 break
             try:
-                found = _measure(item, device, environment, have, min(max_seconds, left_s))
+                found = _measure(item, device, environment, have, max_seconds, deadline)
             except group.DeviceLost as lost:
                 for row in lost.rows:
                     rows.append(out, row)
@@ -115,11 +114,16 @@ def run(
 
 
 def _measure(
-    item: Planned, device: str, environment: dict[str, object], have: dict[str, KernelRow], max_seconds: float
+    item: Planned,
+    device: str,
+    environment: dict[str, object],
+    have: dict[str, KernelRow],
+    max_seconds: float,
+    deadline: float,
 ) -> list[tuple[KernelRow, list[float]]]:
     eager = have["eager"].median_us if "eager" in have else None
     try:
-        return group.measure(item, device, environment, set(have), eager, max_seconds)
+        return group.measure(item, device, environment, set(have), eager, max_seconds, deadline)
     finally:
         torch._dynamo.reset()  # the next problem's shapes are others
         gc.collect()
