@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -61,7 +62,7 @@ def fill(text: str, root: Path) -> str:
         return f"{match[1]}```\n{_verdict(root / match[2], root / match[3])}\n```\n{match[4]}"
 
     def kernels(match: re.Match[str]) -> str:
-        return f"{match[1]}{kernel_table(read_csv(root / match[2]))}\n{match[3]}"
+        return f"{match[1]}{kernel_table(read_csv(Path(os.path.normpath(root / match[2]))))}\n{match[3]}"
 
     return _KERNELS.sub(kernels, _VERDICT.sub(verdict, _BLOCK.sub(block, text)))
 
