@@ -1,6 +1,6 @@
 """The cards whose time is modelled, one per architecture, and how many programs fit on a multiprocessor.
 
-H200: rates measured, `shared/kernels.md` of the project's facts (copy 4.3 TB/s of 4.8, bf16 matrix 790 TFLOP/s of
+H200: rates measured on the card (copy 4.3 TB/s of 4.8, bf16 matrix 790 TFLOP/s of
 989, L2 about 6 TB/s). A100 (NVIDIA A100 Tensor Core GPU Architecture white paper, 80 GB SXM: 108 multiprocessors,
 1.41 GHz, 2.04 TB/s, 312 TFLOP/s) and B200 (NVIDIA Blackwell datasheet, HGX B200: 148 multiprocessors, 1.85 GHz,
 8 TB/s, 2,250 TFLOP/s dense bf16): their peaks times the shares the H200 was measured to reach (0.90 and 0.80); L2
