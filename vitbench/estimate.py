@@ -10,14 +10,14 @@ from torch import nn
 from vitbench.catalog import Resolution
 from vitbench.measure import flops, memory
 from vitbench.measure.flops import FlopCount
-from vitbench.models import MODELS
+from vitbench.models import spec_of, unserved
 from vitbench.ops import EAGER, Ops, ops_for
 from vitbench.plan import COMPILED, Case
 from vitbench.workload import TORCH_DTYPES, autocast_dtype
 
 
 def _build(model: str, resolution: Resolution, ops: Ops) -> nn.Module:
-    spec = MODELS[model]
+    spec = spec_of(model)
     return spec.build(ops, resolution, spec.num_classes)
 
 
@@ -31,8 +31,8 @@ def count(model: str, resolution: Resolution) -> FlopCount:
 @lru_cache(maxsize=4096)
 def memory_mib(case: Case) -> float | None:
     """Predicted peak memory in MiB, for the allocator of the case's device; None for compiled
-    implementations, whose buffers only the compiler knows."""
-    if case.impl in COMPILED:
+    implementations, whose buffers only the compiler knows, and for those that the model does not have."""
+    if case.impl in COMPILED or unserved(case.model, case.impl, case.resolution):
         return None
     estimate = memory.predict(
         partial(_build, case.model, case.resolution, ops_for(case.impl)),

@@ -105,7 +105,7 @@ def split_resolutions(text: str) -> list[str]:
 
 
 def _resolve(model: str, text: str) -> Resolution:
-    entry = catalog.catalog()[model]
+    entry = catalog.entry(model)
     if text == "native":
         return entry.resolution
     if text.startswith("x"):

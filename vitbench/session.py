@@ -99,10 +99,10 @@ def options(
 def _check_weights(path: Path, models: list[str]) -> None:
     if len(models) != 1:
         raise InputError(f"--weights belongs to one model, and {len(models)} are chosen ({', '.join(models[:3])}, ...)")
-    from vitbench.models import MODELS, load_weights
+    from vitbench.models import load_weights, spec_of
     from vitbench.ops import EAGER
 
-    spec = MODELS[models[0]]
+    spec = spec_of(models[0])
     load_weights(spec.build(EAGER, spec.resolution, spec.num_classes), models[0], path)
 
 

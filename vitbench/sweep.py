@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from vitbench import results
-from vitbench.catalog import catalog, format_resolution
+from vitbench import catalog, results
+from vitbench.catalog import format_resolution
 from vitbench.errors import InputError
 from vitbench.executors.local import Event, LocalExecutor, WorkerLost
 from vitbench.plan import Case, group
@@ -70,7 +70,7 @@ class Summary:
 
 def blank_row(case: Case, environment: dict[str, Any]) -> Row:
     """The case's row before anything is measured: what it is, where it runs, what is published."""
-    entry = catalog()[case.model]
+    entry = catalog.entry(case.model)
     return Row(
         schema=results.SCHEMA,
         case=case.id,

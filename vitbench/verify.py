@@ -41,11 +41,14 @@ class Outcome:
 
 def dropout_modules(model: nn.Module) -> list[nn.Module]:
     """Modules that are random in training: dropout and drop-path with a rate above zero."""
-    return [
-        module
-        for module in model.modules()
-        if (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0) or getattr(module, "drop_prob", 0.0) > 0
-    ]
+    return [module for module in model.modules() if _rate(module) > 0]
+
+
+def _rate(module: nn.Module) -> float:
+    # Drop-path is a class of each library's own: torchvision's is StochasticDepth with p, the others' have drop_prob.
+    if isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ == "StochasticDepth":
+        return float(module.p)  # type: ignore[arg-type]
+    return float(getattr(module, "drop_prob", None) or 0.0)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from vitbench import estimate, verify
 from vitbench.measure import device as devices
 from vitbench.measure import graphs, latency, memory, peak, power
 from vitbench.measure.step import Step, make_step
-from vitbench.models import unserved
+from vitbench.models import foreign, unserved
 from vitbench.objective import Output
 from vitbench.plan import COMPILED, WHOLLY_COMPILED, Case
 from vitbench.workload import TORCH_DTYPES, Workload, autocast_dtype, set_precision
@@ -185,6 +185,8 @@ class Worker:
         module = self.workload.module(case, case.impl, dtype)
         x = self.workload.input(case, dtype)
         model: nn.Module = module
+        if swapped := foreign.swapped(module):
+            _note(row, swapped)
         if case.impl in COMPILED:
             torch._dynamo.reset()  # else a ninth shape of the same module would silently run uncompiled
         if case.impl in WHOLLY_COMPILED:
@@ -197,7 +199,8 @@ class Worker:
         if case.impl in COMPILED:
             row["compile_s"] = compile_s
         if _without_gpu(case):
-            row |= {"valid": False, "reason": "right in Triton's interpreter, where there is nothing to measure"}
+            _note(row, "right in Triton's interpreter, where there is nothing to measure")
+            row["valid"] = False
         elif "memory" in self.options.passes:
             self._phase(case, "memory")
             used = memory.measure(step)
@@ -295,7 +298,7 @@ class Worker:
                 "valid": not throttled,
             }
             if throttled:
-                one.row["reason"] = "the GPU was throttled by heat or power throughout"
+                _note(one.row, "the GPU was throttled by heat or power throughout")
             self._utilisation(one, img_per_s)
 
     def _utilisation(self, one: Prepared, img_per_s: float) -> None:
@@ -337,6 +340,11 @@ class Worker:
         }
 
 
+def _note(row: dict[str, Any], text: str) -> None:
+    """Adds to what a row says besides its numbers."""
+    row["reason"] = "; ".join(filter(None, (row.get("reason"), text)))
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
@@ -359,8 +367,9 @@ def classify(error: Exception) -> tuple[str, str]:
 
 
 def _check_supported(case: Case) -> None:
-    if case.impl.startswith("fused") and (why := unserved(case.model)):
-        raise Unsupported(f"no fused kernel serves {case.model}: {why}")
+    if why := unserved(case.model, case.impl, case.resolution):
+        known = "no fused kernel serves" if case.impl.startswith("fused") else f"impl {case.impl} is not there for"
+        raise Unsupported(f"{known} {case.model}: {why}")
     if case.dtype == "tf32" and case.device == "cpu":
         raise Unsupported("tf32 is a matrix format of NVIDIA GPUs; on the CPU use fp32")
     if (

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vitbench import inputs
 from vitbench.catalog import Resolution
-from vitbench.models import MODELS, create_model
+from vitbench.models import create_model, spec_of
 from vitbench.ops import ops_for
 from vitbench.plan import Case
 from vitbench.weights import enliven
@@ -82,7 +82,7 @@ class Workload:
         if key not in self._input_of or self._input_of[key].shape[0] < batch:
             self._input_of.clear()
             self._input_of[key] = (
-                inputs.photographs(Path(self.images), case.resolution, batch, MODELS[case.model].preprocessing)
+                inputs.photographs(Path(self.images), case.resolution, batch, spec_of(case.model).preprocessing)
                 if self.images
                 else inputs.noise(case.resolution, batch)
             )

@@ -18,6 +18,7 @@ from vitbench.models import (
     detr,
     efficient_vit,
     efficientnet,
+    foreign,
     resnet,
     tnt,
     tutorial,
@@ -54,6 +55,18 @@ MODELS: dict[str, ModelSpec] = _merge(
 )
 
 
+def spec_of(name: str) -> ModelSpec:
+    """The builder of a model: a key of MODELS, or another library's such as `timm:convnext_tiny`.
+
+    Raises: InputError naming the nearest models when there is none, or the library is missing.
+    """
+    if foreign.is_foreign(name):
+        return foreign.spec(name)
+    if name not in MODELS:
+        raise InputError(f"unknown model {name!r}: {nearest(name, MODELS)}")
+    return MODELS[name]
+
+
 def create_model(
     name: str,
     impl: str = "eager",
@@ -64,7 +77,8 @@ def create_model(
     """A model in training mode, fp32, on torch's default device.
 
     Args:
-        name: a key of MODELS.
+        name: a key of MODELS, or LIBRARY:NAME with timm, torchvision or transformers as the library, whose models lie
+            on the CPU and have no impl "sdpa" or "flex".
         impl: "eager", "sdpa", "flex", "fused" (kernels of vitkernels), or "compile" and "fused+compile" (the eager and
             the fused model through torch.compile).
         resolution: 224, "800x1066" or (height, width) in pixels; default the model's own.
@@ -74,18 +88,16 @@ def create_model(
     Raises: InputError on an unknown name or implementation, a model that no fused kernel serves, a resolution the
         architecture cannot take, or weights that are unreadable or belong to another network.
     """
-    if name not in MODELS:
-        raise InputError(f"unknown model {name!r}: {nearest(name, MODELS)}")
+    spec = spec_of(name)
     if impl not in IMPLS:
         raise InputError(f"unknown implementation {impl!r}: {nearest(impl, IMPLS)}")
-    if impl.startswith("fused") and (why := unserved(name)):
-        raise InputError(f"{name} has no fused implementation: {why}")
-    spec = MODELS[name]
     if resolution is None:
         resolution = spec.resolution
     elif not isinstance(resolution, tuple):
         resolution = parse_resolution(str(resolution))
     try:
+        if why := unserved(name, impl, resolution):
+            raise InputError(f"{name} has no {impl.partition('+')[0]} implementation: {why}")
         model = spec.build(ops_for(impl), resolution, spec.num_classes if num_classes is None else num_classes)
     except ValueError as error:
         raise InputError(f"{name} at {format_resolution(resolution)}: {error}") from error
@@ -94,12 +106,19 @@ def create_model(
     return cast(nn.Module, torch.compile(model)) if impl in WHOLLY_COMPILED else model
 
 
-def unserved(name: str) -> str | None:
-    """Why no kernel of vitkernels serves a model of MODELS; None where one does."""
+def unserved(name: str, impl: str = "fused", resolution: Resolution | None = None) -> str | None:
+    """Why a model has no implementation `impl` (that no kernel of vitkernels serves it); None where it has one.
+
+    Raises: ValueError when another library's model cannot be made at the resolution, default its own.
+    """
+    if not impl.startswith("fused"):
+        return foreign.unserved(name, impl) if foreign.is_foreign(name) else None
     try:
         from vitbench.fused import UNSERVED
     except ModuleNotFoundError as error:
         return f"it needs the package {error.name}, which is not installed"
+    if foreign.is_foreign(name):
+        return foreign.unserved(name, impl, resolution)
     return UNSERVED.get(catalog()[name].family)
 
 
@@ -140,4 +159,4 @@ def _example(keys: list[str]) -> str:
     return f" (such as {keys[0]})" if keys else ""
 
 
-__all__ = ["MODELS", "ModelSpec", "Preprocessing", "create_model", "load_weights"]
+__all__ = ["MODELS", "ModelSpec", "Preprocessing", "create_model", "load_weights", "spec_of", "unserved"]
