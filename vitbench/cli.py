@@ -25,6 +25,7 @@ a CSV: a case that fails is a row too, with its reason. A sweep that was stopped
   vitbench bench --model cmt_s,resnet50 --batch 1,64      measure
   vitbench memory-curves --model vit_base_patch16_224,resnet50
   vitbench report results/gpu/cmt_s.csv                   print and draw an earlier sweep again
+  vitbench certify --budget 540 --out DIR                 all that only a GPU can prove, pass or fail a line
 
 Exit code: 0 every case ok or unsupported, 1 some case failed, 2 input that cannot be used, 130 interrupted.
 """,
@@ -60,7 +61,7 @@ def bench(
     ] = "",
     batch: Annotated[str, typer.Option(help="Batch sizes. Default by device.")] = "",
     impl: Annotated[
-        str, typer.Option(help="eager, sdpa, flex, compile, fused, fused+compile. Default by device.")
+        str, typer.Option(help="eager, sdpa, flex, compile, max-autotune, fused, fused+compile. Default by device.")
     ] = "",
     dtype: Annotated[str, typer.Option(help="fp32, tf32, bf16, fp16, amp (fp32 weights, bf16 autocast).")] = "fp32",
     mode: Annotated[str, typer.Option(help="infer, train (forward, backward, AdamW step).")] = "infer",
@@ -265,6 +266,29 @@ def audit(
             kernels, kernel, arch, processes, triton, compile_only, show, out, baseline, accept, markdown, validate
         )
     )
+
+
+@app.command()
+def certify(
+    budget: Annotated[float, typer.Option(help="Seconds this call may take, over all stages.")] = 540.0,
+    stage: Annotated[
+        str, typer.Option(help="correctness, kernels, models, power, memory, prediction, or all; commas between.")
+    ] = "all",
+    device: Annotated[
+        str, typer.Option(help="cuda, or cpu for a small rehearsal. Default: cuda if there is one.")
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to write. Default: results/<device>/certify.")
+    ] = None,
+) -> None:
+    """Prove on a GPU what only a GPU can prove: kernels right and fast, models, power, memory, the audit's model.
+
+    Writes CSV files and summary.md, which says pass, fail or not run for each line. The same command goes on where the
+    last one ran out of time. Exit code: 0 no line of these stages failed, 1 one did, 2 bad input, 130 interrupted.
+    """
+    from vitbench.certify import command
+
+    raise typer.Exit(command.run(budget, stage, out, device))
 
 
 def main() -> None:

@@ -284,12 +284,13 @@ FLEX = Ops("flex", flex_attention, flex_relative_attention, flex_gated_attention
 
 
 def ops_for(impl: str) -> Ops:
-    """The bundle behind an implementation's name; "compile" compiles the eager one, "fused+compile" the fused one."""
+    """The bundle behind an implementation's name; "compile" and "max-autotune" compile the eager one, "fused+compile"
+    the fused one."""
     if impl.startswith("fused"):
         from vitbench.fused import FUSED  # needs triton, which not every platform has
 
         return FUSED
-    return {"eager": EAGER, "sdpa": SDPA, "flex": FLEX, "compile": EAGER}[impl]
+    return {"eager": EAGER, "sdpa": SDPA, "flex": FLEX, "compile": EAGER, "max-autotune": EAGER}[impl]
 
 
 __all__ = [

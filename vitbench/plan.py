@@ -11,11 +11,11 @@ from vitbench import catalog
 from vitbench.catalog import Resolution, check_resolution, format_resolution, parse_resolution
 from vitbench.errors import InputError, nearest
 
-IMPLS = ("eager", "sdpa", "flex", "compile", "fused", "fused+compile")
+IMPLS = ("eager", "sdpa", "flex", "compile", "max-autotune", "fused", "fused+compile")
 #: Implementations that torch.compile builds, in whole or in part, at their first call.
-COMPILED = ("compile", "flex", "fused+compile")
+COMPILED = ("compile", "max-autotune", "flex", "fused+compile")
 #: Of those, the ones whose whole model goes through torch.compile.
-WHOLLY_COMPILED = ("compile", "fused+compile")
+WHOLLY_COMPILED = ("compile", "max-autotune", "fused+compile")
 MODES = ("infer", "train")
 DTYPES = ("fp32", "tf32", "bf16", "fp16", "amp")
 LAYOUTS = ("nchw", "nhwc")

@@ -124,11 +124,13 @@ def run(
     environment: dict[str, Any],
     options: SweepOptions,
     progress: Progress,
+    deadline: float | None = None,
 ) -> Summary:
     """Measures every case that `path` does not hold yet and appends its row as soon as it is known.
 
     Args:
         environment: fields of Row that are the same for all cases; see measure.device.environment.
+        deadline: time.monotonic() at which to stop; what runs then leaves no row, so that another call measures it.
 
     Raises: InputError when `path` cannot be written or holds rows of another environment;
         OSError when the disk fails, with every row so far safe.
@@ -143,14 +145,20 @@ def run(
             options.for_worker(), options.time_limit, lambda event: progress.phase(event["case"], event["what"])
         )
         try:
-            _run_groups(group(todo), executor, path, environment, done, len(cases), progress)
+            _run_groups(group(todo), executor, path, environment, done, len(cases), progress, deadline)
             executor.close()
+        except _OutOfTime:
+            progress.note(f"the time is up with {sum(case.id in done for case in cases)} of {len(cases)} cases done")
         except KeyboardInterrupt:
             summary.interrupted = True
         finally:
             executor.kill()
         summary.rows = [done[case.id] for case in cases if case.id in done]
         return summary
+
+
+class _OutOfTime(Exception):
+    pass
 
 
 def _run_groups(
@@ -161,13 +169,14 @@ def _run_groups(
     done: dict[str, Row],
     total: int,
     progress: Progress,
+    deadline: float | None,
 ) -> None:
     start, measured = time.monotonic(), 0
     while waiting:
         cases = waiting.pop(0)
         rows = {case.id: blank_row(case, environment) for case in cases}
         try:
-            events = _wait(executor, cases, progress)
+            events = _wait(executor, cases, progress, deadline)
         except WorkerLost as lost:
             if lost.case is None:
                 # Nobody knows whose fault it was: each is tried alone.
@@ -189,7 +198,10 @@ def _run_groups(
             progress.row(row, len(done), total, left * per_case if left else None)
 
 
-def _wait(executor: LocalExecutor, cases: list[Case], progress: Progress) -> list[Event]:
+def _wait(executor: LocalExecutor, cases: list[Case], progress: Progress, deadline: float | None) -> list[Event]:
+    end = float("inf") if deadline is None else deadline
+    if time.monotonic() >= end:
+        raise _OutOfTime
     future = executor.submit(cases)
     while True:
         try:
@@ -197,4 +209,6 @@ def _wait(executor: LocalExecutor, cases: list[Case], progress: Progress) -> lis
         except FutureTimeout:
             if future.done():
                 raise
+            if time.monotonic() >= end:
+                raise _OutOfTime from None
             progress.tick()

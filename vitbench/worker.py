@@ -23,7 +23,7 @@ from vitbench import estimate, verify
 from vitbench.measure import device as devices
 from vitbench.measure import graphs, latency, memory, peak, power
 from vitbench.measure.step import Step, make_step
-from vitbench.models import foreign, unserved
+from vitbench.models import compiled, foreign, unserved
 from vitbench.objective import Output
 from vitbench.plan import COMPILED, WHOLLY_COMPILED, Case
 from vitbench.workload import TORCH_DTYPES, Workload, autocast_dtype, set_precision
@@ -190,7 +190,7 @@ class Worker:
         if case.impl in COMPILED:
             torch._dynamo.reset()  # else a ninth shape of the same module would silently run uncompiled
         if case.impl in WHOLLY_COMPILED:
-            model = torch.compile(module, dynamic=False)  # type: ignore[assignment]
+            model = compiled(module, case.impl)
         self._phase(case, "compiling" if case.impl in COMPILED else "verifying")
         compile_s = self._verify(case, model, module, x, row)
         step = make_step(model, x, case.mode, autocast_dtype(case), capturable=self.options.graphs)

@@ -79,8 +79,8 @@ def create_model(
     Args:
         name: a key of MODELS, or LIBRARY:NAME with timm, torchvision or transformers as the library, whose models lie
             on the CPU and have no impl "sdpa" or "flex".
-        impl: "eager", "sdpa", "flex", "fused" (kernels of vitkernels), or "compile" and "fused+compile" (the eager and
-            the fused model through torch.compile).
+        impl: "eager", "sdpa", "flex", "fused" (kernels of vitkernels), or "compile", "max-autotune" and "fused+compile"
+            (the eager model, again, and the fused model through torch.compile).
         resolution: 224, "800x1066" or (height, width) in pixels; default the model's own.
         num_classes: outputs of the classifier, or classes that a detector knows; default the published model's.
         weights: a .safetensors file, loaded strictly; tables that depend on the resolution are resampled.
@@ -103,7 +103,16 @@ def create_model(
         raise InputError(f"{name} at {format_resolution(resolution)}: {error}") from error
     if weights is not None:
         load_weights(model, name, Path(weights))
-    return cast(nn.Module, torch.compile(model)) if impl in WHOLLY_COMPILED else model
+    return compiled(model, impl, dynamic=None) if impl in WHOLLY_COMPILED else model
+
+
+def compiled(model: nn.Module, impl: str, dynamic: bool | None = False) -> nn.Module:
+    """The model as an implementation of WHOLLY_COMPILED compiles it, at its first call.
+
+    "max-autotune" times what the compiler can choose from, on the device; CUDA graphs are left to `--graphs`.
+    """
+    mode = "max-autotune-no-cudagraphs" if impl == "max-autotune" else None
+    return cast(nn.Module, torch.compile(model, dynamic=dynamic, mode=mode))
 
 
 def unserved(name: str, impl: str = "fused", resolution: Resolution | None = None) -> str | None:
@@ -159,4 +168,4 @@ def _example(keys: list[str]) -> str:
     return f" (such as {keys[0]})" if keys else ""
 
 
-__all__ = ["MODELS", "ModelSpec", "Preprocessing", "create_model", "load_weights", "spec_of", "unserved"]
+__all__ = ["MODELS", "ModelSpec", "Preprocessing", "compiled", "create_model", "load_weights", "spec_of", "unserved"]

@@ -27,7 +27,7 @@ from vitbench.ops import Ops
 
 _CLASSES = 1000
 #: Implementations that one model of another library can have.
-IMPLS = ("eager", "compile", "fused", "fused+compile")
+IMPLS = ("eager", "compile", "max-autotune", "fused", "fused+compile")
 
 
 @cache
@@ -81,7 +81,7 @@ def _timm_build(name: str, resolution: Resolution, classes: int) -> nn.Module:
                 raise
         else:
             return built
-    return create(name, num_classes=classes)  # type: ignore[no-any-return]
+    return create(name, num_classes=classes)
 
 
 #: Of torchvision: in training these two give their auxiliary classifiers' logits too.
@@ -104,7 +104,7 @@ def _torchvision_build(name: str, resolution: Resolution, classes: int) -> nn.Mo
         if resolution[0] != resolution[1]:
             raise ValueError("the model takes square images")
         sized["image_size"] = resolution[0]
-    return models.get_model(name, weights=None, num_classes=classes, **sized)  # type: ignore[no-any-return]
+    return models.get_model(name, weights=None, num_classes=classes, **sized)
 
 
 def _torchvision_names() -> list[str]:

@@ -1,0 +1,111 @@
+"""What `vitbench certify` does: the stages that were asked for, each within its share of the time, then the summary."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from vitbench import results
+from vitbench.certify import correctness, kernels, memory, models, power, prediction, summary
+from vitbench.certify.stage import FAIL, NOT_RUN, PASS, Context, Stage
+from vitbench.console import console
+from vitbench.errors import InputError, nearest
+from vitbench.measure import device as devices
+
+#: Most valuable first: what is wrong, then what is slow, then what it costs.
+STAGES: tuple[Stage, ...] = (
+    correctness.STAGE,
+    kernels.STAGE,
+    models.STAGE,
+    power.STAGE,
+    memory.STAGE,
+    prediction.STAGE,
+)
+
+
+def run(budget: float, stage: str, out: Path | None, device: str) -> int:
+    """Runs stages, prints and writes the summary; 0 nothing failed, 1 something did, 130 interrupted.
+
+    Raises: InputError on an unknown stage, a budget that is not positive, a device that is not there, or a folder
+        with the results of another environment.
+    """
+    if not 0 < budget < float("inf"):
+        raise InputError(f"--budget is a number of seconds above zero, got {budget:g}")
+    chosen = parse_stages(stage)
+    device = devices.check_device(device) if device else devices.default_device()
+    if ":" in device:
+        raise InputError(f"certify measures on the first GPU, not on {device}: choose one with CUDA_VISIBLE_DEVICES")
+    deadline = time.monotonic() + budget
+    environment = devices.environment(device)
+    out = out or Path("results") / devices.slug(str(environment["device_name"])) / "certify"
+    context = Context(out, device)
+    _claim(out, environment)
+    interrupted = _run_stages(chosen, context, deadline)
+    judged = {one: one.judge(context) for one in STAGES}
+    path = summary.write(judged, environment, out)
+    verdicts = [line.verdict for lines in judged.values() for line in lines]
+    counts = ", ".join(f"{verdicts.count(name)} {name}" for name in (PASS, FAIL, NOT_RUN))
+    console().print(f"{counts}; wrote {path}", soft_wrap=True)
+    return 130 if interrupted else int(any(line.verdict == FAIL for one in chosen for line in judged[one]))
+
+
+def parse_stages(text: str) -> list[Stage]:
+    """The stages named, commas between, in their own order; "all" is every stage.
+
+    Raises: InputError naming the nearest.
+    """
+    known = {stage.name: stage for stage in STAGES}
+    wanted = [name.strip() for name in text.split(",") if name.strip()]
+    for name in wanted or [text]:
+        if name not in (*known, "all"):
+            raise InputError(f"--stage {name!r} is unknown: {nearest(name, [*known, 'all'])}")
+    return [stage for stage in STAGES if "all" in wanted or stage.name in wanted]
+
+
+def _run_stages(chosen: Sequence[Stage], context: Context, deadline: float) -> bool:
+    """Whether the user interrupted. What a stage leaves of its time, the next ones share."""
+    printer = console()
+    for position, stage in enumerate(chosen):
+        now = time.monotonic()
+        left = deadline - now
+        if left <= 0:
+            printer.print(f"{stage.name}: not run, the budget is used up; the same command goes on from here")
+            continue
+        own = left * stage.share / sum(other.share for other in chosen[position:])
+        printer.print(f"{stage.name}: {stage.title} (at most {own:.0f} s)")
+        try:
+            if stage.run(context, now + own):
+                return True
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+def _claim(out: Path, environment: dict[str, object]) -> None:
+    """Notes where the folder's results come from; what is there already must come from the same environment.
+
+    Raises: InputError.
+    """
+    path = out / "environment.csv"
+    now = {name: "" if value is None else str(value) for name, value in environment.items()}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as handle:
+                before = next(csv.DictReader(handle), {})
+            if changed := results.changes({name: before.get(name) for name in now}, dict(now)):
+                raise InputError(
+                    f"{out} was measured elsewhere or otherwise ({'; '.join(changed)}): give another --out"
+                )
+            return
+        with path.open("w", newline="", encoding="utf-8") as handle:
+            writer = csv.DictWriter(handle, list(now), lineterminator="\n")
+            writer.writeheader()
+            writer.writerow(now)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; give another --out") from error
+
+
+__all__ = ["STAGES", "parse_stages", "run"]

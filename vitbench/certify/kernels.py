@@ -1,0 +1,101 @@
+"""Stage 2: kernels against all peers, interleaved; the rows of kernels.csv are `vitbench.kernel_bench`'s."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import importlib.util
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from vitbench.certify.stage import FAIL, NOT_RUN, Context, Line, Stage, verdict
+
+_BENCH = "vitbench.kernel_bench"
+#: How much slower than a peer counts as not slower: the noise of a kernel's median.
+_TOLERANCE = 1.02
+FUSED, EAGER = "fused", "eager"
+
+Row = dict[str, str]
+
+
+def path(context: Context) -> Path:
+    return context.out / "kernels.csv"
+
+
+def _measure(context: Context, deadline: float) -> None:
+    """The one place that knows how kernels are measured: appends rows that kernels.csv lacks, until the deadline."""
+    importlib.import_module(_BENCH).run(
+        out=path(context), device=context.device, seconds=deadline - time.monotonic(), small=context.small
+    )
+
+
+def _run(context: Context, deadline: float) -> bool:
+    if importlib.util.find_spec(_BENCH) is not None:
+        _measure(context, deadline)
+    return False
+
+
+def read(context: Context) -> list[Row]:
+    """The rows: kernel, case, pass, dtype, impl, status where there is one, median_us, floor_share, ..."""
+    if not path(context).exists():
+        return []
+    with path(context).open(newline="", encoding="utf-8") as handle:
+        return list(csv.DictReader(handle))
+
+
+def timed(rows: list[Row]) -> Iterator[tuple[Row, float]]:
+    """Those that were measured, with their time in microseconds."""
+    for row in rows:
+        if row.get("status", "ok") == "ok" and row.get("median_us"):
+            yield row, float(row["median_us"])
+
+
+def _judge(context: Context) -> list[Line]:
+    rows = read(context)
+    if not rows:
+        missing = importlib.util.find_spec(_BENCH) is None
+        return [Line("kernels", NOT_RUN, f"{_BENCH} is not there" if missing else "not reached yet")]
+    wrong = [row for row in rows if row.get("impl") == FUSED and row.get("status") in ("incorrect", "error", "crashed")]
+    lines = [Line("/".join(_key(row)), FAIL, f"{row['status']}: {row.get('reason', '')}") for row in wrong]
+    of_pass: dict[str, dict[tuple[str, ...], dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    shares: dict[str, list[float]] = defaultdict(list)
+    for row, median in timed(rows):
+        name = f"{row['kernel']} {row['pass']}"
+        of_pass[name][_key(row)][row["impl"]] = median
+        if row["impl"] == FUSED and row.get("floor_share"):
+            shares[name].append(float(row["floor_share"]))
+    if context.small:
+        count = sum(len(cases) for cases in of_pass.values())
+        return [*lines, Line("kernels", NOT_RUN, f"{count} cases rehearsed; speed needs an NVIDIA GPU")]
+    return lines + [line for name in of_pass for line in _judge_pass(name, of_pass[name], shares[name])]
+
+
+def _key(row: Row) -> tuple[str, ...]:
+    return row["kernel"], row["case"], row["pass"], row["dtype"]
+
+
+def _judge_pass(name: str, cases: dict[tuple[str, ...], dict[str, float]], shares: list[float]) -> Iterator[Line]:
+    floor = f"; share of the floor {min(shares):.0%} to {max(shares):.0%}" if shares else ""
+    yield _judge_against(f"{name}: at least as fast as eager", cases, EAGER, floor)
+    yield _judge_against(f"{name}: not slower than the best peer", cases)
+
+
+def _judge_against(what: str, cases: dict[tuple[str, ...], dict[str, float]], only: str = "", extra: str = "") -> Line:
+    found: list[tuple[float, str, str]] = []
+    for key, times in cases.items():
+        peers = {impl: us for impl, us in times.items() if impl != FUSED and only in ("", impl)}
+        if FUSED in times and peers:
+            best = min(peers, key=peers.__getitem__)
+            found.append((peers[best] / times[FUSED], best, "/".join(key[1:])))
+    if not found:
+        return Line(what, NOT_RUN, "no case has both times")
+    slower = [one for one in found if one[0] * _TOLERANCE < 1]
+    ratio, peer, case = min(found)
+    told = f"{len(found) - len(slower)} of {len(found)} cases; least {ratio:.2f}x of {peer} at {case}{extra}"
+    return Line(what, verdict(not slower), told)
+
+
+STAGE = Stage("kernels", "kernels against eager and the best peers", 25, _run, _judge)
+__all__ = ["EAGER", "FUSED", "STAGE", "path", "read", "timed"]

@@ -1,0 +1,112 @@
+"""Stage 3: whole models under every implementation, in models.csv; the first groups are those of the stated aims."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vitbench.catalog import Resolution
+from vitbench.certify import sweeping
+from vitbench.certify.stage import NOT_RUN, Context, Line, Stage, verdict
+from vitbench.plan import Case
+from vitbench.results import Row
+from vitbench.sweep import SweepOptions
+
+#: Throughput over torch.compile's that is aimed at, bf16, batch 64, 224 px.
+AIMS = {"infer": 1.5, "train": 1.2}
+AIMED = ("cmt_s", "coatnet_0")
+MODELS = (
+    *AIMED,
+    "convmixer_768_32",
+    "convit_small",
+    "timm:swin_tiny_patch4_window7_224",
+    "vit_base_patch16_224",
+    "resnet50",
+    "efficientnet_b0",
+)
+#: Timed together: a group is lost when the time ends within it, and compiling takes most of it.
+FIRST = ("eager", "compile", "fused")
+AIMED_TOO = ("fused+compile",)
+REST = ("sdpa", "flex", "max-autotune")
+_FILE = "models.csv"
+
+
+def _size(model: str, side: int) -> Resolution:
+    if model.startswith("convmixer"):  # patches of 7 px
+        side = round(side / 7) * 7
+    return side, side
+
+
+def _group(model: str, impls: tuple[str, ...], mode: str, side: int, batch: int) -> list[Case]:
+    return [Case(model, impl, mode, "bf16", "nhwc", _size(model, side), batch, "cuda") for impl in impls]
+
+
+def cases(context: Context) -> list[Case]:
+    """What is to be measured, most valuable first."""
+    return list(dict.fromkeys(_small() if context.small else _full()))
+
+
+def _full() -> Iterator[Case]:
+    for impls in (FIRST, AIMED_TOO):
+        for mode in AIMS:
+            for model in AIMED:
+                yield from _group(model, impls, mode, 224, 64)
+    for side, batch in ((224, 64), (224, 1), (384, 64), (224, 256), (384, 1), (384, 256)):
+        for mode in AIMS:
+            for model in MODELS:
+                yield from _group(model, FIRST, mode, side, batch)
+    for side, batch in ((224, 64), (224, 1), (384, 64), (224, 256), (384, 1), (384, 256)):
+        for mode in AIMS:
+            for model in MODELS:
+                yield from _group(model, AIMED_TOO, mode, side, batch)
+                yield from _group(model, REST, mode, side, batch)
+
+
+def _small() -> Iterator[Case]:
+    for model, impls in (("cmt_ti", ("eager", "sdpa", "fused")), ("timm:convnext_atto", ("eager", "fused"))):
+        for mode in AIMS:
+            yield from (Case(model, impl, mode, "fp32", "nhwc", (32, 32), 2, "cpu") for impl in impls)
+
+
+def _run(context: Context, deadline: float) -> bool:
+    least, most = (0.02, 0.1) if context.small else (0.5, 3.0)
+    options = SweepOptions(min_time=least, max_time=most, passes=("latency", "memory"))
+    return sweeping.measure(cases(context), context.out / _FILE, options, deadline)
+
+
+def _judge(context: Context) -> list[Line]:
+    rows = sweeping.rows_of(context, _FILE)
+    lines = [_aim(model, mode, rows, context) for model in AIMED for mode in AIMS]
+    planned = cases(context)
+    return lines + [
+        sweeping.progress_line(
+            f"{model}: every implementation right, or out of memory or unsupported with a reason",
+            [case for case in planned if case.model == model],
+            rows,
+        )
+        for model in dict.fromkeys(case.model for case in planned)
+    ]
+
+
+def _aim(model: str, mode: str, rows: dict[str, Row], context: Context) -> Line:
+    what = f"{model} {mode}, bf16, batch 64, 224 px: at least {AIMS[mode]}x the throughput of torch.compile"
+    if context.small:
+        return Line(what, NOT_RUN, "speed needs an NVIDIA GPU")
+    (compiled,) = _group(model, ("compile",), mode, 224, 64)
+    ours = _group(model, ("fused", *AIMED_TOO), mode, 224, 64)
+    rate = {case.impl: _rate(rows.get(case.id)) for case in (compiled, *ours)}
+    best = max((case for case in ours if rate[case.impl]), key=lambda case: rate[case.impl], default=None)
+    if best is None or not rate["compile"]:
+        return Line(what, NOT_RUN, sweeping.absence(compiled if best else ours[0], rows))
+    ratio = rate[best.impl] / rate["compile"]
+    told = ", ".join(f"{impl} {value:,.0f} img/s" for impl, value in rate.items() if value)
+    eager = _rate(rows.get(_group(model, ("eager",), mode, 224, 64)[0].id))
+    told += f", eager {eager:,.0f} img/s" if eager else ""
+    return Line(what, verdict(ratio >= AIMS[mode]), f"{ratio:.2f}x by {best.impl}: {told}")
+
+
+def _rate(row: Row | None) -> float:
+    return row.img_per_s or 0.0 if row is not None and row.status == "ok" and row.valid is not False else 0.0
+
+
+STAGE = Stage("models", "whole models under every implementation", 35, _run, _judge)
+__all__ = ["STAGE", "cases"]

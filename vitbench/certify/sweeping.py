@@ -1,0 +1,70 @@
+"""How stages that measure models do it: the sweep of `vitbench bench`, its CSV and its resuming, until a deadline."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from vitbench import catalog, results, sweep
+from vitbench.certify.stage import FAIL, NOT_RUN, PASS, Context, Line
+from vitbench.console import console
+from vitbench.errors import InputError
+from vitbench.measure import device as devices
+from vitbench.plan import Case
+from vitbench.progress import ConsoleProgress
+from vitbench.results import Row
+from vitbench.sweep import SweepOptions
+
+
+def missing(model: str) -> str:
+    """Why a model of another library cannot be had here; "" where it can."""
+    try:
+        catalog.entry(model)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def measure(cases: Sequence[Case], path: Path, options: SweepOptions, deadline: float) -> bool:
+    """Measures what `path` lacks of the cases, in their order; whether the user interrupted."""
+    here = [case for case in cases if not missing(case.model)]
+    if not here:
+        return False
+    environment = devices.environment(here[0].device) | {
+        "input": "noise, seed 0",
+        "weights": "random, seed 0",
+        "graphs": False,
+    }
+    with ConsoleProgress(console()) as progress:
+        return sweep.run(here, path, environment, options, progress, deadline).interrupted
+
+
+def rows_of(context: Context, file: str) -> dict[str, Row]:
+    """The rows of one of the folder's CSVs by case id; none where it is not there yet."""
+    path = context.out / file
+    return {row.case: row for row in results.read(path)} if path.exists() else {}
+
+
+def progress_line(what: str, cases: Sequence[Case], rows: dict[str, Row]) -> Line:
+    """How many of the cases are rows, of what status; what fails fails the line, running out of memory does not."""
+    if why := next(filter(None, (missing(case.model) for case in cases)), ""):
+        return Line(what, NOT_RUN, why)
+    done = [rows[case.id] for case in cases if case.id in rows]
+    counts = Counter(row.status for row in done)
+    told = ", ".join(f"{count} {status}" for status, count in counts.items()) or "none"
+    told = f"{len(done)} of {len(cases)} cases: {told}"
+    failed = [row for row in done if row.status not in ("ok", "unsupported", "oom")]
+    if failed:
+        return Line(what, FAIL, f"{told}; {failed[0].case}: {failed[0].reason}")
+    return Line(what, PASS if len(done) == len(cases) else NOT_RUN, told)
+
+
+def absence(case: Case, rows: dict[str, Row]) -> str:
+    """Why a case has no measurement."""
+    if case.id not in rows:
+        return missing(case.model) or f"{case.id} not reached yet"
+    return f"{case.id} is {rows[case.id].status}: {rows[case.id].reason}"
+
+
+__all__ = ["absence", "measure", "missing", "progress_line", "rows_of"]
