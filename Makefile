@@ -17,7 +17,7 @@ SHARED = $(call option,model,MODEL) $(call option,resolution,RES) $(call option,
   $(call option,dtype,DTYPE) $(call option,mode,MODE) $(call option,device,DEVICE) $(call option,out,OUT) $(ARGS)
 
 .PHONY: help setup bench memory-curves test lint types bench-harness bench-compare readme clean \
-  audit audit-all audit-compile audit-accept audit-picture gate kernels-bench
+  audit audit-all audit-compile audit-accept audit-picture gate kernels-bench certify wheels
 
 # The other supported Triton, with which every kernel must compile too.
 OTHER_TRITON_VERSION := 3.6.0
@@ -37,6 +37,8 @@ help:
 	@echo 'make audit-picture        pipe use and floor share of every kernel, from the committed audit'
 	@echo 'make gate                 this checkout against main: measured on a GPU, audited without (AGAINST= ARGS=)'
 	@echo 'make kernels-bench        kernels beside eager, SDPA, FlexAttention, compile, cuDNN (DEVICE= OUT= KERNEL= ARGS=)'
+	@echo 'make certify              everything that only a GPU can prove, resumable (BUDGET= STAGE= OUT= DEVICE= ARGS=)'
+	@echo 'make wheels OUT=dir       what a GPU machine without network needs for that, as wheels'
 	@echo 'make readme               the tables of README.md and kernels/README.md from the results'
 	@echo 'make setup                the virtual environment alone (VENV= PYTHON=)'
 
@@ -101,6 +103,13 @@ gate: $(READY)
 
 kernels-bench: $(READY)
 	$(PY) -m vitbench.kernel_bench $(call option,device,DEVICE) $(call option,kernel,KERNEL) $(call option,out,OUT) $(ARGS)
+
+certify: $(READY)
+	$(PY) -m vitbench certify $(call option,budget,BUDGET) $(call option,stage,STAGE) $(call option,device,DEVICE) \
+	  $(call option,out,OUT) $(ARGS)
+
+wheels: $(READY)
+	$(PY) -m vitbench.certify.wheels $(or $(OUT),build/wheels) $(ARGS)
 
 readme: $(READY)
 	$(PY) -m vitbench.report.readme README.md kernels/README.md

@@ -21,6 +21,8 @@ _ROOT = Path(__file__).resolve().parents[2]
 _TESTS = Path("tests") / "vitkernels"
 #: Of the rehearsal on a CPU: each kernel's reference path once, which takes seconds.
 _SMALL = (f"{_TESTS}/test_attention_ops.py", "-k", "token_major or flops")
+#: What they prove, compilation for any card and the CPU's own path, needs no GPU and is proved without one.
+_ELSEWHERE = ("test_attention_on_cpu.py", "test_depthwise_aot.py")
 #: Compiling takes most of a test's time and one core; the tests' tensors are small.
 _PROCESSES = 4
 
@@ -41,7 +43,7 @@ def _run(context: Context, deadline: float) -> bool:
         return False
     count = 1 if context.small else min(_PROCESSES, os.cpu_count() or 1)
     path = _path(context).resolve()
-    chosen = _SMALL if context.small else (str(_TESTS),)
+    chosen = _SMALL if context.small else (str(_TESTS), *(f"--ignore={_TESTS / name}" for name in _ELSEWHERE))
     command = [
         sys.executable, "-m", "pytest", *chosen, "--device", context.device, "-q", "-p", "no:cacheprovider",
         "-p", "vitbench.certify.recorder", "--record-to", str(path),

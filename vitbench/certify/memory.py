@@ -19,10 +19,10 @@ _FILE = "memory.csv"
 def curve_cases(context: Context) -> list[list[Case]]:
     """One list a curve, batches ascending; on a GPU up to what no card of today holds."""
     if context.small:
-        models, side, batches, dtype = ("vit_tiny_patch16_224", "resnet18"), 64, (1, 2), "fp32"
+        models, side, batches, dtype = ("vit_tiny_patch16_224", "resnet18"), 64, [1, 2], "fp32"
     else:
         models, side, dtype = ("vit_base_patch16_224", "resnet50"), 224, "bf16"
-        batches = (1, 4, 16, 64, 128, 256, 512, 1024, 2048)
+        batches = [1, 4, 16, 64, 128, 256, 512, 1024, 2048]
     return [
         [Case(model, "eager", mode, dtype, "nchw", (side, side), batch, context.device) for batch in batches]
         for mode in ("train", "infer")
@@ -33,7 +33,7 @@ def curve_cases(context: Context) -> list[list[Case]]:
 def fused_cases(context: Context) -> list[Case]:
     """Eager's training at 384 px, to hold fused's against; the CPU's share of it is a prediction."""
     if context.small:
-        return [Case("cmt_ti", "eager", "train", "fp32", "nhwc", (64, 64), 2, "cpu")]
+        return [Case("convmixer_768_32", "eager", "train", "fp32", "nhwc", (28, 28), 2, "cpu")]
     return [Case(model, "eager", "train", "bf16", "nhwc", (384, 384), 32, "cuda") for model in ("cmt_s", "coatnet_0")]
 
 

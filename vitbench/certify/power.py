@@ -43,8 +43,8 @@ def _judge(context: Context) -> list[Line]:
             lines.append(Line(what, verdict(False), sweeping.absence(case, rows)))
         else:
             told = (
-                f"{row.avg_power_w:,.0f} W (idle {row.idle_power_w or 0:,.0f} W), {row.energy_j_per_img:.4g} J an image, "
-                f"{row.energy_net_j_per_img:.4g} J net of idle"
+                f"{row.avg_power_w:,.0f} W (idle {row.idle_power_w or 0:,.0f} W), "
+                f"{row.energy_j_per_img:.4g} J an image, {row.energy_net_j_per_img:.4g} J net of idle"
             )
             lines.append(Line(what, verdict(row.energy_j_per_img > 0), told))
     return lines

@@ -64,7 +64,8 @@ def absence(case: Case, rows: dict[str, Row]) -> str:
     """Why a case has no measurement."""
     if case.id not in rows:
         return missing(case.model) or f"{case.id} not reached yet"
-    return f"{case.id} is {rows[case.id].status}: {rows[case.id].reason}"
+    row = rows[case.id]
+    return f"{case.id} is {row.status}: {row.reason}" if row.reason else f"{case.id} is {row.status}, but not measured"
 
 
 __all__ = ["absence", "measure", "missing", "progress_line", "rows_of"]
