@@ -49,11 +49,12 @@ def cases(context: Context) -> list[Case]:
 
 
 def _full() -> Iterator[Case]:
-    for impls in (FIRST, AIMED_TOO):
+    tiers: tuple[tuple[tuple[str, ...], ...], ...] = ((FIRST,), REST)
+    for impls in (*tiers[0], AIMED_TOO):
         for mode in AIMS:
             for model in AIMED:
                 yield from _group(model, impls, mode, 224, 64)
-    for groups in ((FIRST,), REST):
+    for groups in tiers:
         for (side, batch), mode, model, impls in itertools.product(_SHAPES, AIMS, MODELS, groups):
             yield from _group(model, impls, mode, side, batch)
 

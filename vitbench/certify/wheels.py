@@ -1,4 +1,4 @@
-"""`make wheels OUT=DIR`: what a GPU machine lacks to certify, as wheels to carry there, for Python 3.12 on Linux x86_64.
+"""`make wheels OUT=DIR`: what a GPU machine lacks to certify, as wheels to carry there (Python 3.12, Linux x86_64).
 
 The machine has torch, triton and numpy. Versions are those installed here, so run it in the environment that passes the
 tests; torchvision, which timm imports, follows the torch of the machine.

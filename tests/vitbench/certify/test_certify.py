@@ -1,0 +1,181 @@
+"""The certification end to end where there is no GPU: it runs, resumes, keeps to its time and says what it did not."""
+
+from __future__ import annotations
+
+import csv
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from vitbench import cli, results
+from vitbench.certify import command, correctness, memory, models, power
+from vitbench.certify.stage import FAIL, NOT_RUN, PASS, Context, Line, Stage
+from vitbench.certify.summary import markdown
+from vitbench.errors import InputError
+
+RESULT = re.compile(r"^\| (.+) \| (pass|fail|not run) \| (.*) \|$", re.MULTILINE)
+
+
+def stamps(out: Path) -> dict[str, list[str]]:
+    """When each measured row was, and how long each test took: what measuring again would change."""
+    swept = {f"{name}.csv": [row.started_at or "" for row in results.read(out / f"{name}.csv")]
+             for name in ("models", "power", "memory")}  # fmt: skip
+    return swept | {name: (out / name).read_text().splitlines() for name in ("correctness.csv", "audit.csv")}
+
+
+def test_the_rehearsal_measures_judges_and_resumes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A user's shell has no such thing; with it the workers would interpret whole networks' kernels, for minutes.
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert command.run(0.01, "all", tmp_path, "cpu") == 0
+    lines = RESULT.findall((tmp_path / "summary.md").read_text(encoding="utf-8"))
+    assert {verdict for _, verdict, _ in lines} == {NOT_RUN}, "there was no time for anything"
+
+    assert command.run(400, "all", tmp_path, "cpu") == 0
+    text = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (\w+):", text, re.MULTILINE) == [stage.name for stage in command.STAGES]
+    told = {what: (verdict, detail) for what, verdict, detail in RESULT.findall(text)}
+    assert told["tests/vitkernels/test_attention_ops.py"][0] == PASS
+    assert told["cmt_s infer, bf16, batch 64, 224 px: at least 1.5x the throughput of torch.compile"][0] == NOT_RUN
+    assert next(v for k, v in told.items() if k.startswith("convit_tiny: every"))[0] == PASS
+    predicted = [v for k, v in told.items() if "predicted within 5%" in k]
+    assert [verdict for verdict, _ in predicted] == [PASS] * 4
+    saved = next(detail for what, (_, detail) in told.items() if "fused needs less memory" in what)
+    assert saved.endswith("not measured"), "without a GPU nothing fused is measured"
+    assert "3 launches audited" in told["modelled kernel times rank kernels as the GPU does"][1]
+    rows = {row.case: row for row in results.read(tmp_path / "models.csv")}
+    assert rows.keys() == {case.id for case in models.cases(Context(tmp_path, "cpu"))}
+    fused = rows["convit_tiny/fused/train/fp32/nhwc/32/b2/cpu"]
+    assert (fused.status, fused.img_per_s) == ("unsupported", None)
+
+    before = stamps(tmp_path)
+    assert command.run(400, "all", tmp_path, "cpu") == 0
+    assert stamps(tmp_path) == before
+    assert "10 of 10 cases are already in" in capsys.readouterr().out
+    assert (tmp_path / "summary.md").read_text(encoding="utf-8") == text
+
+
+def complaint(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+    monkeypatch.setattr("sys.argv", ["vitbench", "certify", *arguments])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    assert exit.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    (["--stage", "model"], "--stage 'model' is unknown: did you mean models?"),
+    (["--stage", "zzz"], "allowed: correctness, kernels, models, power, memory, prediction, all"),
+    (["--stage", ""], "is unknown"),
+    (["--budget", "0"], "above zero"),
+    (["--budget", "-5"], "above zero"),
+    (["--budget", "nan"], "above zero"),
+    (["--device", "tpu"], "allowed: cpu, cuda"),
+    (["--device", "cpu", "--out", "/proc/nowhere"], "cannot write"),
+])  # fmt: skip
+def test_bad_input_is_one_line(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert says in complaint(capsys, monkeypatch, *arguments)
+
+
+def test_a_device_that_is_absent_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitbench.measure.device.nvml", lambda: None)
+    assert "needs an NVIDIA GPU and driver" in complaint(capsys, monkeypatch, "--device", "cuda")
+
+
+def test_a_folder_of_another_environment_is_refused(tmp_path: Path) -> None:
+    command._claim(tmp_path, {"torch": "2.11.0", "driver": None})
+    command._claim(tmp_path, {"torch": "2.11.0", "driver": None})
+    with pytest.raises(InputError, match=r"torch was '2.11.0', is '2.13.0'.*another --out"):
+        command._claim(tmp_path, {"torch": "2.13.0", "driver": None})
+
+
+def test_stages_share_what_the_others_leave(tmp_path: Path) -> None:
+    given: dict[str, float] = {}
+
+    def stage(name: str, share: float, lasts: float) -> Stage:
+        def run(context: Context, deadline: float) -> bool:
+            given[name] = deadline - time.monotonic()
+            time.sleep(lasts)
+            return False
+
+        return Stage(name, name, share, run, lambda context: [Line(name, PASS, "")])
+
+    stages = (stage("a", 1, 0), stage("b", 1, 0.3), stage("c", 2, 0), stage("d", 0.01, 0))
+    command._run_stages(stages[:3], Context(tmp_path, "cpu"), time.monotonic() + 10)
+    assert given["a"] == pytest.approx(2.5, abs=0.2)
+    assert given["b"] == pytest.approx(10 / 3, abs=0.2)
+    assert given["c"] == pytest.approx(9.7, abs=0.2)
+    command._run_stages(stages, Context(tmp_path, "cpu"), time.monotonic() - 1)
+    assert "d" not in given
+
+
+def test_a_failed_line_of_a_chosen_stage_is_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stage(name: str, verdict: str) -> Stage:
+        return Stage(name, name, 1, lambda context, deadline: False, lambda context: [Line("x | y", verdict, "why")])
+
+    monkeypatch.setattr(command, "STAGES", (stage("good", PASS), stage("bad", FAIL)))
+    assert command.run(1, "good", tmp_path, "cpu") == 0
+    assert command.run(1, "all", tmp_path, "cpu") == 1
+    assert "| x \\| y | fail | why |" in (tmp_path / "summary.md").read_text()
+
+
+def test_summary_escapes_and_names_the_environment() -> None:
+    stage = command.STAGES[0]
+    text = markdown({stage: [Line("a", FAIL, "b |\nc")]}, {"torch": "2.11.0", "driver": None, "threads": 2})
+    assert text.splitlines()[2] == "torch 2.11.0"
+    assert "| a | fail | b \\| c |" in text
+
+
+def test_the_full_plan_can_be_built_and_begins_with_the_aims(timm: object, tmp_path: Path) -> None:
+    from vitbench.catalog import check_resolution
+
+    context = Context(tmp_path, "cuda")
+    planned = models.cases(context)
+    assert len(planned) == len(set(planned)) == 8 * 2 * 6 * 7
+    assert [(case.model, case.mode, case.impl) for case in planned[:3]] == [
+        ("cmt_s", "infer", impl) for impl in ("eager", "compile", "fused")
+    ]
+    aims = {(case.model, case.mode) for case in planned[:12]}
+    assert aims == {(model, mode) for model in ("cmt_s", "coatnet_0") for mode in ("infer", "train")}
+    curves = [case for curve in memory.curve_cases(context) for case in curve]
+    for case in {*planned, *power.cases(context), *curves, *memory.fused_cases(context)}:
+        check_resolution(case.model, case.resolution)
+        assert case.device == "cuda"
+
+
+def test_a_killed_test_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tests = tmp_path / "tests" / "vitkernels"
+    tests.mkdir(parents=True)
+    (tmp_path / "tests" / "conftest.py").write_text("def pytest_addoption(parser): parser.addoption('--device')\n")
+    (tests / "test_attention_ops.py").write_text(
+        "import pytest, time\n"
+        "def test_token_major_good(): pass\n"
+        "def test_token_major_bad(): assert 1 == 2, 'one, two'\n"
+        "def test_token_major_skipped(): pytest.skip('no such card')\n"
+        "def test_token_major_slow(): time.sleep(1000)\n"
+    )
+    monkeypatch.setattr(correctness, "_ROOT", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(correctness.__file__).parents[2]))
+    context = Context(tmp_path / "out", "cpu")
+    context.out.mkdir()
+    correctness.STAGE.run(context, time.monotonic() + 8)
+    (line,) = correctness.STAGE.judge(context)
+    assert line.verdict == FAIL
+    assert line.detail.startswith("1 passed, 1 failed, 1 skipped, 1 planned; first: test_token_major_bad: ")
+    assert "one, two" in line.detail
+    text = (tests / "test_attention_ops.py").read_text()
+    (tests / "test_attention_ops.py").write_text(text.replace("1000", "0").replace("1 == 2", "1 == 1"))
+    correctness.STAGE.run(context, time.monotonic() + 60)
+    (line,) = correctness.STAGE.judge(context)
+    assert line.detail.startswith("2 passed, 1 failed, 1 skipped"), "what has an outcome is not run again"
+    with (context.out / "correctness.csv").open() as handle:
+        outcomes = [(row["test"].partition("::")[2], row["outcome"]) for row in csv.DictReader(handle)]
+    assert outcomes.count(("test_token_major_good", "passed")) == 1
