@@ -1,0 +1,151 @@
+"""What a GPU's numbers would be called: the judgements of each stage on rows that are made up."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitbench import results
+from vitbench.audit.model import Row as AuditRow
+from vitbench.audit.records import COLUMNS, write_csv
+from vitbench.certify import kernels, memory, models, power, prediction
+from vitbench.certify.stage import FAIL, NOT_RUN, PASS, Context, Line
+from vitbench.plan import Case
+from vitbench.sweep import blank_row
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    return Context(tmp_path, "cuda")
+
+
+def write(context: Context, file: str, case: Case, **known: Any) -> None:
+    row = blank_row(case, {"device_name": "a GPU", "input": "noise", "weights": "random"})
+    for name, value in {"status": "ok", **known}.items():
+        setattr(row, name, value)
+    results.append(context.out / file, row)
+
+
+def aimed(context: Context) -> Line:
+    return next(line for line in models.STAGE.judge(context) if line.what.startswith("cmt_s infer, bf16"))
+
+
+@pytest.mark.parametrize(("fused", "both", "verdict", "told"), [
+    (1499.0, None, FAIL, "1.50x by fused: compile 1,000 img/s, fused 1,499 img/s"),
+    (1500.0, None, PASS, "1.50x by fused"),
+    (900.0, 1600.0, PASS, "1.60x by fused+compile"),
+])  # fmt: skip
+def test_the_aim_is_the_best_fused_over_compile(
+    context: Context, fused: float, both: float | None, verdict: str, told: str
+) -> None:
+    case = Case("cmt_s", "compile", "infer", "bf16", "nhwc", (224, 224), 64, "cuda")
+    assert aimed(context).verdict == NOT_RUN
+    write(context, "models.csv", case, img_per_s=1000.0)
+    assert aimed(context).detail == "cmt_s/fused/infer/bf16/nhwc/224/b64/cuda not reached yet"
+    write(context, "models.csv", replace(case, impl="fused"), img_per_s=fused)
+    if both:
+        write(context, "models.csv", replace(case, impl="fused+compile"), img_per_s=both)
+    line = aimed(context)
+    assert line.verdict == verdict
+    assert line.detail.startswith(told)
+
+
+def test_a_wrong_implementation_has_no_aim_and_fails_its_model(context: Context) -> None:
+    case = Case("cmt_s", "compile", "infer", "bf16", "nhwc", (224, 224), 64, "cuda")
+    write(context, "models.csv", case, img_per_s=1000.0)
+    write(context, "models.csv", replace(case, impl="fused"), status="incorrect", reason="differs from eager by 1")
+    assert (aimed(context).verdict, "incorrect: differs" in aimed(context).detail) == (NOT_RUN, True)
+    line = next(line for line in models.STAGE.judge(context) if line.what.startswith("cmt_s: every"))
+    assert line.verdict == FAIL
+    assert "2 of 84 cases: 1 ok, 1 incorrect; cmt_s/fused/infer" in line.detail
+
+
+@pytest.mark.parametrize(("measured", "verdict"), [(1049.0, PASS), (1060.0, FAIL), (940.0, FAIL)])
+def test_memory_is_held_to_five_percent(context: Context, measured: float, verdict: str) -> None:
+    curve = memory.curve_cases(context)[0]
+    write(context, "memory.csv", curve[0], predicted_mem_mib=100.0, peak_mem_mib=100.0)
+    write(context, "memory.csv", curve[1], predicted_mem_mib=1000.0, peak_mem_mib=measured)
+    line, largest = memory.STAGE.judge(context)[:2]
+    assert line.verdict == verdict
+    assert f"farthest off {1000 / measured - 1:+.2%} at batch 4" in line.detail
+    assert largest.verdict == NOT_RUN
+    write(context, "memory.csv", curve[2], status="oom", reason="CUDA out of memory")
+    assert (memory.STAGE.judge(context)[1].verdict, memory.STAGE.judge(context)[1].detail) == (
+        PASS, "4; 16 runs out of memory",
+    )  # fmt: skip
+
+
+def test_fusion_must_save_in_prediction_and_measurement(context: Context) -> None:
+    eager = memory.fused_cases(context)[0]
+    write(context, "memory.csv", eager, predicted_mem_mib=1000.0, peak_mem_mib=1000.0)
+    write(context, "memory.csv", replace(eager, impl="fused"), predicted_mem_mib=700.0, peak_mem_mib=1001.0)
+    line = memory.STAGE.judge(context)[-2]
+    assert line.verdict == FAIL
+    assert "predicted 700 MiB of 1,000 MiB, 70%; measured 1,001 MiB" in line.detail
+
+
+def test_power_is_present_or_says_why(context: Context) -> None:
+    first, second, third = power.cases(context)[:3]
+    write(context, "power.csv", first, energy_source="nvml", avg_power_w=500.0, idle_power_w=80.0,
+          energy_j_per_img=0.25, energy_net_j_per_img=0.21)  # fmt: skip
+    write(context, "power.csv", second, status="crashed", reason="worker killed")
+    lines = power.STAGE.judge(context)
+    assert (lines[0].verdict, lines[0].detail) == (
+        PASS, "500 W (idle 80 W), 0.25 J an image, 0.21 J net of idle",
+    )  # fmt: skip
+    assert (lines[1].verdict, lines[2].verdict) == (FAIL, NOT_RUN)
+    assert third.id in lines[2].detail
+
+
+def kernel_rows(context: Context, *rows: tuple[str, str, float]) -> None:
+    with kernels.path(context).open("w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["kernel", "case", "pass", "dtype", "impl", "status", "median_us", "floor_share"])
+        writer.writerows(["dw", case, "fwd", "bf16", impl, "ok", us, 0.5] for case, impl, us in rows)
+
+
+def test_kernels_are_held_against_eager_and_the_best_peer(context: Context) -> None:
+    kernel_rows(context, ("a", "eager", 30), ("a", "sdpa", 12), ("a", "fused", 10), ("b", "eager", 30),
+                ("b", "sdpa", 9), ("b", "fused", 10), ("c", "fused", 5))  # fmt: skip
+    eager, best = kernels.STAGE.judge(context)
+    assert (eager.verdict, eager.detail) == (
+        PASS, "2 of 2 cases; least 3.00x of eager at a/fwd/bf16; share of the floor 50% to 50%",
+    )  # fmt: skip
+    assert (best.verdict, best.detail) == (FAIL, "1 of 2 cases; least 0.90x of sdpa at b/fwd/bf16")
+
+
+def test_kernels_without_their_benchmark_are_not_run(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_BENCH", "vitbench.no_such_module")
+    assert kernels.STAGE.run(context, 0.0) is False
+    (line,) = kernels.STAGE.judge(context)
+    assert (line.verdict, line.detail) == (NOT_RUN, "vitbench.no_such_module is not there")
+
+
+@pytest.mark.parametrize(("modelled", "verdicts"), [
+    ((10.0, 20.0, 30.0, 40.0), (PASS, PASS)),
+    ((40.0, 30.0, 20.0, 10.0), (FAIL, PASS)),
+    ((100.0, 200.0, 300.0, 400.0), (PASS, FAIL)),
+])  # fmt: skip
+def test_the_model_must_rank_and_be_near(
+    context: Context, modelled: tuple[float, ...], verdicts: tuple[str, str]
+) -> None:
+    audited = [
+        AuditRow(**{("pass_" if name == "pass" else name): 0 for name in COLUMNS}
+                 | {"kernel": "dw", "case": case, "pass_": "fwd", "dtype": "bf16", "arch": "sm_90", "triton": "3.6",
+                    "status": "ok", "reason": "", "modelled_us": us, "matrix_instruction": "", "bound_by": "",
+                    "occupancy_limit": ""})  # type: ignore[arg-type]
+        for case, us in zip("abcd", modelled, strict=True)
+    ]  # fmt: skip
+    write_csv(audited, context.out / "audit.csv")
+    kernel_rows(context, *((case, "fused", 11.0 * n) for n, case in enumerate("abcd", start=1)), ("a", "eager", 99.0))
+    with (context.out / "prediction.csv").open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, ["kernel", "case", "pass", "dtype", "median_us"])
+        writer.writeheader()
+        writer.writerows(prediction._measured(context))
+    lines = prediction.STAGE.judge(context)
+    assert tuple(line.verdict for line in lines) == verdicts
+    assert "4 of 4 measured passes audited" in lines[0].detail
