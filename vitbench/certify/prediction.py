@@ -17,6 +17,7 @@ from vitbench.certify.stage import NOT_RUN, Context, Line, Stage, verdict
 from vitbench.errors import InputError
 from vitbench.measure import device as devices
 
+COLUMNS = (*validate.COLUMNS, "launches")
 #: What the model must reach to be believed: it is to rank kernels; its level may be off by half.
 LEAST_CORRELATION = 0.8
 RATIOS = (0.5, 1.5)
@@ -36,15 +37,15 @@ def arch_of(context: Context) -> int:
 
 
 def _measured(context: Context) -> list[dict[str, str]]:
-    """Fused kernels' measurements, in the columns that `vitbench audit --validate` reads."""
+    """Fused kernels' measurements and what they launch, in the columns that `vitbench audit --validate` reads."""
     found = [row for row, _ in kernels.timed(kernels.read(context)) if row.get("impl") == kernels.FUSED]
-    return [{name: row[name] for name in validate.COLUMNS} for row in found]
+    return [{name: row[name] for name in COLUMNS} for row in found]
 
 
 def _wanted(launch: Launch, measured: list[dict[str, str]]) -> bool:
     return any(
         (launch.op, launch.case, launch.dtype) == (row["kernel"], row["case"], row["dtype"])
-        and any(fnmatchcase(launch.pass_name, part) for part in row["pass"].split("+"))
+        and any(fnmatchcase(launch.pass_name, part) for part in row["launches"].split("+"))
         for row in measured
     )
 
@@ -57,7 +58,7 @@ def _run(context: Context, deadline: float) -> bool:
     if arch not in chips.CHIPS or not (measured or context.small):
         return False
     with (context.out / "prediction.csv").open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, validate.COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(measured)
     if context.small:

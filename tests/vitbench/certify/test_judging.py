@@ -104,8 +104,8 @@ def test_power_is_present_or_says_why(context: Context) -> None:
 def kernel_rows(context: Context, *rows: tuple[str, str, float]) -> None:
     with kernels.path(context).open("w", newline="") as handle:
         writer = csv.writer(handle)
-        writer.writerow(["kernel", "case", "pass", "dtype", "impl", "status", "median_us", "floor_share"])
-        writer.writerows(["dw", case, "fwd", "bf16", impl, "ok", us, 0.5] for case, impl, us in rows)
+        writer.writerow(["kernel", "case", "pass", "dtype", "impl", "status", "launches", "median_us", "floor_share"])
+        writer.writerows(["dw", case, "fwd", "bf16", impl, "ok", "fwd", us, 0.5] for case, impl, us in rows)
 
 
 def test_kernels_are_held_against_eager_and_the_best_peer(context: Context) -> None:
@@ -118,11 +118,14 @@ def test_kernels_are_held_against_eager_and_the_best_peer(context: Context) -> N
     assert (best.verdict, best.detail) == (FAIL, "1 of 2 cases; least 0.90x of sdpa at b/fwd/bf16")
 
 
-def test_kernels_without_their_benchmark_are_not_run(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_BENCH", "vitbench.no_such_module")
-    assert kernels.STAGE.run(context, 0.0) is False
-    (line,) = kernels.STAGE.judge(context)
-    assert (line.verdict, line.detail) == (NOT_RUN, "vitbench.no_such_module is not there")
+def test_a_wrong_kernel_fails_and_is_in_no_ratio(context: Context) -> None:
+    assert [line.verdict for line in kernels.STAGE.judge(context)] == [NOT_RUN]
+    kernel_rows(context, ("a", "eager", 30), ("a", "fused", 10))
+    text = kernels.path(context).read_text().replace("fused,ok,fwd,10", "fused,incorrect,fwd,")
+    kernels.path(context).write_text(text)
+    wrong, eager, best = kernels.STAGE.judge(context)
+    assert (wrong.what, wrong.verdict) == ("dw/a/fwd/bf16", FAIL)
+    assert (eager.verdict, best.verdict) == (NOT_RUN, NOT_RUN)
 
 
 @pytest.mark.parametrize(("modelled", "verdicts"), [
@@ -143,7 +146,7 @@ def test_the_model_must_rank_and_be_near(
     write_csv(audited, context.out / "audit.csv")
     kernel_rows(context, *((case, "fused", 11.0 * n) for n, case in enumerate("abcd", start=1)), ("a", "eager", 99.0))
     with (context.out / "prediction.csv").open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, ["kernel", "case", "pass", "dtype", "median_us"])
+        writer = csv.DictWriter(handle, prediction.COLUMNS)
         writer.writeheader()
         writer.writerows(prediction._measured(context))
     lines = prediction.STAGE.judge(context)
