@@ -21,7 +21,7 @@ _BENCH = "vitbench.kernel_bench"
 _SMALL = ("--kernel", "depthwise_conv2d/cmt_s-a-lpu-b64-nhwc-small/fwd/fp32", "--max-time", "0.2")
 #: How much slower than a peer counts as not slower: the noise of a kernel's median.
 _TOLERANCE = 1.02
-FUSED, EAGER = "fused", "eager"
+FUSED, EAGER = "fused", "eager"  # other layouts of ours are called fused-...
 
 Row = dict[str, str]
 
@@ -67,7 +67,9 @@ def _judge(context: Context) -> list[Line]:
     rows = read(context)
     if not rows:
         return [Line("kernels", NOT_RUN, "not reached yet")]
-    wrong = [row for row in rows if row.get("impl") == FUSED and row.get("status") in ("incorrect", "error", "crashed")]
+    wrong = [
+        row for row in rows if row["impl"].startswith(FUSED) and row.get("status") in ("incorrect", "error", "crashed")
+    ]
     lines = [Line("/".join(_key(row)), FAIL, f"{row['status']}: {row.get('reason', '')}") for row in wrong]
     of_pass: dict[str, dict[tuple[str, ...], dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     shares: dict[str, list[float]] = defaultdict(list)
@@ -95,7 +97,7 @@ def _judge_pass(name: str, cases: dict[tuple[str, ...], dict[str, float]], share
 def _judge_against(what: str, cases: dict[tuple[str, ...], dict[str, float]], only: str = "", extra: str = "") -> Line:
     found: list[tuple[float, str, str]] = []
     for key, times in cases.items():
-        peers = {impl: us for impl, us in times.items() if impl != FUSED and only in ("", impl)}
+        peers = {impl: us for impl, us in times.items() if not impl.startswith(FUSED) and only in ("", impl)}
         if FUSED in times and peers:
             best = min(peers, key=peers.__getitem__)
             found.append((peers[best] / times[FUSED], best, "/".join(key[1:])))

@@ -22,7 +22,9 @@ def stamps(out: Path) -> dict[str, list[str]]:
     """When each measured row was, and how long each test took: what measuring again would change."""
     swept = {f"{name}.csv": [row.started_at or "" for row in results.read(out / f"{name}.csv")]
              for name in ("models", "power", "memory")}  # fmt: skip
-    return swept | {name: (out / name).read_text().splitlines() for name in ("correctness.csv", "audit.csv")}
+    return swept | {
+        name: (out / name).read_text().splitlines() for name in ("correctness.csv", "kernels.csv", "audit.csv")
+    }
 
 
 def test_the_rehearsal_measures_judges_and_resumes(
@@ -45,6 +47,7 @@ def test_the_rehearsal_measures_judges_and_resumes(
     assert [verdict for verdict, _ in predicted] == [PASS] * 4
     saved = next(detail for what, (_, detail) in told.items() if "fused needs less memory" in what)
     assert saved.endswith("not measured"), "without a GPU nothing fused is measured"
+    assert told["kernels"] == (NOT_RUN, "1 cases rehearsed; speed needs an NVIDIA GPU")
     assert "2 launches audited" in told["modelled kernel times rank kernels as the GPU does"][1]
     rows = {row.case: row for row in results.read(tmp_path / "models.csv")}
     assert rows.keys() == {case.id for case in models.cases(Context(tmp_path, "cpu"))}

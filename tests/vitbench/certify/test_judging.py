@@ -109,7 +109,7 @@ def kernel_rows(context: Context, *rows: tuple[str, str, float]) -> None:
 
 
 def test_kernels_are_held_against_eager_and_the_best_peer(context: Context) -> None:
-    kernel_rows(context, ("a", "eager", 30), ("a", "sdpa", 12), ("a", "fused", 10), ("b", "eager", 30),
+    kernel_rows(context, ("a", "eager", 30), ("a", "sdpa", 12), ("a", "fused", 10), ("b", "eager", 30), ("b", "fused-nchw", 1),
                 ("b", "sdpa", 9), ("b", "fused", 10), ("c", "fused", 5))  # fmt: skip
     eager, best = kernels.STAGE.judge(context)
     assert (eager.verdict, eager.detail) == (
