@@ -25,7 +25,7 @@ def curve_cases(context: Context) -> list[list[Case]]:
         batches = [1, 4, 16, 64, 128, 256, 512, 1024, 2048]
     return [
         [Case(model, "eager", mode, dtype, "nchw", (side, side), batch, context.device) for batch in batches]
-        for mode in ("train", "infer")
+        for mode in (("train",) if context.small else ("train", "infer"))
         for model in models
     ]
 

@@ -44,7 +44,7 @@ def test_the_rehearsal_measures_judges_and_resumes(
     assert told["cmt_s infer, bf16, batch 64, 224 px: at least 1.5x the throughput of torch.compile"][0] == NOT_RUN
     assert next(v for k, v in told.items() if k.startswith("convit_tiny: every"))[0] == PASS
     predicted = [v for k, v in told.items() if "predicted within 5%" in k]
-    assert [verdict for verdict, _ in predicted] == [PASS] * 4
+    assert [verdict for verdict, _ in predicted] == [PASS] * 2
     saved = next(detail for what, (_, detail) in told.items() if "fused needs less memory" in what)
     assert saved.endswith("not measured"), "without a GPU nothing fused is measured"
     assert told["kernels"] == (NOT_RUN, "1 cases rehearsed; speed needs an NVIDIA GPU")
@@ -57,7 +57,7 @@ def test_the_rehearsal_measures_judges_and_resumes(
     before = stamps(tmp_path)
     assert command.run(400, "all", tmp_path, "cpu") == 0
     assert stamps(tmp_path) == before
-    assert "10 of 10 cases are already in" in capsys.readouterr().out
+    assert "8 of 8 cases are already in" in capsys.readouterr().out
     assert (tmp_path / "summary.md").read_text(encoding="utf-8") == text
 
 
