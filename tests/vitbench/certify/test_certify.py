@@ -36,7 +36,7 @@ def test_the_rehearsal_measures_judges_and_resumes(
     lines = RESULT.findall((tmp_path / "summary.md").read_text(encoding="utf-8"))
     assert {verdict for _, verdict, _ in lines} == {NOT_RUN}, "there was no time for anything"
 
-    assert command.run(400, "all", tmp_path, "cpu") == 0
+    assert command.run(3600, "all", tmp_path, "cpu") == 0
     text = (tmp_path / "summary.md").read_text(encoding="utf-8")
     assert re.findall(r"^## (\w+):", text, re.MULTILINE) == [stage.name for stage in command.STAGES]
     told = {what: (verdict, detail) for what, verdict, detail in RESULT.findall(text)}
@@ -55,7 +55,7 @@ def test_the_rehearsal_measures_judges_and_resumes(
     assert (fused.status, fused.img_per_s) == ("unsupported", None)
 
     before = stamps(tmp_path)
-    assert command.run(400, "all", tmp_path, "cpu") == 0
+    assert command.run(3600, "all", tmp_path, "cpu") == 0
     assert stamps(tmp_path) == before
     assert "8 of 8 cases are already in" in capsys.readouterr().out
     assert (tmp_path / "summary.md").read_text(encoding="utf-8") == text
