@@ -100,7 +100,7 @@ def profile(graph: cfg.Graph, ran: execute.Executions, launch: Launch, compiled:
     """Count the instructions of a launch whose block executions are known."""
     result = Profile(graph, ran.warps, guessed=ran.guessed, sampled=ran.sampled)
     per_block = [0.0] * len(graph.blocks)
-    matrix_names = _tally()
+    matrix_work = _tally()
     for block, times in zip(graph.blocks, ran.warps, strict=True):
         if not times:
             continue
@@ -109,11 +109,12 @@ def profile(graph: cfg.Graph, ran: execute.Executions, launch: Launch, compiled:
             per_block[block.number] += times
             result.by_name[i.name] += times
             active = ran.active.get(i.index, 0.0) if i.guard and execute.watched(i) else times
-            _add(result, i, pipes.use(i, arch, tensor_tile(graph, i)), active)
+            used = pipes.use(i, arch, tensor_tile(graph, i))
+            _add(result, i, used, active)
             if pipes.is_matrix(i):
-                matrix_names[i.name] += active
-    if matrix_names:
-        result.matrix_instruction = max(matrix_names, key=lambda name: matrix_names[name])
+                matrix_work[i.name] += active * used.multiply_adds
+    if matrix_work:
+        result.matrix_instruction = max(matrix_work, key=lambda name: matrix_work[name])
     result.older_matrix = result.matrix_instruction == "HMMA"
     _loops(result, per_block, launch.programs * compiled.num_warps)
     return result
