@@ -1,4 +1,4 @@
-"""How a kernel says what it launches, so that `vitbench audit` can compile and cost it with no GPU.
+"""How a kernel says what it launches, so that an audit can compile and cost it with no GPU.
 
 A module that holds kernels (ours or a user's) exposes one function:
 
