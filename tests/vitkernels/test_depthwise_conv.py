@@ -141,15 +141,21 @@ def run(
 NAMES = ("y", "dx", "dweight", "dbias", "dscale", "dshift")
 
 
-def check(got: list[Tensor | None], exact: list[Tensor | None], low: list[Tensor | None], dtype: torch.dtype) -> None:
-    """Errors against fp64 stay within twice the eager operators' own, with a floor of four roundings."""
+def check(
+    got: list[Tensor | None],
+    exact: list[Tensor | None],
+    low: list[Tensor | None],
+    dtype: torch.dtype,
+    roundings: float = 4,
+) -> None:
+    """Errors against fp64 stay within twice the eager operators' own, with a floor of so many roundings."""
     for name, g, e, lo in zip(NAMES, got, exact, low, strict=True):
         if g is None or e is None or lo is None:
             assert g is None, name
             continue
         assert g.shape == e.shape, name
         error = (g.double() - e).abs().max().item()
-        allowed = 2 * (lo.double() - e).abs().max().item() + 4 * torch.finfo(dtype).eps * e.abs().max().item()
+        allowed = 2 * (lo.double() - e).abs().max().item() + roundings * torch.finfo(dtype).eps * e.abs().max().item()
         assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}"  # NaN fails too
 
 
@@ -247,24 +253,27 @@ def test_strided_inputs(dtype: torch.dtype, device: str) -> None:
 )
 @pytest.mark.usefixtures("poisoned")
 def test_sums_train_a_batch_norm(shape: Shape, device: str) -> None:
-    """The norm built from the sums has the values and gradients of F.batch_norm after the activation."""
+    """The norm built from the sums has the values and gradients of F.batch_norm after the activation.
+
+    A variance as mean of squares less square of the mean loses mean^2 / variance of its digits, which the floor grants.
+    """
     tensors = make(shape, device)[:3]
     gamma, beta = torch.rand(shape.C) + 0.5, torch.randn(shape.C)
+    config = {"activation": shape.activation, "residual": shape.residual}
 
     def fused(x: Tensor, w: Tensor, b: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        y, sums = depthwise_conv2d_stats(
-            x, w, b, shape.stride, shape.padding, activation=shape.activation, residual=shape.residual
-        )
+        y, sums = depthwise_conv2d_stats(x, w, b, shape.stride, shape.padding, **config)
         scale, shift, mean, variance = batch_norm_affine(sums, y.numel() // shape.C, gamma, beta)
         torch.testing.assert_close(mean.double(), y.double().mean((0, 2, 3)), atol=2e-3, rtol=1e-3)
         torch.testing.assert_close(variance.double(), y.double().var((0, 2, 3), correction=0), atol=2e-3, rtol=1e-2)
         return y.float() * scale[:, None, None] + shift[:, None, None]
 
     def plain(x: Tensor, w: Tensor, b: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        config = {"activation": shape.activation, "residual": shape.residual}
         y = depthwise_conv2d_reference(x, w, b, shape.stride, shape.padding, **config)
         return F.batch_norm(y, None, None, gamma.to(y), beta.to(y), training=True)
 
+    y64 = depthwise_conv2d_reference(*(t.double() for t in tensors), shape.stride, shape.padding, **config)
+    condition = (1 + y64.mean((0, 2, 3)) ** 2 / y64.var((0, 2, 3))).max().item()
     results = []
     for fn, dtype in ((fused, None), (plain, torch.float64), (plain, None)):
         leaves = [
@@ -273,7 +282,7 @@ def test_sums_train_a_batch_norm(shape: Shape, device: str) -> None:
         y = fn(*leaves)
         (y * torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)).sum().backward()
         results.append([y.detach(), *(t.grad for t in leaves)])
-    check(results[0], results[1], results[2], shape.dtype)
+    check(results[0], results[1], results[2], shape.dtype, roundings=8 * condition)
 
 
 @pytest.mark.parametrize("dtype", [HALF, FULL], ids=["half", "full"])
