@@ -84,9 +84,33 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
+def last_tile(size: int, block: int) -> int:
+    """Rows of the last of several tiles of a block: the least of 16, 64, 128 that is enough, else the whole block."""
+    rest = size % block
+    if size <= block or not rest:
+        return block
+    return next((rows for rows in (16, 64, 128) if rest <= rows < block), block)
+
+
 def has_tail(size: int, block: int) -> bool:
     """Whether a last tile of 16 saves padding: several larger ones, and at most 16 beside them."""
-    return 16 < block < size and 0 < size % block <= 16
+    return block > 16 and last_tile(size, block) == 16
+
+
+def tall_tile(q: Tensor, arch: int) -> bool:
+    """Whether tiles of 128 queries for eight warps pay: keys and values are read half as often.
+
+    Not where most of such a tile would be padding, where too few programs are left, or where four warps take all.
+    """
+    B, H, N, _ = q.shape
+    fits = q.element_size() == 2 and not reads_operands_from_registers(arch)
+    return fits and N > 64 and cdiv(N, 128) * H * B >= PROGRAMS_WANTED
+
+
+def rest_block(size: int, block: int) -> int:
+    """Size of the masked tile that takes what whole tiles leave: 16 where that is enough, 0 where nothing is left."""
+    rest = size % block
+    return 0 if not rest else min(16, block) if rest <= 16 else block
 
 
 def images_per_program(batch: int, programs_per_image: int) -> int:
@@ -298,6 +322,13 @@ def load_bias_or_last(
     pointers = ptr + tl.minimum(rows, n_rows - 1)[:, None] * stride + cols[None, :]
     OUTSIDE: tl.constexpr = -65504.0 if ptr.dtype.element_ty == tl.float16 else -1.0e30
     tile = tl.load(pointers, mask=(cols < (stride if EXPANDED else n_cols))[None, :], other=OUTSIDE)
+    return tile if EXPANDED else tile.to(tl.float32) * 1.4426950408889634
+
+
+@triton.jit
+def load_bias_inside(ptr, stride, rows, n_rows, cols, EXPANDED: tl.constexpr):
+    """`load_bias_or_last` where all columns are inside the matrix: no masks at all."""
+    tile = tl.load(ptr + tl.minimum(rows, n_rows - 1)[:, None] * stride + cols[None, :])
     return tile if EXPANDED else tile.to(tl.float32) * 1.4426950408889634
 
 

@@ -103,7 +103,7 @@ def backward_calls(
         calls, bias_is_made = query_calls(dq, dbias_parts, of_queries, images, block_n, block_m), True
         calls += key_calls(dk, dv, of_tokens | {"GATED": False}, block_n, block_m, arch)
     else:
-        calls, bias_is_made = rows_calls(dq, of_queries | {"GATED": gated}, block_n, block_m), False
+        calls, bias_is_made = rows_calls(dq, of_queries | {"GATED": gated}, block_n, block_m, arch), False
         calls += key_calls(dk, dv, of_tokens | {"GATED": gated}, block_n, block_m, arch)
     if dbias_parts is not None and not bias_is_made:
         # Rows that are no multiple of 32 bytes take more registers to load.

@@ -19,10 +19,13 @@ from vitkernels._common import (
     Call,
     aligned,
     cdiv,
+    has_tail,
+    last_tile,
     load_bias,
     load_rows_or_last,
     reads_results_from_tensor_memory,
     store_scores,
+    tall_tile,
 )
 
 
@@ -107,7 +110,7 @@ def _bwd_bias_kernel(
     scale_log2,
     GATED: tl.constexpr,
     EXPANDED: tl.constexpr,
-    TAIL: tl.constexpr,  # the last tile has at most 16 queries
+    LAST: tl.constexpr,  # queries of the last tile
     ALIGN: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -131,11 +134,11 @@ def _bwd_bias_kernel(
     q_step, k_step, v_step = aligned(q_stride_b, ALIGN), aligned(k_stride_b, ALIGN), aligned(v_stride_b, ALIGN)
     q_row, k_row, v_row = aligned(q_stride_n, ALIGN), aligned(k_stride_m, ALIGN), aligned(v_stride_m, ALIGN)
     do_step, do_row = aligned(do_stride_b, ALIGN), aligned(do_stride_n, ALIGN)
-    if TAIL and tile == tiles - 1:
+    if LAST < BLOCK_N and tile == tiles - 1:
         _tile(
             dbias_ptr, lse_ptr, delta_ptr, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr, v_step, v_row, do_ptr,
-            do_step, do_row, bias_ptr, bias_stride_n, tile * BLOCK_N + tl.arange(0, 16), first_key, b_first, b_end, h,
-            H, N, M, scale_log2, GATED, EXPANDED, D, BLOCK_D, KEYS_0, KEYS_1,
+            do_step, do_row, bias_ptr, bias_stride_n, tile * BLOCK_N + tl.arange(0, LAST), first_key, b_first, b_end,
+            h, H, N, M, scale_log2, GATED, EXPANDED, D, BLOCK_D, KEYS_0, KEYS_1,
         )  # fmt: skip
     else:
         _tile(
@@ -150,7 +153,10 @@ def bias_calls(
 ) -> list[Call]:
     """The launches that fill dbias_parts: whole blocks of keys, then one that takes a short rest of keys along."""
     _, H, N, M = dbias_parts.shape
-    B, tiles = shared["B"], cdiv(N, block_n)
+    B, warps = shared["B"], 4
+    if tall_tile(shared["q_ptr"], arch) and not has_tail(N, block_n):
+        block_n, warps = 128, 8
+    tiles = cdiv(N, block_n)
     rest = M % block_m
     narrow = 0 < rest <= 16 < block_m
     if narrow and block_m < M and shared["D"] <= 32 and shared["EXPANDED"]:  # registers hold 16 keys more
@@ -160,11 +166,11 @@ def bias_calls(
     return [
         Call(
             kernel=_bwd_bias_kernel, pass_name=f"bwd_bias_{first}", products=2, num_stages=1,
-            num_warps=8 if keys_1 and reads_results_from_tensor_memory(arch) else 4,
+            num_warps=8 if keys_1 and reads_results_from_tensor_memory(arch) else warps,
             grid=tiles * chunks * H * cdiv(B, images), scores=B * H * N * min(M - first, chunks * (keys_0 + keys_1)),
             args=shared | {
                 "dbias_ptr": dbias_parts, "IMAGES": images, "first_key": first, "chunks": chunks, "BLOCK_N": block_n,
-                "KEYS_0": keys_0, "KEYS_1": keys_1, "TAIL": block_n == 64 and N > 64 and 0 < N % 64 <= 16,
+                "KEYS_0": keys_0, "KEYS_1": keys_1, "LAST": last_tile(N, block_n),
             },
         )
         for first, chunks, keys_0, keys_1 in spans

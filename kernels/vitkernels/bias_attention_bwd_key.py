@@ -21,12 +21,16 @@ from vitkernels._common import (
     aligned,
     cdiv,
     has_tail,
-    load_bias,
+    last_tile,
+    load_bias_inside,
+    load_bias_or_last,
     load_rows,
     load_rows_or_last,
+    reads_operands_from_registers,
     reads_results_from_tensor_memory,
     store_rows,
     sum_parts_call,
+    tall_tile,
 )
 
 
@@ -43,7 +47,7 @@ def _absorb_queries(
     else:
         q = load_rows_or_last(q_ptr, q_row, rows, n_rows, D, BLOCK_D)
         do = load_rows_or_last(do_ptr, do_row, rows, n_rows, D, BLOCK_D)
-    lse = tl.load(lse_ptr + rows, mask=rows < n_rows, other=0.0)
+    lse = tl.load(lse_ptr + rows, mask=rows < n_rows, other=1.0e30)  # rows beyond N weigh nothing
     delta = tl.load(delta_ptr + rows, mask=rows < n_rows, other=0.0)
     bias = bias.to(tl.float32)
     s = tl.dot(q, tl.trans(k), input_precision="tf32x3") * scale_log2
@@ -100,7 +104,9 @@ def _bwd_key_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     TAIL_N: tl.constexpr,  # the last tile has at most 16 queries
-    TAIL_M: tl.constexpr,  # the last tile has at most 16 keys
+    LAST: tl.constexpr,  # keys of the last tile
+    INSIDE: tl.constexpr,  # no tile but the last one reaches beyond M
+    LAST_INSIDE: tl.constexpr,  # nor does the last one, beyond the padding of an expanded bias
 ):
     pid = tl.program_id(0)
     tiles = tl.cdiv(M, BLOCK_M)
@@ -122,17 +128,17 @@ def _bwd_key_kernel(
     dv_ptr += dk_at
     k_row, v_row = aligned(k_stride_m, ALIGN), aligned(v_stride_m, ALIGN)
     first, end = span * SPAN, min(span * SPAN + SPAN, N)
-    if TAIL_M and tile == tiles - 1:
+    if LAST < BLOCK_M and tile == tiles - 1:
         _keys(
             dk_ptr, dv_ptr, dk_row, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_stride_n, do_ptr, do_row,
-            lse_ptr, delta_ptr, tile * BLOCK_M + tl.arange(0, 16), first, end, N, M, scale, scale_log2, GATED,
-            EXPANDED, D, BLOCK_D, BLOCK_N, TAIL_N,
+            lse_ptr, delta_ptr, tile * BLOCK_M + tl.arange(0, LAST), first, end, N, M, scale, scale_log2, GATED,
+            EXPANDED, D, BLOCK_D, BLOCK_N, TAIL_N, LAST_INSIDE,
         )  # fmt: skip
     else:
         _keys(
             dk_ptr, dv_ptr, dk_row, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_stride_n, do_ptr, do_row,
             lse_ptr, delta_ptr, tile * BLOCK_M + tl.arange(0, BLOCK_M), first, end, N, M, scale, scale_log2, GATED,
-            EXPANDED, D, BLOCK_D, BLOCK_N, TAIL_N,
+            EXPANDED, D, BLOCK_D, BLOCK_N, TAIL_N, INSIDE,
         )  # fmt: skip
 
 
@@ -140,7 +146,7 @@ def _bwd_key_kernel(
 def _keys(
     dk_ptr, dv_ptr, dk_row, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_row, do_ptr, do_row, lse_ptr,
     delta_ptr, keys, first, end, N, M, scale, scale_log2, GATED: tl.constexpr, EXPANDED: tl.constexpr, D: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, INSIDE: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of a tile of keys [K] of one image and head, from the queries first to end."""
     k = load_rows_or_last(k_ptr, k_row, keys, M, D, BLOCK_D)
@@ -150,14 +156,17 @@ def _keys(
     whole = min(end, N // BLOCK_N * BLOCK_N) if TAIL_N else end
     for start in range(first, whole, BLOCK_N):
         rows = start + tl.arange(0, BLOCK_N)
-        bias = load_bias(bias_ptr, bias_row, rows, N, keys, M, EXPANDED)
+        if INSIDE:
+            bias = load_bias_inside(bias_ptr, bias_row, rows, N, keys, EXPANDED)
+        else:
+            bias = load_bias_or_last(bias_ptr, bias_row, rows, N, keys, M, EXPANDED)
         dk, dv = _absorb_queries(
             k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias, rows, N, scale_log2, GATED, D
         )  # fmt: skip
     if TAIL_N:  # noqa: SIM102 - a constexpr by itself leaves the branch out
         if whole < end:
             rows = whole + tl.arange(0, 16)
-            bias = load_bias(bias_ptr, bias_row, rows, N, keys, M, EXPANDED)
+            bias = load_bias_or_last(bias_ptr, bias_row, rows, N, keys, M, EXPANDED)
             dk, dv = _absorb_queries(
                 k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias, rows, N, scale_log2, GATED, D
             )  # fmt: skip
@@ -168,7 +177,11 @@ def _keys(
 def key_calls(dk: Tensor, dv: Tensor, shared: dict[str, Any], block_n: int, block_m: int, arch: int) -> list[Call]:
     """The launches that fill dk and dv (token-major); shared holds the arguments that both passes take."""
     B, H, M, D = dk.shape
-    N, tiles = shared["N"], cdiv(M, block_m)
+    # With 128 keys queries are read half as often, where more than half of the last tile is not padding.
+    fits_tall = not reads_operands_from_registers(arch) and not reads_results_from_tensor_memory(arch)
+    if fits_tall and tall_tile(dk, arch) and D <= 32 and (M % 128 == 0 or last_tile(M, 128) == 64):
+        block_m = 128
+    N, tiles, last = shared["N"], cdiv(M, block_m), last_tile(M, block_m)
     spans = max(1, min(cdiv(PROGRAMS_WANTED, B * H * tiles), cdiv(N, 8 * block_n))) if B else 1
     span = cdiv(cdiv(N, spans), block_n) * block_n
     spans = cdiv(N, span)
@@ -184,7 +197,9 @@ def key_calls(dk: Tensor, dv: Tensor, shared: dict[str, Any], block_n: int, bloc
         args=shared | {
             "dk_ptr": dk_parts, "dv_ptr": dv_parts, "SPAN": span, "BLOCK_N": block_n, "BLOCK_M": block_m,
             "dk_stride_s": strides[0], "dk_stride_b": strides[1], "dk_stride_h": strides[2], "dk_stride_m": strides[3],
-            "TAIL_N": fits_tail and has_tail(N, block_n), "TAIL_M": has_tail(M, block_m),
+            "TAIL_N": fits_tail and has_tail(N, block_n), "LAST": last,
+            "INSIDE": M % block_m == 0 or last < block_m,
+            "LAST_INSIDE": shared["EXPANDED"] and cdiv(M, 16) * 16 % block_m == last % block_m,
         },
     )  # fmt: skip
     if spans == 1:

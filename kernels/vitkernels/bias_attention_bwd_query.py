@@ -21,26 +21,29 @@ from vitkernels._common import (
     aligned,
     cdiv,
     has_tail,
+    last_tile,
     load_bias,
+    load_bias_inside,
     load_rows_or_last,
+    rest_block,
     store_rows,
     store_scores,
+    tall_tile,
 )
 
 
 @triton.jit
 def _absorb_keys(
-    q, do, lse, delta, dq, k_ptr, k_row, v_ptr, v_row, bias, keys, n_keys, scale_log2, GATED: tl.constexpr,
+    q, do, lse, delta, dq, k_ptr, k_row, v_ptr, v_row, bias, keys, n_keys, scale_log2, MASKED: tl.constexpr,
     D: tl.constexpr,
 ):  # fmt: skip
     """Adds dS K of a tile of keys to dq [R, BLOCK_D], short of scale; also that dS [R, K]."""
     k = load_rows_or_last(k_ptr, k_row, keys, n_keys, D, q.shape[1])
     v = load_rows_or_last(v_ptr, v_row, keys, n_keys, D, q.shape[1])
     s = tl.dot(q, tl.trans(k), input_precision="tf32x3") * scale_log2
-    if GATED:
+    s += bias
+    if MASKED:
         s = tl.where(keys[None, :] < n_keys, s, -1.0e30)
-    else:
-        s += bias
     ds = tl.math.exp2(s - lse[:, None]) * (tl.dot(do, tl.trans(v), input_precision="tf32x3") - delta[:, None])
     return tl.dot(ds.to(q.dtype), k, dq, input_precision="tf32x3"), ds
 
@@ -175,8 +178,8 @@ def _bwd_rows_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    TAIL_N: tl.constexpr,  # the last tile has at most 16 queries
-    TAIL_M: tl.constexpr,  # the last tile has at most 16 keys
+    LAST: tl.constexpr,  # queries of the last tile
+    REST: tl.constexpr,  # keys of a last, shorter block; 0 without one
 ):
     pid = tl.program_id(0)
     tiles = tl.cdiv(N, BLOCK_N)
@@ -194,17 +197,17 @@ def _bwd_rows_kernel(
     delta_ptr += (b64 * H + h) * N
     k_row, v_row, dq_row = aligned(k_stride_m, ALIGN), aligned(v_stride_m, ALIGN), aligned(dq_stride_n, ALIGN)
     q_row, do_row, out_row = aligned(q_stride_n, ALIGN), aligned(do_stride_n, ALIGN), aligned(out_stride_n, ALIGN)
-    if TAIL_N and tile == tiles - 1:
+    if LAST < BLOCK_N and tile == tiles - 1:
         _rows(
             dq_ptr, dq_row, delta_ptr, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_stride_n, out_ptr,
-            out_row, do_ptr, do_row, lse_ptr, tile * BLOCK_N + tl.arange(0, 16), N, M, scale, scale_log2, GATED,
-            EXPANDED, D, BLOCK_D, BLOCK_M, TAIL_M,
+            out_row, do_ptr, do_row, lse_ptr, tile * BLOCK_N + tl.arange(0, LAST), N, M, scale, scale_log2, GATED,
+            EXPANDED, D, BLOCK_D, BLOCK_M, REST,
         )  # fmt: skip
     else:
         _rows(
             dq_ptr, dq_row, delta_ptr, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_stride_n, out_ptr,
             out_row, do_ptr, do_row, lse_ptr, tile * BLOCK_N + tl.arange(0, BLOCK_N), N, M, scale, scale_log2, GATED,
-            EXPANDED, D, BLOCK_D, BLOCK_M, TAIL_M,
+            EXPANDED, D, BLOCK_D, BLOCK_M, REST,
         )  # fmt: skip
 
 
@@ -212,12 +215,12 @@ def _bwd_rows_kernel(
 def _rows(
     dq_ptr, dq_row, delta_ptr, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_row, out_ptr, out_row, do_ptr,
     do_row, lse_ptr, rows, N, M, scale, scale_log2, GATED: tl.constexpr, EXPANDED: tl.constexpr, D: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     """dQ of a tile of rows [R] of one image and head."""
     q = load_rows_or_last(q_ptr, q_row, rows, N, D, BLOCK_D)
     do = load_rows_or_last(do_ptr, do_row, rows, N, D, BLOCK_D)
-    lse = tl.load(lse_ptr + rows, mask=rows < N, other=0.0)
+    lse = tl.load(lse_ptr + tl.minimum(rows, N - 1))
     if GATED:
         delta = tl.load(delta_ptr + rows, mask=rows < N, other=0.0)
     else:
@@ -225,13 +228,13 @@ def _rows(
         delta = tl.sum(do.to(tl.float32) * out.to(tl.float32), 1)
         tl.store(delta_ptr + rows, delta, mask=rows < N)
     dq = tl.zeros([rows.shape[0], BLOCK_D], tl.float32)
-    end = M // BLOCK_M * BLOCK_M if TAIL_M else M
-    for start in range(0, end, BLOCK_M):
+    whole = M // BLOCK_M * BLOCK_M
+    for start in range(0, whole, BLOCK_M):
         keys = start + tl.arange(0, BLOCK_M)
-        bias = 0.0 if GATED else load_bias(bias_ptr, bias_row, rows, N, keys, M, EXPANDED)
-        dq, _ = _absorb_keys(q, do, lse, delta, dq, k_ptr, k_row, v_ptr, v_row, bias, keys, M, scale_log2, GATED, D)
-    if TAIL_M:
-        keys = end + tl.arange(0, 16)
+        bias = 0.0 if GATED else load_bias_inside(bias_ptr, bias_row, rows, N, keys, EXPANDED)
+        dq, _ = _absorb_keys(q, do, lse, delta, dq, k_ptr, k_row, v_ptr, v_row, bias, keys, M, scale_log2, False, D)
+    if REST > 0:
+        keys = whole + tl.arange(0, REST)
         bias = 0.0 if GATED else load_bias(bias_ptr, bias_row, rows, N, keys, M, EXPANDED)
         dq, _ = _absorb_keys(q, do, lse, delta, dq, k_ptr, k_row, v_ptr, v_row, bias, keys, M, scale_log2, GATED, D)
     store_rows(dq_ptr, dq_row, dq * scale, rows, N, D, BLOCK_D)
@@ -249,15 +252,18 @@ def query_calls(
                  pass_name="bwd_query", num_stages=1, scores=B * H * N * shared["M"])]  # fmt: skip
 
 
-def rows_calls(dq: Tensor, shared: dict[str, Any], block_n: int, block_m: int) -> list[Call]:
+def rows_calls(dq: Tensor, shared: dict[str, Any], block_n: int, block_m: int, arch: int) -> list[Call]:
     """The launch that fills dq and (unless gated) delta, with keys in tiles of block_m."""
-    B, H, N, _ = dq.shape
+    B, H, N, D = dq.shape
+    warps = 4
+    huge = D <= 32 and N > 160 and shared["EXPANDED"]
+    if tall_tile(dq, arch) and (D > 32 or huge or not has_tail(N, block_n)):
+        block_n, warps = 256 if huge else 128, 8
     args = shared | _dq_args(dq) | {
-        "BLOCK_N": block_n, "BLOCK_M": block_m,
-        "TAIL_N": has_tail(N, block_n), "TAIL_M": has_tail(shared["M"], block_m),
+        "BLOCK_N": block_n, "BLOCK_M": block_m, "LAST": last_tile(N, block_n), "REST": rest_block(shared["M"], block_m),
     }  # fmt: skip
     return [Call(kernel=_bwd_rows_kernel, args=args, grid=cdiv(N, block_n) * H * B, products=3,
-                 pass_name="bwd_query", num_stages=1, scores=B * H * N * shared["M"])]  # fmt: skip
+                 pass_name="bwd_query", num_warps=warps, num_stages=1, scores=B * H * N * shared["M"])]  # fmt: skip
 
 
 def _dq_args(dq: Tensor) -> dict[str, Any]:

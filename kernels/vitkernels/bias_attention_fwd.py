@@ -23,15 +23,20 @@ from vitkernels._common import (
     Call,
     aligned,
     cdiv,
+    has_tail,
     images_per_program,
+    last_tile,
     load_bias,
+    load_bias_inside,
     load_rows_or_last,
     padded_head_dim,
     pieces,
     reads_operands_from_registers,
+    rest_block,
     store_rows,
     stride_alignment,
     sum_rows,
+    tall_tile,
 )
 
 
@@ -229,6 +234,64 @@ def _fwd_short_kernel(
 
 
 @triton.jit
+def _long_tile(
+    out_ptr, out_step, out_row, lse_ptr, lse_at, lse_step, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr, v_step,
+    v_row, bias_ptr, bias_row, rows, N, M, scale_log2, EXPANDED: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, REST: tl.constexpr, IMAGES: tl.constexpr,
+):  # fmt: skip
+    """A tile of queries of up to three images: each block of bias serves all of them."""
+    R: tl.constexpr = rows.shape[0]
+    q_0 = load_rows_or_last(q_ptr, q_row, rows, N, D, BLOCK_D)
+    top_0 = tl.full([R], -3.0e38, tl.float32)
+    total_0 = tl.zeros([R, 8], tl.float32)
+    acc_0 = tl.zeros([R, BLOCK_D], tl.float32)
+    if IMAGES > 1:
+        q_1 = load_rows_or_last(q_ptr + q_step, q_row, rows, N, D, BLOCK_D)
+        top_1, total_1, acc_1 = top_0, total_0, acc_0
+    if IMAGES > 2:
+        q_2 = load_rows_or_last(q_ptr + 2 * q_step, q_row, rows, N, D, BLOCK_D)
+        top_2, total_2, acc_2 = top_0, total_0, acc_0
+    whole = M // BLOCK_M * BLOCK_M
+    for start in range(0, whole, BLOCK_M):
+        keys = start + tl.arange(0, BLOCK_M)
+        bias = load_bias_inside(bias_ptr, bias_row, rows, N, keys, EXPANDED)
+        top_0, total_0, acc_0 = _absorb(
+            q_0, k_ptr, k_row, v_ptr, v_row, bias, keys, M, scale_log2, top_0, total_0, acc_0, D, False
+        )
+        if IMAGES > 1:
+            top_1, total_1, acc_1 = _absorb(
+                q_1, k_ptr + k_step, k_row, v_ptr + v_step, v_row, bias, keys, M, scale_log2,
+                top_1, total_1, acc_1, D, False,
+            )  # fmt: skip
+        if IMAGES > 2:
+            top_2, total_2, acc_2 = _absorb(
+                q_2, k_ptr + 2 * k_step, k_row, v_ptr + 2 * v_step, v_row, bias, keys, M, scale_log2,
+                top_2, total_2, acc_2, D, False,
+            )  # fmt: skip
+    if REST > 0:
+        keys = whole + tl.arange(0, REST)
+        bias = load_bias(bias_ptr, bias_row, rows, N, keys, M, EXPANDED)
+        top_0, total_0, acc_0 = _absorb(
+            q_0, k_ptr, k_row, v_ptr, v_row, bias, keys, M, scale_log2, top_0, total_0, acc_0, D, False
+        )
+        if IMAGES > 1:
+            top_1, total_1, acc_1 = _absorb(
+                q_1, k_ptr + k_step, k_row, v_ptr + v_step, v_row, bias, keys, M, scale_log2,
+                top_1, total_1, acc_1, D, False,
+            )  # fmt: skip
+        if IMAGES > 2:
+            top_2, total_2, acc_2 = _absorb(
+                q_2, k_ptr + 2 * k_step, k_row, v_ptr + 2 * v_step, v_row, bias, keys, M, scale_log2,
+                top_2, total_2, acc_2, D, False,
+            )  # fmt: skip
+    _finish(out_ptr, out_row, lse_ptr, lse_at, rows, N, top_0, total_0, acc_0, D)
+    if IMAGES > 1:
+        _finish(out_ptr + out_step, out_row, lse_ptr, lse_at + lse_step, rows, N, top_1, total_1, acc_1, D)
+    if IMAGES > 2:
+        _finish(out_ptr + 2 * out_step, out_row, lse_ptr, lse_at + 2 * lse_step, rows, N, top_2, total_2, acc_2, D)
+
+
+@triton.jit
 def _fwd_long_kernel(
     out_ptr,  # [B, H, N, D]
     lse_ptr,  # [B, H, N] log2 of the softmax denominators, or None
@@ -261,14 +324,15 @@ def _fwd_long_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    REST: tl.constexpr,  # keys of a last, shorter block; 0 without one
     IMAGES: tl.constexpr,  # 1, 2 or 3 images share each bias tile
+    LAST: tl.constexpr,  # queries of the last tile
 ):
     pid = tl.program_id(0)
     tiles = tl.cdiv(N, BLOCK_N)
-    h = (pid // tiles) % H
+    tile, h = pid % tiles, (pid // tiles) % H
     # The last group of images starts early enough to be whole: what two programs compute, both store alike.
     b = tl.minimum(pid // (tiles * H) * IMAGES, B - IMAGES).to(tl.int64)
-    rows = pid % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
     h64 = h.to(tl.int64)
     bias_ptr += h64 * bias_stride_h
     q_step, k_step, v_step = aligned(q_stride_b, ALIGN), aligned(k_stride_b, ALIGN), aligned(v_stride_b, ALIGN)
@@ -276,41 +340,22 @@ def _fwd_long_kernel(
     k_ptr += h64 * aligned(k_stride_h, ALIGN) + b * k_step
     v_ptr += h64 * aligned(v_stride_h, ALIGN) + b * v_step
     q_row, k_row, v_row = aligned(q_stride_n, ALIGN), aligned(k_stride_m, ALIGN), aligned(v_stride_m, ALIGN)
-    q_0 = load_rows_or_last(q_ptr, q_row, rows, N, D, BLOCK_D)
-    top_0 = tl.full([BLOCK_N], -3.0e38, tl.float32)
-    total_0 = tl.zeros([BLOCK_N, 8], tl.float32)
-    acc_0 = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    if IMAGES > 1:
-        q_1 = load_rows_or_last(q_ptr + q_step, q_row, rows, N, D, BLOCK_D)
-        top_1, total_1, acc_1 = top_0, total_0, acc_0
-    if IMAGES > 2:
-        q_2 = load_rows_or_last(q_ptr + 2 * q_step, q_row, rows, N, D, BLOCK_D)
-        top_2, total_2, acc_2 = top_0, total_0, acc_0
-    for start in range(0, M, BLOCK_M):
-        keys = start + tl.arange(0, BLOCK_M)
-        bias = load_bias(bias_ptr, bias_stride_n, rows, N, keys, M, EXPANDED)  # [BLOCK_N, BLOCK_M]
-        top_0, total_0, acc_0 = _absorb(
-            q_0, k_ptr, k_row, v_ptr, v_row, bias, keys, M, scale_log2, top_0, total_0, acc_0, D, False
-        )
-        if IMAGES > 1:
-            top_1, total_1, acc_1 = _absorb(
-                q_1, k_ptr + k_step, k_row, v_ptr + v_step, v_row, bias, keys, M, scale_log2,
-                top_1, total_1, acc_1, D, False,
-            )  # fmt: skip
-        if IMAGES > 2:
-            top_2, total_2, acc_2 = _absorb(
-                q_2, k_ptr + 2 * k_step, k_row, v_ptr + 2 * v_step, v_row, bias, keys, M, scale_log2,
-                top_2, total_2, acc_2, D, False,
-            )  # fmt: skip
     out_step, out_row = aligned(out_stride_b, ALIGN), aligned(out_stride_n, ALIGN)
     out_ptr += h64 * aligned(out_stride_h, ALIGN) + b * out_step
     lse_at = (b * H + h) * N
     lse_step = H * N
-    _finish(out_ptr, out_row, lse_ptr, lse_at, rows, N, top_0, total_0, acc_0, D)
-    if IMAGES > 1:
-        _finish(out_ptr + out_step, out_row, lse_ptr, lse_at + lse_step, rows, N, top_1, total_1, acc_1, D)
-    if IMAGES > 2:
-        _finish(out_ptr + 2 * out_step, out_row, lse_ptr, lse_at + 2 * lse_step, rows, N, top_2, total_2, acc_2, D)
+    if LAST < BLOCK_N and tile == tiles - 1:
+        _long_tile(
+            out_ptr, out_step, out_row, lse_ptr, lse_at, lse_step, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr,
+            v_step, v_row, bias_ptr, bias_stride_n, tile * BLOCK_N + tl.arange(0, LAST), N, M, scale_log2,
+            EXPANDED, D, BLOCK_D, BLOCK_M, REST, IMAGES,
+        )  # fmt: skip
+    else:
+        _long_tile(
+            out_ptr, out_step, out_row, lse_ptr, lse_at, lse_step, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr,
+            v_step, v_row, bias_ptr, bias_stride_n, tile * BLOCK_N + tl.arange(0, BLOCK_N), N, M, scale_log2,
+            EXPANDED, D, BLOCK_D, BLOCK_M, REST, IMAGES,
+        )  # fmt: skip
 
 
 def long_images(head_dim: int, itemsize: int, arch: int) -> int:
@@ -336,9 +381,13 @@ def forward_calls(
     """The launch that fills out and, where given, lse [B, H, N] fp32. An expanded bias is [H, N, M padded to 16]."""
     B, H, N, D = q.shape
     M = k.shape[2]
+    short = cdiv(M, 16) * 16 <= short_limit(D, q.element_size(), arch)
     block_n = 64 if q.element_size() == 2 else 32
-    programs = cdiv(N, block_n) * H
-    warps = 4
+    tail = short and D <= 32 and has_tail(N, block_n) and images_per_program(B, cdiv(N, block_n) * H) >= 4
+    warps = 8 if short and D > 64 else 4
+    if tall_tile(q, arch) and not tail and warps == 4:
+        block_n, warps = 128, 8
+    tiles = cdiv(N, block_n)
     args = {
         "out_ptr": out, "lse_ptr": lse, "q_ptr": q, "k_ptr": k, "v_ptr": v, "bias_ptr": bias,
         "out_stride_b": out.stride(0), "out_stride_h": out.stride(1), "out_stride_n": out.stride(2),
@@ -349,21 +398,15 @@ def forward_calls(
         "scale_log2": scale * LOG2E, "EXPANDED": expanded, "ALIGN": stride_alignment(q, k, v, out), "D": D,
         "BLOCK_D": padded_head_dim(D), "BLOCK_N": block_n,
     }  # fmt: skip
-    if cdiv(M, 16) * 16 <= short_limit(D, q.element_size(), arch):
-        images = images_per_program(B, programs)
+    if short:
+        images = images_per_program(B, cdiv(N, 64 if block_n == 128 else block_n) * H)
         keys = pieces(M, 3, 128)
-        few = block_n < N and 0 < N % block_n <= 16 and images >= 4 and D <= 32  # more spills
-        tail = few and not reads_operands_from_registers(arch)
-        args |= {"IMAGES": images, "KEYS_0": keys[0], "KEYS_1": keys[1], "KEYS_2": keys[2],
-                 "TAIL": tail}  # fmt: skip
+        args |= {"IMAGES": images, "KEYS_0": keys[0], "KEYS_1": keys[1], "KEYS_2": keys[2], "TAIL": tail}
         kernel = _fwd_short_kernel
-        warps = 8 if D > 64 else 4
     else:
         images = min(max(1, B), long_images(D, q.element_size(), arch))
-        args |= {
-            "IMAGES": images,
-            "BLOCK_M": 64 if q.element_size() == 2 and not reads_operands_from_registers(arch) else 32,
-        }
+        block_m = 64 if q.element_size() == 2 and not reads_operands_from_registers(arch) else 32
+        args |= {"IMAGES": images, "LAST": last_tile(N, block_n), "BLOCK_M": block_m, "REST": rest_block(M, block_m)}
         kernel = _fwd_long_kernel
-    return [Call(kernel=kernel, args=args, grid=programs * cdiv(B, images), pass_name="fwd", products=2,
+    return [Call(kernel=kernel, args=args, grid=tiles * H * cdiv(B, images), pass_name="fwd", products=2,
                  scores=B * H * N * M, num_warps=warps, num_stages=1)]  # fmt: skip

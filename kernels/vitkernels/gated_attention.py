@@ -40,17 +40,19 @@ from vitkernels._common import (
     cdiv,
     check_qkv,
     check_shape,
-    images_per_program,
     kernels_run_on,
     last_contiguous,
-    load_rows,
+    last_tile,
+    load_rows_or_last,
     needs_grad,
     padded_head_dim,
     reference_gradients,
+    rest_block,
     run_all,
     store_rows,
     stride_alignment,
     sum_rows,
+    tall_tile,
     token_major,
 )
 from vitkernels._launch import Launch
@@ -83,6 +85,82 @@ def _weights_kernel(
 
 
 @triton.jit
+def _absorb(q, k_ptr, k_row, v_ptr, v_row, weights, cols, N, scale_log2, top, total, acc, positional,
+            MASKED: tl.constexpr, D: tl.constexpr):  # fmt: skip
+    """One block of keys into the running softmax (top, total, acc) and into the positional product of one image."""
+    BLOCK_D: tl.constexpr = q.shape[1]
+    s = tl.dot(q, tl.trans(load_rows_or_last(k_ptr, k_row, cols, N, D, BLOCK_D)), input_precision="tf32x3")
+    if MASKED:
+        s = tl.where(cols[None, :] < N, s * scale_log2, -1.0e30)
+        new_top = tl.maximum(top, tl.max(s, 1))
+    else:  # the largest score before scaling is also the largest after it: scaling fuses with the subtraction
+        new_top = tl.maximum(top, tl.max(s, 1) * scale_log2)
+        s = s * scale_log2
+    shrink = tl.math.exp2(top - new_top)[:, None]
+    p = tl.math.exp2(s - new_top[:, None]).to(q.dtype)
+    v = load_rows_or_last(v_ptr, v_row, cols, N, D, BLOCK_D)
+    acc = tl.dot(p, v, acc * shrink, input_precision="tf32x3")
+    positional = tl.dot(weights, v, positional, input_precision="tf32x3")
+    return new_top, sum_rows(p, total * shrink), acc, positional
+
+
+@triton.jit
+def _finish(out_ptr, out_row, lse_ptr, lse_at, rows, N, keep, top, total, acc, positional, D: tl.constexpr):
+    denominator = tl.max(total, 1)
+    out = acc * (keep / denominator)[:, None] + positional
+    store_rows(out_ptr, out_row, out, rows, N, D, acc.shape[1])
+    if lse_ptr is not None:
+        tl.store(lse_ptr + lse_at + rows, top + tl.math.log2(denominator / keep), mask=rows < N)
+
+
+@triton.jit
+def _tile(
+    out_ptr, out_step, out_row, lse_ptr, lse_at, lse_step, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr, v_step,
+    v_row, weights_ptr, keep, rows, N, P, scale_log2, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+    REST: tl.constexpr, IMAGES: tl.constexpr,
+):  # fmt: skip
+    """A tile of queries of one head, of one or two images."""
+    R: tl.constexpr = rows.shape[0]
+    top_0 = tl.full([R], -3.0e38, tl.float32)
+    total_0 = tl.zeros([R, 8], tl.float32)
+    acc_0 = tl.zeros([R, BLOCK_D], tl.float32)
+    positional_0 = tl.zeros([R, BLOCK_D], tl.float32)
+    q_0 = load_rows_or_last(q_ptr, q_row, rows, N, D, BLOCK_D)
+    if IMAGES > 1:
+        top_1, total_1, acc_1, positional_1 = top_0, total_0, acc_0, positional_0
+        q_1 = load_rows_or_last(q_ptr + q_step, q_row, rows, N, D, BLOCK_D)
+    whole = N // BLOCK_M * BLOCK_M
+    for start in range(0, whole, BLOCK_M):
+        cols = start + tl.arange(0, BLOCK_M)
+        weights = tl.load(weights_ptr + tl.minimum(rows, N - 1)[:, None] * P + cols[None, :])
+        top_0, total_0, acc_0, positional_0 = _absorb(
+            q_0, k_ptr, k_row, v_ptr, v_row, weights, cols, N, scale_log2, top_0, total_0, acc_0, positional_0, False, D
+        )
+        if IMAGES > 1:
+            top_1, total_1, acc_1, positional_1 = _absorb(
+                q_1, k_ptr + k_step, k_row, v_ptr + v_step, v_row, weights, cols, N, scale_log2, top_1, total_1, acc_1,
+                positional_1, False, D,
+            )  # fmt: skip
+    if REST > 0:
+        cols = whole + tl.arange(0, REST)
+        weights = load_weights(weights_ptr, N, P, rows, cols)
+        top_0, total_0, acc_0, positional_0 = _absorb(
+            q_0, k_ptr, k_row, v_ptr, v_row, weights, cols, N, scale_log2, top_0, total_0, acc_0, positional_0, True, D
+        )
+        if IMAGES > 1:
+            top_1, total_1, acc_1, positional_1 = _absorb(
+                q_1, k_ptr + k_step, k_row, v_ptr + v_step, v_row, weights, cols, N, scale_log2, top_1, total_1, acc_1,
+                positional_1, True, D,
+            )  # fmt: skip
+    _finish(out_ptr, out_row, lse_ptr, lse_at, rows, N, keep, top_0, total_0, acc_0, positional_0, D)
+    if IMAGES > 1:
+        _finish(
+            out_ptr + out_step, out_row, lse_ptr, lse_at + lse_step, rows, N, keep, top_1, total_1, acc_1,
+            positional_1, D,
+        )  # fmt: skip
+
+
+@triton.jit
 def _fwd_kernel(
     out_ptr,  # [B, H, N, D]
     lse_ptr,  # [B, H, N] log2(denominators / (1 - g)), or None
@@ -107,54 +185,45 @@ def _fwd_kernel(
     H,
     N,
     P,
-    IMAGES,  # images of one program
-    scale_log2,
+    scale_log2,  # not negative
     ALIGN: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    REST: tl.constexpr,  # keys of a last, shorter block; 0 without one
+    LAST: tl.constexpr,  # queries of the last tile
+    IMAGES: tl.constexpr,  # 1 or 2 images share each tile of weights
 ):
     pid = tl.program_id(0)
     tiles = tl.cdiv(N, BLOCK_N)
-    h = (pid // tiles) % H
-    b_first = pid // (tiles * H) * IMAGES
-    rows = pid % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    tile, h = pid % tiles, (pid // tiles) % H
+    # The last group of images starts early enough to be whole: what two programs compute, both store alike.
+    b64 = tl.minimum(pid // (tiles * H) * IMAGES, B - IMAGES).to(tl.int64)
     h64 = tl.cast(h, tl.int64)
     weights_ptr += h64 * N * P
-    q_ptr += h64 * aligned(q_stride_h, ALIGN)
-    k_ptr += h64 * aligned(k_stride_h, ALIGN)
-    v_ptr += h64 * aligned(v_stride_h, ALIGN)
-    out_ptr += h64 * aligned(out_stride_h, ALIGN)
+    q_step, k_step, v_step = aligned(q_stride_b, ALIGN), aligned(k_stride_b, ALIGN), aligned(v_stride_b, ALIGN)
+    q_ptr += h64 * aligned(q_stride_h, ALIGN) + b64 * q_step
+    k_ptr += h64 * aligned(k_stride_h, ALIGN) + b64 * k_step
+    v_ptr += h64 * aligned(v_stride_h, ALIGN) + b64 * v_step
+    out_step = aligned(out_stride_b, ALIGN)
+    out_ptr += h64 * aligned(out_stride_h, ALIGN) + b64 * out_step
+    out_row = aligned(out_stride_n, ALIGN)
     q_row, k_row, v_row = aligned(q_stride_n, ALIGN), aligned(k_stride_n, ALIGN), aligned(v_stride_n, ALIGN)
     keep = tl.sigmoid(-tl.load(gate_ptr + h).to(tl.float32))  # 1 - g without cancellation
-    for b in range(b_first, min(b_first + IMAGES, B)):
-        b64 = tl.cast(b, tl.int64)
-        q = load_rows(q_ptr + b64 * aligned(q_stride_b, ALIGN), q_row, rows, N, D, BLOCK_D)
-        k_b = k_ptr + b64 * aligned(k_stride_b, ALIGN)
-        v_b = v_ptr + b64 * aligned(v_stride_b, ALIGN)
-        top = tl.full([BLOCK_N], -3.0e38, tl.float32)
-        total = tl.zeros([BLOCK_N, 8], tl.float32)
-        acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-        positional = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-        for start in range(0, N, BLOCK_M):
-            cols = start + tl.arange(0, BLOCK_M)
-            s = tl.dot(q, tl.trans(load_rows(k_b, k_row, cols, N, D, BLOCK_D)), input_precision="tf32x3")
-            s = tl.where(cols[None, :] < N, s * scale_log2, -1.0e30)
-            new_top = tl.maximum(top, tl.max(s, 1))
-            shrink = tl.math.exp2(top - new_top)[:, None]
-            p = tl.math.exp2(s - new_top[:, None]).to(q.dtype)
-            v = load_rows(v_b, v_row, cols, N, D, BLOCK_D)
-            acc = tl.dot(p, v, acc * shrink, input_precision="tf32x3")
-            total = sum_rows(p, total * shrink)
-            weights = load_weights(weights_ptr, N, P, rows, cols)
-            positional = tl.dot(weights, v, positional, input_precision="tf32x3")
-            top = new_top
-        denominator = tl.max(total, 1)
-        out = acc * (keep / denominator)[:, None] + positional
-        store_rows(out_ptr + b64 * aligned(out_stride_b, ALIGN), aligned(out_stride_n, ALIGN), out, rows, N, D, BLOCK_D)
-        if lse_ptr is not None:
-            tl.store(lse_ptr + (b64 * H + h) * N + rows, top + tl.math.log2(denominator / keep), mask=rows < N)
+    lse_at, lse_step = (b64 * H + h) * N, H * N
+    if LAST < BLOCK_N and tile == tiles - 1:
+        _tile(
+            out_ptr, out_step, out_row, lse_ptr, lse_at, lse_step, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr,
+            v_step, v_row, weights_ptr, keep, tile * BLOCK_N + tl.arange(0, LAST), N, P, scale_log2, D, BLOCK_D,
+            BLOCK_M, REST, IMAGES,
+        )  # fmt: skip
+    else:
+        _tile(
+            out_ptr, out_step, out_row, lse_ptr, lse_at, lse_step, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr,
+            v_step, v_row, weights_ptr, keep, tile * BLOCK_N + tl.arange(0, BLOCK_N), N, P, scale_log2, D, BLOCK_D,
+            BLOCK_M, REST, IMAGES,
+        )  # fmt: skip
 
 
 def gated_attention_reference(
@@ -178,14 +247,18 @@ def gated_attention_work(B: int, H: int, N: int, D: int, itemsize: int = 2, back
 
 def gated_forward_calls(
     out: Tensor, lse: Tensor | None, weights: Tensor, q: Tensor, k: Tensor, v: Tensor, positional: Tensor, gate: Tensor,
-    scale: float,
+    scale: float, arch: int,
 ) -> list[Call]:  # fmt: skip
     """The launches that fill weights [H, N, N padded to 16] in q.dtype, out and, where given, lse [B, H, N] fp32."""
     B, H, N, D = q.shape
     P = weights.shape[2]
-    block_n = 64 if q.element_size() == 2 else 32
-    programs = cdiv(N, block_n) * H
-    images = images_per_program(B, programs)
+    full = q.element_size() == 4
+    block_n = block_m = 32 if full else 64
+    images, warps = 1, 4
+    if tall_tile(q, arch):
+        block_n, images, warps = 128, min(B, 2), 8
+    if scale < 0:  # the kernel takes the largest score before it scales
+        q, scale = -q, -scale
     weights_args = {
         "weights_ptr": weights, "logits_ptr": positional, "gate_ptr": gate, "N": N, "P": P, "BLOCK_N": 16,
         "BLOCK_M": 128,
@@ -196,14 +269,15 @@ def gated_forward_calls(
         "q_stride_b": q.stride(0), "q_stride_h": q.stride(1), "q_stride_n": q.stride(2),
         "k_stride_b": k.stride(0), "k_stride_h": k.stride(1), "k_stride_n": k.stride(2),
         "v_stride_b": v.stride(0), "v_stride_h": v.stride(1), "v_stride_n": v.stride(2),
-        "B": B, "H": H, "N": N, "P": P, "IMAGES": images, "scale_log2": scale * LOG2E,
+        "B": B, "H": H, "N": N, "P": P, "scale_log2": scale * LOG2E,
         "ALIGN": stride_alignment(q, k, v, out), "D": D, "BLOCK_D": padded_head_dim(D), "BLOCK_N": block_n,
-        "BLOCK_M": 64 if q.element_size() == 2 else 32,
+        "BLOCK_M": block_m, "REST": rest_block(N, block_m),
+        "LAST": last_tile(N, block_n), "IMAGES": images,
     }  # fmt: skip
     return [
         Call(kernel=_weights_kernel, args=weights_args, grid=H * cdiv(N, 16), pass_name="fwd_weights"),
-        Call(kernel=_fwd_kernel, args=args, grid=programs * cdiv(B, images), pass_name="fwd", products=2,
-             scores=B * H * N * N),
+        Call(kernel=_fwd_kernel, args=args, grid=cdiv(N, block_n) * H * cdiv(B, images), pass_name="fwd",
+             products=2, scores=B * H * N * N, num_warps=warps, num_stages=1),
     ]  # fmt: skip
 
 
@@ -249,7 +323,7 @@ def _fwd(
         return out, lse.zero_(), weights.zero_()
     q, k, v, gate = (last_contiguous(x) for x in (q, k, v, gate))
     positional = positional.contiguous()
-    run_all(gated_forward_calls(out, lse if need_lse else None, weights, q, k, v, positional, gate, scale))
+    run_all(gated_forward_calls(out, lse if need_lse else None, weights, q, k, v, positional, gate, scale, arch_of(q)))
     return out, lse, weights
 
 
@@ -362,7 +436,7 @@ def audit_launches(arch: int) -> list[Launch]:
         q = token_major(torch.empty((B, H, N, D), device="meta", dtype=torch.bfloat16), N)
         positional, gate = torch.empty((H, N, N), device="meta"), torch.empty(H, device="meta")
         out, lse, weights = _fwd_fake(q, q, q, positional, gate, 1.0, True)
-        fwd = gated_forward_calls(out, None, weights, q, q, q, positional, gate, D**-0.5)
+        fwd = gated_forward_calls(out, None, weights, q, q, q, positional, gate, D**-0.5, arch)
         bwd = gated_backward_calls(
             q, q, q, positional, gate, q, q, q, positional, gate, weights, out, lse, out, D**-0.5, arch
         )

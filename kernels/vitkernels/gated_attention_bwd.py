@@ -13,7 +13,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vitkernels._common import Call, aligned, cdiv, load_rows, padded_head_dim, stride_alignment, sum_parts_call
+from vitkernels._common import (
+    Call,
+    aligned,
+    cdiv,
+    load_rows,
+    load_rows_or_last,
+    padded_head_dim,
+    reads_results_from_tensor_memory,
+    rest_block,
+    stride_alignment,
+    sum_parts_call,
+    tall_tile,
+)
 from vitkernels.bias_attention_bwd import backward_calls, bias_slices
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -47,6 +59,22 @@ def load_weights(ptr, N, P, rows, cols):
 
 
 @triton.jit
+def _delta(
+    delta_ptr, dgate_ptr, out_ptr, out_row, do_ptr, do_row, positional, rows, N, logit, D: tl.constexpr,
+):  # fmt: skip
+    """delta of a tile of rows of one image, and the tile's sum for the gate."""
+    BLOCK_D: tl.constexpr = positional.shape[1]
+    do = load_rows(do_ptr, do_row, rows, N, D, BLOCK_D).to(tl.float32)
+    out = load_rows(out_ptr, out_row, rows, N, D, BLOCK_D).to(tl.float32)
+    from_all, from_weights = tl.sum(do * out, 1), tl.sum(do * positional, 1)
+    keep = tl.sigmoid(-logit)
+    # A gate shut so hard that 1 - g is 0 leaves the scores without a gradient.
+    delta = tl.where(keep > 0.0, (from_all - from_weights) / keep, 0.0)
+    tl.store(delta_ptr + rows, delta, mask=rows < N)
+    tl.store(dgate_ptr, tl.sum(from_weights - tl.sigmoid(logit) * from_all, 0))
+
+
+@triton.jit
 def _delta_kernel(
     delta_ptr,  # [B, H, N] fp32
     dgate_ptr,  # [B * tiles, H] fp32: sums over each tile of rows
@@ -64,6 +92,7 @@ def _delta_kernel(
     do_stride_b,
     do_stride_h,
     do_stride_n,
+    B,
     H,
     N,
     P,
@@ -72,31 +101,51 @@ def _delta_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    REST: tl.constexpr,  # keys of a last, shorter block; 0 without one
+    IMAGES: tl.constexpr,  # 1 or 2 images share each tile of weights
 ):
     pid = tl.program_id(0)
     tiles = tl.cdiv(N, BLOCK_N)
     tile, h = pid % tiles, (pid // tiles) % H
-    b64, h64 = tl.cast(pid // (tiles * H), tl.int64), tl.cast(h, tl.int64)
+    # The last group of images starts early enough to be whole: what two programs compute, both store alike.
+    b64 = tl.minimum(pid // (tiles * H) * IMAGES, B - IMAGES).to(tl.int64)
+    h64 = tl.cast(h, tl.int64)
     rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     weights_ptr += h64 * N * P
-    v_ptr += b64 * aligned(v_stride_b, ALIGN) + h64 * aligned(v_stride_h, ALIGN)
-    out_ptr += b64 * aligned(out_stride_b, ALIGN) + h64 * aligned(out_stride_h, ALIGN)
-    do_ptr += b64 * aligned(do_stride_b, ALIGN) + h64 * aligned(do_stride_h, ALIGN)
-    positional = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    for start in range(0, N, BLOCK_M):
+    v_step, v_row = aligned(v_stride_b, ALIGN), aligned(v_stride_n, ALIGN)
+    v_ptr += b64 * v_step + h64 * aligned(v_stride_h, ALIGN)
+    positional_0 = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    positional_1 = positional_0
+    whole = N // BLOCK_M * BLOCK_M
+    for start in range(0, whole, BLOCK_M):
         cols = start + tl.arange(0, BLOCK_M)
-        v = load_rows(v_ptr, aligned(v_stride_n, ALIGN), cols, N, D, BLOCK_D)
+        weights = tl.load(weights_ptr + tl.minimum(rows, N - 1)[:, None] * P + cols[None, :])
+        v_0 = load_rows_or_last(v_ptr, v_row, cols, N, D, BLOCK_D)
+        positional_0 = tl.dot(weights, v_0, positional_0, input_precision="tf32x3")
+        if IMAGES > 1:
+            v_1 = load_rows_or_last(v_ptr + v_step, v_row, cols, N, D, BLOCK_D)
+            positional_1 = tl.dot(weights, v_1, positional_1, input_precision="tf32x3")
+    if REST > 0:
+        cols = whole + tl.arange(0, REST)
         weights = load_weights(weights_ptr, N, P, rows, cols)
-        positional = tl.dot(weights, v, positional, input_precision="tf32x3")
-    do = load_rows(do_ptr, aligned(do_stride_n, ALIGN), rows, N, D, BLOCK_D).to(tl.float32)
-    out = load_rows(out_ptr, aligned(out_stride_n, ALIGN), rows, N, D, BLOCK_D).to(tl.float32)
-    from_all, from_weights = tl.sum(do * out, 1), tl.sum(do * positional, 1)
+        v_0 = load_rows_or_last(v_ptr, v_row, cols, N, D, BLOCK_D)
+        positional_0 = tl.dot(weights, v_0, positional_0, input_precision="tf32x3")
+        if IMAGES > 1:
+            v_1 = load_rows_or_last(v_ptr + v_step, v_row, cols, N, D, BLOCK_D)
+            positional_1 = tl.dot(weights, v_1, positional_1, input_precision="tf32x3")
+    out_step, do_step = aligned(out_stride_b, ALIGN), aligned(do_stride_b, ALIGN)
+    out_row, do_row = aligned(out_stride_n, ALIGN), aligned(do_stride_n, ALIGN)
+    out_ptr += b64 * out_step + h64 * aligned(out_stride_h, ALIGN)
+    do_ptr += b64 * do_step + h64 * aligned(do_stride_h, ALIGN)
+    delta_ptr += (b64 * H + h) * N
+    dgate_ptr += (b64 * tiles + tile) * H + h
     logit = tl.load(gate_ptr + h).to(tl.float32)
-    keep = tl.sigmoid(-logit)
-    # A gate shut so hard that 1 - g is 0 leaves the scores without a gradient.
-    delta = tl.where(keep > 0.0, (from_all - from_weights) / keep, 0.0)
-    tl.store(delta_ptr + (b64 * H + h) * N + rows, delta, mask=rows < N)
-    tl.store(dgate_ptr + (b64 * tiles + tile) * H + h, tl.sum(from_weights - tl.sigmoid(logit) * from_all, 0))
+    _delta(delta_ptr, dgate_ptr, out_ptr, out_row, do_ptr, do_row, positional_0, rows, N, logit, D)
+    if IMAGES > 1:
+        _delta(
+            delta_ptr + H * N, dgate_ptr + tiles * H, out_ptr + out_step, out_row, do_ptr + do_step, do_row,
+            positional_1, rows, N, logit, D,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -140,7 +189,10 @@ def gated_backward_calls(
     """The launches that fill dq, dk, dv (token-major), dpositional (dense) and dgate."""
     B, H, N, D = q.shape
     # Triton 3.7 cannot lower the row sum of a product in tensor memory (sm_100): 32 rows stay out of it.
-    block_n = 64 if q.element_size() == 2 and arch // 10 != 10 else 32
+    tensor_memory = reads_results_from_tensor_memory(arch)
+    block_m = 64 if q.element_size() == 2 and not tensor_memory else 32
+    tall = tall_tile(q, arch) and not tensor_memory
+    block_n, images = (128, min(B, 2)) if tall else (block_m, 1)
     tiles = cdiv(N, block_n)
     delta = lse.new_empty(lse.shape)
     gate_parts = lse.new_empty((B * tiles, H))
@@ -150,8 +202,9 @@ def gated_backward_calls(
         "v_stride_b": v.stride(0), "v_stride_h": v.stride(1), "v_stride_n": v.stride(2),
         "out_stride_b": out.stride(0), "out_stride_h": out.stride(1), "out_stride_n": out.stride(2),
         "do_stride_b": grad.stride(0), "do_stride_h": grad.stride(1), "do_stride_n": grad.stride(2),
-        "H": H, "N": N, "P": weights.shape[2], "ALIGN": stride_alignment(v, out, grad), "D": D,
-        "BLOCK_D": padded_head_dim(D), "BLOCK_N": block_n, "BLOCK_M": block_n,
+        "B": B, "H": H, "N": N, "P": weights.shape[2], "ALIGN": stride_alignment(v, out, grad), "D": D,
+        "BLOCK_D": padded_head_dim(D), "BLOCK_N": block_n, "BLOCK_M": block_m, "REST": rest_block(N, block_m),
+        "IMAGES": images,
     }  # fmt: skip
     parts = lse.new_empty((bias_slices(B, H, N, k.shape[2]), H, N, N))
     dp = parts[0] if parts.shape[0] == 1 else lse.new_empty((H, N, N))
@@ -160,8 +213,8 @@ def gated_backward_calls(
         "N": N, "BLOCK_N": 16, "BLOCK_M": 128,
     }  # fmt: skip
     return [
-        Call(kernel=_delta_kernel, args=delta_args, grid=tiles * H * B, pass_name="bwd_delta", products=1,
-             num_stages=1),
+        Call(kernel=_delta_kernel, args=delta_args, grid=tiles * H * cdiv(B, images), pass_name="bwd_delta",
+             products=1, num_warps=8 if tall else 4, num_stages=1),
         sum_parts_call(dgate, gate_parts, "bwd_sum_dgate"),
         *backward_calls(
             dq, dk, dv, parts, delta, q, k, v, weights, out, lse, grad, scale, arch, expanded=True, gated=True

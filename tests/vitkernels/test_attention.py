@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -177,6 +178,36 @@ def test_relative_attention_matches_fp64(grid: tuple[int, int], dtype: torch.dty
 def test_gated_attention_matches_fp64(B: int, H: int, N: int, D: int, dtype: torch.dtype, device: str) -> None:
     torch.manual_seed(0)
     check(gated_problem(B, H, N, D, dtype, device))
+
+
+TALL_PROBLEMS = {
+    "few-keys": lambda *x: bias_problem(2, 1, 200, 49, 64, *x),
+    "last-tile-16": lambda *x: bias_problem(2, 1, 144, 144, 64, *x),
+    "short-rows": lambda *x: bias_problem(2, 1, 130, 200, 32, *x),
+    "wide-heads": lambda *x: bias_problem(1, 1, 150, 70, 128, *x),
+    "relative-196": lambda *x: relative_problem(2, 1, (14, 14), 32, *x),
+    "relative-last-64": lambda *x: relative_problem(3, 1, (20, 16), 32, *x),
+    "relative-256": lambda *x: relative_problem(1, 1, (16, 16), 32, *x),
+    "gated-196": lambda *x: gated_problem(3, 1, 196, 48, *x),
+    "gated-last-16": lambda *x: gated_problem(2, 1, 144, 64, *x),
+}
+
+
+@pytest.mark.parametrize("name", TALL_PROBLEMS)
+def test_tall_tiles_match_fp64(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of 128 and 256 queries, which large batches get, at a batch that the interpreter can bear."""
+    monkeypatch.setattr("vitkernels._common.PROGRAMS_WANTED", 1)
+    torch.manual_seed(0)
+    check(TALL_PROBLEMS[name](torch.float16, device))
+
+
+def test_a_negative_scale_turns_scores_over(device: str) -> None:
+    torch.manual_seed(0)
+    problem = gated_problem(2, 1, 30, 32, torch.float32, device)
+    problem.kernel, problem.reference, problem.rival = (
+        functools.partial(f, scale=-0.3) for f in (problem.kernel, problem.reference, problem.rival)
+    )
+    check(problem)
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)
