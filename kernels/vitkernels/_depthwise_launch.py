@@ -118,7 +118,8 @@ def plan_conv(g: Geometry, flags: Flags, *, matrix: bool, precise: bool, channel
         grid = (tiles * c_blocks, _cdiv(g.OH, rows))
         blocks = {"BLOCK_C": block_c, "BLOCK_M": block_m}
         sizes |= {"strips": strips, "windows": g.B * strips, "c_blocks": c_blocks, "rows": rows}
-        args = sizes | {"K": g.K} | _flag_args(flags) | blocks
+        whole = g.OW % 8 == 0 and g.B * strips % block_m == 0
+        args = sizes | {"K": g.K, "WHOLE": whole} | _flag_args(flags) | blocks
         return Plan(depthwise_matrix_kernel, grid, args, tiles * grid[1], warps, 3 if wide else 2)
     # A tile is eight elements of each of 128 threads, along the contiguous axis.
     elements = 1024

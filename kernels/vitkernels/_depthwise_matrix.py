@@ -64,6 +64,7 @@ def depthwise_matrix_kernel(
     POST: tl.constexpr,
     STATS: tl.constexpr,
     GRAD: tl.constexpr,
+    WHOLE: tl.constexpr,  # every window is inside the result: sums need no masks
     BLOCK_C: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
@@ -137,13 +138,14 @@ def depthwise_matrix_kernel(
                 if HAS_SCALE:
                     dy = dy * scale
                 if STATS:
-                    dy = tl.where(mask_y, dy + dsum + dsquare * a, 0.0)
+                    dy = dy + dsum + dsquare * a
+                    dy = dy if WHOLE else tl.where(mask_y, dy, 0.0)
                 y = dy * slope
                 part0 += y
             else:
                 y = activate(u, ACT, False)
                 if STATS:
-                    a = tl.where(mask_y, y, 0.0)
+                    a = y if WHOLE else tl.where(mask_y, y, 0.0)
                     part0 += a
                     part1 += a * a
                 if HAS_SCALE:

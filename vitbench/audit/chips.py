@@ -1,10 +1,11 @@
-"""The cards whose time is modelled, one per architecture, and how many programs fit on a multiprocessor.
+"""The cards whose time is modelled, and how many programs fit on a multiprocessor.
 
-H200: rates measured on the card (copy 4.3 TB/s of 4.8, bf16 matrix 790 TFLOP/s of
-989, L2 about 6 TB/s). A100 (NVIDIA A100 Tensor Core GPU Architecture white paper, 80 GB SXM: 108 multiprocessors,
-1.41 GHz, 2.04 TB/s, 312 TFLOP/s) and B200 (NVIDIA Blackwell datasheet, HGX B200: 148 multiprocessors, 1.85 GHz,
-8 TB/s, 2,250 TFLOP/s dense bf16): their peaks times the shares the H200 was measured to reach (0.90 and 0.80); L2
-scaled by multiprocessors and clock. Per-multiprocessor limits: CUDA C++ Programming Guide, compute capabilities.
+H200: rates measured on the card (copy 4.3 TB/s of 4.8, bf16 matrix 790 TFLOP/s of 989, L2 about 6 TB/s). H100 (SXM):
+the same chip with other memory, measured (copy 3.0 TB/s of 3.35, bf16 matrix 798 TFLOP/s). A100 (NVIDIA A100 Tensor
+Core GPU Architecture white paper, 80 GB SXM: 108 multiprocessors, 1.41 GHz, 2.04 TB/s, 312 TFLOP/s) and B200 (NVIDIA
+Blackwell datasheet, HGX B200: 148 multiprocessors, 1.85 GHz, 8 TB/s, 2,250 TFLOP/s dense bf16): their peaks times the
+shares the H200 was measured to reach (0.90 and 0.80); L2 scaled by multiprocessors and clock. Per-multiprocessor
+limits: CUDA C++ Programming Guide, compute capabilities.
 """
 
 from __future__ import annotations
@@ -42,11 +43,19 @@ class Chip:
         return cycles / (self.multiprocessors * self.clock_ghz * 1e3)
 
 
-CHIPS = {
-    80: Chip("A100-SXM4-80GB", 80, 108, 1.410, 1.83e6, 3.9e6, 250e6, 1.0, 64, 164 * 1024),
-    90: Chip("H200", 90, 132, 1.755, 4.3e6, 6.0e6, 790e6, 0.62, 128, 228 * 1024),
-    100: Chip("B200", 100, 148, 1.850, 7.2e6, 7.1e6, 1800e6, 0.31, 128, 228 * 1024),
-}
+CARDS = (
+    Chip("A100-SXM4-80GB", 80, 108, 1.410, 1.83e6, 3.9e6, 250e6, 1.0, 64, 164 * 1024),
+    Chip("H200", 90, 132, 1.755, 4.3e6, 6.0e6, 790e6, 0.62, 128, 228 * 1024),
+    Chip("H100 80GB HBM3", 90, 132, 1.755, 3.0e6, 6.0e6, 798e6, 0.62, 128, 228 * 1024),
+    Chip("B200", 100, 148, 1.850, 7.2e6, 7.1e6, 1800e6, 0.31, 128, 228 * 1024),
+)
+#: The card that the audit models for an architecture: the first of them.
+CHIPS = {arch: next(card for card in CARDS if card.arch == arch) for arch in dict.fromkeys(c.arch for c in CARDS)}
+
+
+def card_named(device_name: str) -> Chip | None:
+    """The card of a device called as NVML or torch calls it ("NVIDIA H100 80GB HBM3"); None for others."""
+    return next((card for card in CARDS if card.name in device_name), None)
 
 
 def chip_of(arch: int) -> Chip:

@@ -140,6 +140,28 @@ def model(launch: Launch, compiled: Compiled, counted: Profile, arch: int) -> Ro
     )
 
 
+def on_card(row: Row, launch: Launch, card: Chip) -> Row:
+    """The row as modelled for another card with the same multiprocessors: other memory, other matrix rate.
+
+    Raises: ValueError for a card of another architecture.
+    """
+    usual = chip_of(int(row.arch.removeprefix("sm_")))
+    if card.arch != usual.arch or row.status != "ok":
+        raise ValueError(f"a row of {row.arch} with status {row.status} cannot be modelled on the {card.name}")
+    rates = {
+        "issue_us": 1.0, "sfu_us": 1.0, "lsu_us": 1.0, "fp32_us": 1.0, "alu_us": 1.0,
+        "matrix_us": usual.matrix_flops_per_us / card.matrix_flops_per_us,
+        "l2_us": usual.l2_bytes_per_us / card.l2_bytes_per_us,
+        "bytes_us": usual.dram_bytes_per_us / card.dram_bytes_per_us,
+    }  # fmt: skip
+    times = {name: getattr(row, name) * rate for name, rate in rates.items()}
+    modelled, floor = _norm(list(times.values())), floor_us(launch, card)
+    return replace(
+        row, modelled_us=modelled, bound_by=max(times, key=lambda name: times[name]).removesuffix("_us"),
+        floor_us=floor, floor_share=floor / modelled if modelled else 0.0, **times,
+    )  # fmt: skip
+
+
 def _fits(chip: Chip, compiled: Compiled) -> Occupancy:
     return occupancy(
         chip, compiled.registers, compiled.shared_bytes, compiled.num_warps, compiled.tensor_memory_columns

@@ -52,6 +52,7 @@ def _wanted(launch: Launch, measured: list[dict[str, str]]) -> bool:
 
 def _run(context: Context, deadline: float) -> bool:
     from vitbench.audit import chips, registry
+    from vitbench.audit.model import on_card
     from vitbench.audit.run import audit_launches
 
     arch, measured = arch_of(context), _measured(context)
@@ -65,6 +66,7 @@ def _run(context: Context, deadline: float) -> bool:
         wanted = registry.launches(["vitkernels"], arch, _SMALL)
     else:
         wanted = [launch for launch in registry.launches(["vitkernels"], arch) if _wanted(launch, measured)]
+    card = None if context.small else chips.card_named(str(devices.environment(context.device)["device_name"]))
     rows = _audited(context)
     todo = [launch for launch in wanted if launch.id not in {row.launch_id for row in rows}]
     processes = os.cpu_count() or 1
@@ -73,7 +75,9 @@ def _run(context: Context, deadline: float) -> bool:
         if time.monotonic() >= deadline:
             break
         chunk = [(launch, arch) for launch in todo[start : start + at_once]]
-        rows += [item.row for item in audit_launches(chunk, processes)]
+        for item in audit_launches(chunk, processes):
+            ok = item.row.status == "ok"
+            rows.append(on_card(item.row, item.launch, card) if card and ok else item.row)
         records.write_csv(rows, context.out / "audit.csv")
     return False
 

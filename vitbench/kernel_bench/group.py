@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vitbench import verify
-from vitbench.audit.chips import CHIPS
+from vitbench.audit.chips import card_named
 from vitbench.kernel_bench import timing
 from vitbench.kernel_bench.cases import Planned
 from vitbench.kernel_bench.problem import DTYPES, Impl, Problem, outcome, reference_outcome
@@ -55,7 +55,7 @@ def floor_us(work: Sequence[tuple[int, int]], device_name: str) -> float | None:
 
     Products are charged at the bf16 rate of the matrix unit: wider types cannot be faster.
     """
-    chip = next((chip for chip in CHIPS.values() if chip.name in device_name), None)
+    chip = card_named(device_name)
     if chip is None:
         return None
     return sum(max(flops / chip.matrix_flops_per_us, size / chip.dram_bytes_per_us) for flops, size in work)

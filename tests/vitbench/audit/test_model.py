@@ -8,7 +8,7 @@ import pytest
 from vitkernels._launch import Launch
 
 from vitbench.audit import cfg, model, sass
-from vitbench.audit.chips import CHIPS, chip_of, occupancy
+from vitbench.audit.chips import CHIPS, card_named, chip_of, occupancy
 from vitbench.audit.execute import Executions
 from vitbench.audit.job import Compiled
 from vitbench.audit.profile import Profile, profile
@@ -97,6 +97,24 @@ def test_floor_is_the_slowest_kind_of_unavoidable_work() -> None:
     # kernels.md, CoAtNet-0 S3 at 224 pixels, batch 64: 38.5 MB in 9.0 us and 8.0 us of exp2.
     assert model.floor_us(_launch(bytes=38_535_168), H200) == pytest.approx(9.0, abs=0.05)
     assert model.floor_us(_launch(bytes=0, special=64 * 12 * 196 * 196), H200) == pytest.approx(8.0, abs=0.05)
+
+
+def test_a_row_on_another_card_of_the_architecture() -> None:
+    """An H100 differs from an H200 in memory: a copy takes 4.3 / 3.0 as long, arithmetic as long as before."""
+    h100 = card_named("NVIDIA H100 80GB HBM3")
+    assert h100 is not None
+    assert card_named("NVIDIA H200") is H200
+    assert card_named("NVIDIA T4") is None
+    launch = _launch()
+    row = model.model(launch, _compiled(), _profile(issued=4 * 132 * 1755 * 0.5), 90)
+    moved = model.on_card(row, launch, h100)
+    assert moved.bytes_us == pytest.approx(4.3 / 3.0)
+    assert moved.issue_us == row.issue_us == pytest.approx(0.5)
+    assert moved.floor_us == pytest.approx(4.3 / 3.0)
+    assert moved.modelled_us == pytest.approx((0.5**4 + (4.3 / 3.0) ** 4) ** 0.25)
+    assert model.on_card(row, launch, H200) == row
+    with pytest.raises(ValueError, match="cannot be modelled on the B200"):
+        model.on_card(row, launch, CHIPS[100])
 
 
 def test_kernel_that_does_not_fit_is_an_error_row() -> None:
