@@ -154,7 +154,8 @@ def bias_calls(
     """The launches that fill dbias_parts: whole blocks of keys, then one that takes a short rest of keys along."""
     _, H, N, M = dbias_parts.shape
     B, warps = shared["B"], 4
-    if tall_tile(shared["q_ptr"], arch) and not has_tail(N, block_n):
+    narrow_rows = reads_results_from_tensor_memory(arch) and shared["D"] % 16  # spills in Triton 3.6
+    if tall_tile(shared["q_ptr"], arch) and not has_tail(N, block_n) and not narrow_rows:
         block_n, warps = 128, 8
     tiles = cdiv(N, block_n)
     rest = M % block_m

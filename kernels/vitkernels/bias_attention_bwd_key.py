@@ -22,11 +22,10 @@ from vitkernels._common import (
     cdiv,
     has_tail,
     last_tile,
+    load_bias,
     load_bias_inside,
-    load_bias_or_last,
     load_rows,
     load_rows_or_last,
-    reads_operands_from_registers,
     reads_results_from_tensor_memory,
     store_rows,
     sum_parts_call,
@@ -159,14 +158,14 @@ def _keys(
         if INSIDE:
             bias = load_bias_inside(bias_ptr, bias_row, rows, N, keys, EXPANDED)
         else:
-            bias = load_bias_or_last(bias_ptr, bias_row, rows, N, keys, M, EXPANDED)
+            bias = load_bias(bias_ptr, bias_row, rows, N, keys, M, EXPANDED)
         dk, dv = _absorb_queries(
             k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias, rows, N, scale_log2, GATED, D
         )  # fmt: skip
     if TAIL_N:  # noqa: SIM102 - a constexpr by itself leaves the branch out
         if whole < end:
             rows = whole + tl.arange(0, 16)
-            bias = load_bias_or_last(bias_ptr, bias_row, rows, N, keys, M, EXPANDED)
+            bias = load_bias(bias_ptr, bias_row, rows, N, keys, M, EXPANDED)
             dk, dv = _absorb_queries(
                 k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias, rows, N, scale_log2, GATED, D
             )  # fmt: skip
@@ -177,9 +176,9 @@ def _keys(
 def key_calls(dk: Tensor, dv: Tensor, shared: dict[str, Any], block_n: int, block_m: int, arch: int) -> list[Call]:
     """The launches that fill dk and dv (token-major); shared holds the arguments that both passes take."""
     B, H, M, D = dk.shape
-    # With 128 keys queries are read half as often, where more than half of the last tile is not padding.
-    fits_tall = not reads_operands_from_registers(arch) and not reads_results_from_tensor_memory(arch)
-    if fits_tall and tall_tile(dk, arch) and D <= 32 and (M % 128 == 0 or last_tile(M, 128) == 64):
+    # With 128 keys queries are read half as often; a dense bias needs the registers for its pointers.
+    fits_tall = D <= 32 and shared["EXPANDED"] and not reads_results_from_tensor_memory(arch)
+    if fits_tall and tall_tile(dk, arch) and (M % 128 == 0 or last_tile(M, 128) == 64):
         block_m = 128
     N, tiles, last = shared["N"], cdiv(M, block_m), last_tile(M, block_m)
     spans = max(1, min(cdiv(PROGRAMS_WANTED, B * H * tiles), cdiv(N, 8 * block_n))) if B else 1

@@ -25,6 +25,7 @@ from vitkernels._common import (
     load_bias,
     load_bias_inside,
     load_rows_or_last,
+    reads_results_from_tensor_memory,
     rest_block,
     store_rows,
     store_scores,
@@ -259,8 +260,10 @@ def rows_calls(dq: Tensor, shared: dict[str, Any], block_n: int, block_m: int, a
     huge = D <= 32 and N > 160 and shared["EXPANDED"]
     if tall_tile(dq, arch) and (D > 32 or huge or not has_tail(N, block_n)):
         block_n, warps = 256 if huge else 128, 8
+    # Products from tensor memory leave no registers for a second code path beside eight warps.
+    last = block_n if warps == 8 and reads_results_from_tensor_memory(arch) else last_tile(N, block_n)
     args = shared | _dq_args(dq) | {
-        "BLOCK_N": block_n, "BLOCK_M": block_m, "LAST": last_tile(N, block_n), "REST": rest_block(shared["M"], block_m),
+        "BLOCK_N": block_n, "BLOCK_M": block_m, "LAST": last, "REST": rest_block(shared["M"], block_m),
     }  # fmt: skip
     return [Call(kernel=_bwd_rows_kernel, args=args, grid=cdiv(N, block_n) * H * B, products=3,
                  pass_name="bwd_query", num_warps=warps, num_stages=1, scores=B * H * N * shared["M"])]  # fmt: skip

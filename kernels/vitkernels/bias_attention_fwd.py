@@ -406,7 +406,10 @@ def forward_calls(
     else:
         images = min(max(1, B), long_images(D, q.element_size(), arch))
         block_m = 64 if q.element_size() == 2 and not reads_operands_from_registers(arch) else 32
-        args |= {"IMAGES": images, "LAST": last_tile(N, block_n), "BLOCK_M": block_m, "REST": rest_block(M, block_m)}
+        rest = rest_block(M, block_m)
+        if rest and not expanded and reads_operands_from_registers(arch):  # the pointers of a second size spill
+            rest = block_m
+        args |= {"IMAGES": images, "LAST": last_tile(N, block_n), "BLOCK_M": block_m, "REST": rest}
         kernel = _fwd_long_kernel
     return [Call(kernel=kernel, args=args, grid=tiles * H * cdiv(B, images), pass_name="fwd", products=2,
                  scores=B * H * N * M, num_warps=warps, num_stages=1)]  # fmt: skip

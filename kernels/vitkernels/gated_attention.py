@@ -3,10 +3,11 @@
 P = (1 - g) softmax(q k^T * scale) + g softmax(positional),  g = sigmoid(gate),  output P v, for each head.
 
 The positional softmax does not depend on the image: `_weights_kernel` computes W = g softmax(positional) once per step,
-[H, N, N padded to 16] in q.dtype. The attention kernels then need one exp2 per score and image. W stands still
-while a program walks through images; P v = (1 - g) softmax(S) v + W v are two products with the same v, since the
-matrix unit has time to spare and the fp32 lanes have none. Dividing P by its row sums, as the released models do,
-changes nothing: both softmaxes sum to 1.
+[H, N, N padded to 16] in q.dtype. The attention kernels then need one exp2 per score and image, and each tile of W
+serves two images. P v = (1 - g) softmax(S) v + W v are two products with the same v, since the matrix unit has time to
+spare and the fp32 lanes have none: mixing P first, for one product, takes 25.6 issue slots per score of ConViT-S on
+sm_90 where this takes 16.5 (`vitbench audit --kernels examples/kernels/gated_one_product.py --arch sm_90`).
+Dividing P by its row sums, as the released models do, changes nothing: both softmaxes sum to 1.
 
 Gradients: with dP = dO v^T and delta = rowsum(softmax(S) * dP) = (rowsum(dO * O) - rowsum(dO * W v)) / (1 - g),
 dS = (1 - g) softmax(S) * (dP - delta), dv = P^T dO, and over all images and rows dgate = sum(dO * (W v - g O));
@@ -46,6 +47,7 @@ from vitkernels._common import (
     load_rows_or_last,
     needs_grad,
     padded_head_dim,
+    reads_results_from_tensor_memory,
     reference_gradients,
     rest_block,
     run_all,
@@ -256,7 +258,8 @@ def gated_forward_calls(
     block_n = block_m = 32 if full else 64
     images, warps = 1, 4
     if tall_tile(q, arch):
-        block_n, images, warps = 128, min(B, 2), 8
+        # Triton 3.6 spills with two images whose products are in tensor memory.
+        block_n, images, warps = 128, 1 if reads_results_from_tensor_memory(arch) else min(B, 2), 8
     if scale < 0:  # the kernel takes the largest score before it scales
         q, scale = -q, -scale
     weights_args = {

@@ -248,6 +248,7 @@ def test_strided_inputs(dtype: torch.dtype, device: str) -> None:
         Shape(B=2, activation="gelu", residual="pre"),
         Shape(B=2, H=8, W=8, k=4, stride=4, padding=0, dtype=FULL),
         Shape(B=2, activation="silu", dtype=FULL, channels_last=False),
+        Shape(B=16, H=4, W=16, activation="silu"),  # every window is whole
     ],
     ids=str,
 )

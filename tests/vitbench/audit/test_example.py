@@ -9,21 +9,27 @@ from types import ModuleType
 
 import pytest
 import torch
+from vitkernels import gated_attention_reference
 
 from vitbench.audit.run import audit
 
-EXAMPLE = Path(__file__).parents[3] / "examples" / "kernels" / "softmax.py"
+EXAMPLES = Path(__file__).parents[3] / "examples" / "kernels"
+EXAMPLE = EXAMPLES / "softmax.py"
 
 
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("example_softmax", EXAMPLE)
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    return _load(EXAMPLE)
 
 
 @pytest.mark.parametrize("columns", [1, 100, 128])
@@ -46,3 +52,20 @@ def test_example_is_audited(tmp_path: Path) -> None:
     assert even.row.narrowest_hot_load_bytes == 16
     assert even.row.bytes_ratio == pytest.approx(1.0)
     assert even.row.bound_by == "bytes"
+
+
+def test_design_that_was_not_chosen_is_right_and_issues_more(tmp_path: Path, device: str) -> None:
+    """gated_attention's docstring compares its counts with those of a mixed P and one product."""
+    path = EXAMPLES / "gated_one_product.py"
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 196, 1, 48, device=device).half() for _ in range(3))
+    positional, gate = torch.randn(1, 196, 196, device=device), torch.randn(1, device=device)
+    weights = torch.nn.functional.pad(gate.sigmoid() * positional.softmax(-1), (0, 12)).half()
+    got = _load(path).gated_one_product(q, k, v, weights, gate, 48**-0.5)
+    heads = [x.transpose(1, 2).double() for x in (q, k, v)]
+    want = gated_attention_reference(*heads, positional.double(), gate.double())
+    torch.testing.assert_close(got.transpose(1, 2).double(), want, atol=2e-3, rtol=2e-3)
+    (chosen,) = audit(pattern="gated_attention/convit_small-224/fwd/*", archs=[90], processes=1, cache=tmp_path)
+    (other,) = audit([str(path)], archs=[90], processes=1, cache=tmp_path)
+    assert chosen.row.issue_slots_per_element < 0.75 * other.row.issue_slots_per_element
+    assert chosen.row.modelled_us < other.row.modelled_us
