@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from vitkernels._launch import Launch
-from vitkernels._reduced_ops import block_calls, block_fits
+from vitkernels._reduced_ops import block_calls, block_fits, expand_block_bias
 from vitkernels.reduced_attention import REDUCED_ATTENTION_CASES, ReducedAttentionCase, ReducedAttentionWeights
 
 
@@ -16,11 +16,11 @@ def audit_launches(arch: int) -> list[Launch]:
     found: list[Launch] = []
     for case in REDUCED_ATTENTION_CASES:
         if block_fits(case.C, case.heads, (case.h // case.r) ** 2, torch.bfloat16):
-            found += _launches(case)
+            found += _launches(case, arch)
     return found
 
 
-def _launches(case: ReducedAttentionCase) -> list[Launch]:
+def _launches(case: ReducedAttentionCase, arch: int) -> list[Launch]:
     half = {"dtype": torch.bfloat16, "device": "meta"}
     tokens, keys, channels = case.h * case.h, (case.h // case.r) ** 2, case.C
     x = torch.empty(case.B, tokens, channels, **half)  # type: ignore[call-overload]
@@ -29,10 +29,10 @@ def _launches(case: ReducedAttentionCase) -> list[Launch]:
     taps = torch.empty(channels, 1, case.r, case.r, **half) if case.r > 1 else None  # type: ignore[call-overload]
     affine = vector if case.r > 1 else None
     k = torch.empty(case.B, keys, channels, **half)  # type: ignore[call-overload]
-    bias = torch.empty(case.heads, tokens, keys, device="meta")
+    bias = expand_block_bias(torch.empty(case.heads, tokens, keys, device="meta"), torch.bfloat16)
     pair = (square, vector)
     w = ReducedAttentionWeights(vector, vector, *pair, *pair, *pair, *pair, taps)
-    calls = block_calls(x, k, k, x, bias, w, affine, affine, case.h, case.heads, 1e-6, 1.0)
+    calls = block_calls(x, k, k, x, bias, w, affine, affine, case.h, case.heads, 1e-6, 1.0, arch, True)
     rows = case.B * tokens
     products = (4 * case.B * keys * channels**2, 4 * rows * channels * (channels + keys))
     return [

@@ -100,7 +100,7 @@ def reduced_block_kernel(
     x_ptr,  # [B, N, C]
     k_ptr,  # [B, M, C]
     v_ptr,  # [B, M, C]
-    bias_ptr,  # [HEADS, N, M]
+    bias_ptr,  # [HEADS, N, M], or expanded [HEADS, N, BLOCK_M]
     gain_ptr,  # [C], layer norm
     offset_ptr,  # [C]
     wq_ptr,  # [C, C]
@@ -120,6 +120,7 @@ def reduced_block_kernel(
     D: tl.constexpr,  # channels of a head
     HAS_BQ: tl.constexpr,
     HAS_BO: tl.constexpr,
+    EXPANDED: tl.constexpr,  # the bias is in units of log2, hugely negative beyond M
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -162,9 +163,13 @@ def reduced_block_kernel(
             if HAS_BQ:
                 q += bqs[h]
             scores = tl.dot((q * scale).to(dtype), ks[h])  # [N, M]
-            bias = bias_ptr + h * N * M + offs_n[:, None] * M + offs_m[None, :]
-            scores += tl.load(bias, mask=(offs_n < N)[:, None] & mask_m, other=0.0).to(tl.float32) * _LOG2E
-            scores = tl.where(mask_m, scores, -1.0e30)
+            if EXPANDED:
+                bias = bias_ptr + h * N * BLOCK_M + tl.minimum(offs_n, N - 1)[:, None] * BLOCK_M + offs_m[None, :]
+                scores += tl.load(bias)
+            else:
+                bias = bias_ptr + h * N * M + offs_n[:, None] * M + offs_m[None, :]
+                scores += tl.load(bias, mask=(offs_n < N)[:, None] & mask_m, other=0.0).to(tl.float32) * _LOG2E
+                scores = tl.where(mask_m, scores, -1.0e30)
             p = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
             out = tl.dot(p.to(dtype), vs[h]) / tl.sum(p, axis=1)[:, None]
             acc = tl.dot(out.to(dtype), wos[h], acc)

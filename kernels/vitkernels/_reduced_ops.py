@@ -11,7 +11,17 @@ import triton
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vitkernels._common import INTERPRETED, LOG2E, Call, cdiv, kernels_run_on, run_all
+from vitkernels._common import (
+    INTERPRETED,
+    LOG2E,
+    Call,
+    arch_of,
+    cdiv,
+    kernels_run_on,
+    reads_operands_from_registers,
+    reads_results_from_tensor_memory,
+    run_all,
+)
 from vitkernels._reduced_block import reduced_block_kernel, reduced_kv_kernel
 from vitkernels._reduced_reference import (
     ReducedAttentionWeights,
@@ -32,6 +42,17 @@ def block_fits(channels: int, heads: int, keys: int, dtype: torch.dtype) -> bool
     return channels <= 128 and channels % 16 == 0 and channels // heads >= 16 and keys <= 64
 
 
+def _padded_keys(keys: int) -> int:
+    return max(16, triton.next_power_of_2(keys))
+
+
+def expand_block_bias(bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """[heads, N, M] as the block reads it fastest: [heads, N, padded M] of dtype, in units of log2; no gradient."""
+    outside = -65504.0 if dtype == torch.float16 else -1.0e30
+    log2 = (bias.detach().float() * LOG2E).to(dtype)
+    return torch.nn.functional.pad(log2, (0, _padded_keys(bias.shape[2]) - bias.shape[2]), value=outside)
+
+
 @dataclass(frozen=True)
 class BlockPlan:
     """Block sizes of the two kernels at one shape."""
@@ -45,12 +66,14 @@ class BlockPlan:
 
 
 @lru_cache(maxsize=1024)
-def plan_block(batch: int, tokens: int, keys: int, channels: int, heads: int) -> BlockPlan:
-    """Chosen by shape alone; the audit calls it too."""
-    block_m = max(16, triton.next_power_of_2(keys))
+def plan_block(batch: int, tokens: int, keys: int, channels: int, heads: int, arch: int) -> BlockPlan:
+    """Chosen by shape and architecture alone; the audit calls it too."""
+    block_m = _padded_keys(keys)
     # Eight warps hold x, one head's scores and the result of 128 rows without spills up to 64 channels; beyond, 64 rows
-    # and one tile per program, since a loop around it would spill.
-    block_n = min(128 if channels <= 64 else 64, max(16, triton.next_power_of_2(tokens)))
+    # (128 where the matrix unit reads from shared memory and adds up in registers) and one tile per program, since a
+    # loop around it would spill.
+    tall = channels <= 64 or not (reads_operands_from_registers(arch) or reads_results_from_tensor_memory(arch))
+    block_n = min(128 if tall else 64, max(16, triton.next_power_of_2(tokens)))
     pieces = cdiv(tokens, block_n)
     # A program fills an SM and fetches all weights first: one program each for the 132 SMs of an H100 or H200.
     tiles = cdiv(pieces, min(pieces, max(1, 132 // batch))) if channels <= 64 else 1
@@ -63,7 +86,7 @@ _LIBRARY.define(
     "reduced_attention_block(Tensor x, Tensor bias, Tensor norm_weight, Tensor norm_bias, Tensor q_weight, "
     "Tensor? q_bias, Tensor k_weight, Tensor? k_bias, Tensor v_weight, Tensor? v_bias, Tensor proj_weight, "
     "Tensor? proj_bias, Tensor? reduce_weight, Tensor? scale, Tensor? shift, SymInt width, SymInt heads, "
-    "float norm_eps, float attention_scale) -> Tensor"
+    "float norm_eps, float attention_scale, bool expanded=False) -> Tensor"
 )
 block_op = torch.ops.vitkernels.reduced_attention_block.default
 
@@ -81,12 +104,17 @@ def block_calls(
     heads: int,
     norm_eps: float,
     attention_scale: float,
+    arch: int,
+    expanded: bool = False,
 ) -> list[Call]:
-    """The two launches; every tensor contiguous but x, whose last dim is. Tensors may live on the meta device."""
+    """The two launches; every tensor contiguous but x, whose last dim is. Tensors may live on the meta device.
+
+    expanded: bias comes from `expand_block_bias`.
+    """
     batch, tokens, channels = x.shape
-    keys = bias.shape[2]
-    plan = plan_block(batch, tokens, keys, channels, heads)
     r = 1 if w.reduce_weight is None else w.reduce_weight.shape[-1]
+    keys = tokens // (r * r)
+    plan = plan_block(batch, tokens, keys, channels, heads, arch)
     common = {
         "x_ptr": x,
         "k_ptr": k,
@@ -131,6 +159,7 @@ def block_calls(
         "D": channels // heads,
         "HAS_BQ": w.q_bias is not None,
         "HAS_BO": w.proj_bias is not None,
+        "EXPANDED": expanded,
         "BLOCK_N": plan.BLOCK_N,
         "BLOCK_M": plan.BLOCK_M,
         "BLOCK_D": plan.BLOCK_D,
@@ -176,6 +205,7 @@ def _block(
     heads: int,
     norm_eps: float,
     attention_scale: float,
+    expanded: bool = False,
 ) -> Tensor:
     dense = [
         None if t is None else t.contiguous()
@@ -183,7 +213,11 @@ def _block(
     ]
     w = ReducedAttentionWeights(norm_weight.contiguous(), norm_bias.contiguous(), *dense)  # type: ignore[arg-type]
     batch, tokens, channels = x.shape
+    r = 1 if reduce_weight is None else reduce_weight.shape[-1]
+    keys = tokens // (r * r)
     if not kernels_run_on(x):
+        if expanded:
+            bias = bias[..., :keys].float() / LOG2E
         if scale is not None and shift is not None:
             # The affine map as a batch norm of statistics (0, 1) with eps 0.
             w = w._replace(bn_weight=scale, bn_bias=shift, bn_mean=scale * 0, bn_var=scale * 0 + 1)
@@ -193,9 +227,12 @@ def _block(
         )
     x = x if x.stride(2) == 1 else x.contiguous()
     y = torch.empty((batch, tokens, channels), dtype=x.dtype, device=x.device)
-    k, v = torch.empty((2, batch, bias.shape[2], channels), dtype=x.dtype, device=x.device).unbind(0)
+    k, v = torch.empty((2, batch, keys, channels), dtype=x.dtype, device=x.device).unbind(0)
     bias = bias.contiguous()
-    run_all(block_calls(y, k, v, x, bias, w, scale, shift, width, heads, norm_eps, attention_scale))
+    calls = block_calls(
+        y, k, v, x, bias, w, scale, shift, width, heads, norm_eps, attention_scale, arch_of(x), expanded
+    )
+    run_all(calls)
     return y
 
 
@@ -210,4 +247,5 @@ torch.library.register_fake("vitkernels::reduced_attention_block", _block_fake, 
 
 @register_flop_formula(torch.ops.vitkernels.reduced_attention_block)
 def _block_flops(x: Any, bias: Any, *args: Any, **kwargs: Any) -> int:
-    return reduced_attention_work(x[0], x[1], bias[2], x[2])[0]
+    taps = args[10]  # reduce_weight: an expanded bias does not tell how many keys there are
+    return reduced_attention_work(x[0], x[1], bias[2] if taps is None else x[1] // taps[-1] ** 2, x[2])[0]

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitkernels._common import autocast_dtype
+from vitkernels._common import autocast_dtype, kernels_run_on
 from vitkernels._derived import derived
 from vitkernels._norm_act import activate, affine_of_sums, norm_act
-from vitkernels._reduced_ops import block_fits, block_op
+from vitkernels._reduced_ops import block_fits, block_op, expand_block_bias
 from vitkernels.depthwise_conv import depthwise_conv2d, depthwise_conv2d_stats
 
 
@@ -298,9 +298,12 @@ def reduced_block(
             return scale, shift if offset is None else shift + offset.to(scale.dtype) * scale
 
         scale, shift = derived(conv, "reduction", make, conv.bias, *_state(batch_norm), key=(batch_norm.eps,))
+    expanded = kernels_run_on(x)
+    if expanded:
+        bias = derived(bias, "block", lambda t: expand_block_bias(t, dtype), bias, key=(dtype,))
     out: Tensor = block_op(
         x.to(dtype), bias, norm.weight, norm.bias, *linear, taps, scale, shift, grid[1], heads, norm.eps,
-        (x.shape[2] // heads) ** -0.5,
+        (x.shape[2] // heads) ** -0.5, expanded,
     )  # fmt: skip
     return out
 

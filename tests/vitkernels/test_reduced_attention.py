@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
-from vitkernels._reduced_ops import block_fits
+from vitkernels._reduced_ops import block_fits, expand_block_bias
 from vitkernels.reduced_attention import (
     REDUCED_ATTENTION_CASES,
     ReducedAttentionCase,
@@ -216,6 +216,21 @@ def test_opcheck(device: str) -> None:
     scale, shift = torch.rand(32, device=device) + 0.5, torch.randn(32, device=device)
     args = (x, bias, *w[:10], w.reduce_weight, scale, shift, 4, 2, 1e-6, 0.25)
     torch.library.opcheck(torch.ops.vitkernels.reduced_attention_block, args)
+    torch.library.opcheck(
+        torch.ops.vitkernels.reduced_attention_block, (args[0], expand_block_bias(bias, HALF), *args[2:], True)
+    )
+
+
+@pytest.mark.parametrize(("grid", "r"), [((6, 4), 2), ((8, 16), 4), ((3, 5), 1)], ids=str)
+def test_expanded_bias_gives_the_same_block(grid: tuple[int, int], r: int, device: str) -> None:
+    x, bias, w = make(32, 2, grid, r, HALF, device)
+    factor = (torch.rand(32, device=device) + 0.5, torch.randn(32, device=device)) if r > 1 else (None, None)
+    rest = (*w[:10], w.reduce_weight, *factor, grid[1], 2, 1e-6, 0.25)
+    block = torch.ops.vitkernels.reduced_attention_block
+    want = block(x, bias, *rest)
+    got = block(x, expand_block_bias(bias, HALF), *rest, True)
+    torch.testing.assert_close(got, want, atol=4e-3, rtol=4e-3)
+    assert got.isfinite().all()
 
 
 def test_flops_do_not_depend_on_the_form(device: str) -> None:
