@@ -197,7 +197,7 @@ def key_calls(dk: Tensor, dv: Tensor, shared: dict[str, Any], block_n: int, bloc
             "dk_ptr": dk_parts, "dv_ptr": dv_parts, "SPAN": span, "BLOCK_N": block_n, "BLOCK_M": block_m,
             "dk_stride_s": strides[0], "dk_stride_b": strides[1], "dk_stride_h": strides[2], "dk_stride_m": strides[3],
             "TAIL_N": fits_tail and has_tail(N, block_n), "LAST": last,
-            "INSIDE": M % block_m == 0 or last < block_m,
+            "INSIDE": fits_tail and (M % block_m == 0 or last < block_m),
             "LAST_INSIDE": shared["EXPANDED"] and cdiv(M, 16) * 16 % block_m == last % block_m,
         },
     )  # fmt: skip

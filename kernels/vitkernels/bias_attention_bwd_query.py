@@ -258,12 +258,13 @@ def rows_calls(dq: Tensor, shared: dict[str, Any], block_n: int, block_m: int, a
     B, H, N, D = dq.shape
     warps = 4
     huge = D <= 32 and N > 160 and shared["EXPANDED"]
-    if tall_tile(dq, arch) and (D > 32 or huge or not has_tail(N, block_n)):
-        block_n, warps = 256 if huge else 128, 8
+    tall = 256 if huge else 128
     # Products from tensor memory leave no registers for a second code path beside eight warps.
-    last = block_n if warps == 8 and reads_results_from_tensor_memory(arch) else last_tile(N, block_n)
+    fits = last_tile(N, tall) == tall or not reads_results_from_tensor_memory(arch)
+    if tall_tile(dq, arch) and fits and (D > 32 or huge or not has_tail(N, block_n)):
+        block_n, warps = tall, 8
     args = shared | _dq_args(dq) | {
-        "BLOCK_N": block_n, "BLOCK_M": block_m, "LAST": last, "REST": rest_block(shared["M"], block_m),
+        "BLOCK_N": block_n, "BLOCK_M": block_m, "LAST": last_tile(N, block_n), "REST": rest_block(shared["M"], block_m),
     }  # fmt: skip
     return [Call(kernel=_bwd_rows_kernel, args=args, grid=cdiv(N, block_n) * H * B, products=3,
                  pass_name="bwd_query", num_warps=warps, num_stages=1, scores=B * H * N * shared["M"])]  # fmt: skip

@@ -32,6 +32,7 @@ from vitkernels._common import (
     padded_head_dim,
     pieces,
     reads_operands_from_registers,
+    reads_results_from_tensor_memory,
     rest_block,
     store_rows,
     stride_alignment,
@@ -385,7 +386,7 @@ def forward_calls(
     block_n = 64 if q.element_size() == 2 else 32
     tail = short and D <= 32 and has_tail(N, block_n) and images_per_program(B, cdiv(N, block_n) * H) >= 4
     warps = 8 if short and D > 64 else 4
-    if tall_tile(q, arch) and not tail and warps == 4:
+    if tall_tile(q, arch) and not tail and warps == 4 and not (short and reads_results_from_tensor_memory(arch)):
         block_n, warps = 128, 8
     tiles = cdiv(N, block_n)
     args = {
