@@ -1,4 +1,4 @@
-"""Curves over the batch size: throughput, latency, and memory predicted beside measured."""
+"""Curves over the batch size: throughput, latency, and memory predicted beside measured; one batch size is ranked."""
 
 from __future__ import annotations
 
@@ -52,6 +52,18 @@ def _panel(data: pd.DataFrame, column: str, title: str, mode: str, log_y: bool) 
     )
 
 
+def _ranking(data: pd.DataFrame, column: str, title: str, mode: str, fastest_first: str) -> Any:
+    """A dot for each series, a line apart: where all have one batch size there is nothing to draw a curve over."""
+    import altair as alt
+
+    batch = data["batch"].iloc[0]
+    heading = f"{title}, {'training' if mode == 'train' else 'inference'}, batch {batch}"
+    values = alt.X(f"{column}:Q", scale=alt.Scale(type="log"), title=title)
+    names = alt.Y("series:N", sort=fastest_first, title=None, axis=alt.Axis(grid=True, labelLimit=320))
+    chart = alt.Chart(data, title=heading, width=380, height=alt.Step(14))
+    return chart.mark_point(filled=True, size=50).encode(x=values, y=names, tooltip=["case:N", f"{column}:Q"])
+
+
 def throughput_chart(rows: Sequence[Row]) -> Any | None:
     """Images a second and milliseconds a batch over the batch size, by mode; None without timed rows."""
     import altair as alt
@@ -63,6 +75,12 @@ def throughput_chart(rows: Sequence[Row]) -> Any | None:
     columns = []
     for mode, data in frame.groupby("mode", sort=True):
         slim = data[["batch", "series", "case", "img_per_s", "latency_ms_p50"]]
+        if slim["batch"].nunique() == 1 and len(slim) > 1:
+            columns.append(
+                _ranking(slim, "img_per_s", "images per second", str(mode), "-x")
+                | _ranking(slim, "latency_ms_p50", "milliseconds per batch", str(mode), "x")
+            )
+            continue
         columns.append(
             _panel(slim, "img_per_s", "images per second", str(mode), False)
             & _panel(slim, "latency_ms_p50", "milliseconds per batch", str(mode), True)
