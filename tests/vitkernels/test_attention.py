@@ -186,6 +186,8 @@ TALL_PROBLEMS = {
     "short-rows": lambda *x: bias_problem(2, 1, 130, 200, 32, *x),
     "wide-heads": lambda *x: bias_problem(1, 1, 150, 70, 128, *x),
     "relative-196": lambda *x: relative_problem(2, 1, (14, 14), 32, *x),
+    "relative-144": lambda *x: relative_problem(2, 1, (12, 12), 32, *x),
+    "relative-100": lambda *x: relative_problem(2, 2, (20, 5), 24, *x),
     "relative-last-64": lambda *x: relative_problem(3, 1, (20, 16), 32, *x),
     "relative-256": lambda *x: relative_problem(1, 1, (16, 16), 32, *x),
     "gated-196": lambda *x: gated_problem(3, 1, 196, 48, *x),
@@ -195,7 +197,7 @@ TALL_PROBLEMS = {
 
 @pytest.mark.parametrize("name", TALL_PROBLEMS)
 def test_tall_tiles_match_fp64(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles of 128 and 256 queries, which large batches get, at a batch that the interpreter can bear."""
+    """Tiles of 128 and 256 queries, or of all, which large batches get, at a batch that the interpreter can bear."""
     monkeypatch.setattr("vitkernels._common.PROGRAMS_WANTED", 1)
     torch.manual_seed(0)
     check(TALL_PROBLEMS[name](torch.float16, device))

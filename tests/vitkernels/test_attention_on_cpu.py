@@ -52,7 +52,7 @@ for row in rows:
     name = f"{row.case} {row.pass_} {row.arch}"
     assert row.status == "ok", f"{name}: {row.reason}"
     assert row.spill_bytes == 0, f"{name}: {row.spill_bytes} bytes spilled"
-    if row.arch == "sm_90" and (row.pass_ in ("fwd", "bwd", "bwd_key") or row.pass_.startswith("bwd_query")):
+    if row.arch == "sm_90" and (row.pass_ in ("fwd", "bwd", "bwd_key", "bwd_qkv") or row.pass_.startswith("bwd_query")):
         assert row.matrix_instruction == "HGMMA", f"{name}: {row.matrix_instruction}"
     print(name, row.registers, row.matrix_instruction)
 """
