@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from vitbench.catalog import Resolution
+from vitbench.implementations import ops_for
 from vitbench.measure import flops, memory
 from vitbench.measure.flops import FlopCount
 from vitbench.models import spec_of, unserved
-from vitbench.ops import EAGER, Ops, ops_for
+from vitbench.ops import EAGER, Ops
 from vitbench.plan import COMPILED, Case
 from vitbench.workload import TORCH_DTYPES, autocast_dtype
 

@@ -6,8 +6,9 @@ import csv
 import json
 import sys
 
-from vitbench.catalog import format_resolution, match, published
+from vitbench.catalog import format_resolution, published
 from vitbench.errors import InputError, nearest
+from vitbench.selection import match
 
 FORMATS = ("table", "csv", "json")
 

@@ -283,16 +283,6 @@ SDPA = Ops("sdpa", sdpa_attention, sdpa_relative_attention, sdpa_gated_attention
 FLEX = Ops("flex", flex_attention, flex_relative_attention, flex_gated_attention, eager_depthwise_conv2d)
 
 
-def ops_for(impl: str) -> Ops:
-    """The bundle behind an implementation's name; "compile" and "max-autotune" compile the eager one, "fused+compile"
-    the fused one."""
-    if impl.startswith("fused"):
-        from vitbench.fused import FUSED  # needs triton, which not every platform has
-
-        return FUSED
-    return {"eager": EAGER, "sdpa": SDPA, "flex": FLEX, "compile": EAGER, "max-autotune": EAGER}[impl]
-
-
 __all__ = [
     "EAGER",
     "FLEX",
@@ -305,7 +295,6 @@ __all__ = [
     "flex_attention",
     "flex_gated_attention",
     "flex_relative_attention",
-    "ops_for",
     "relative_bias",
     "sdpa_attention",
     "sdpa_gated_attention",

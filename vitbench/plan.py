@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from vitbench import catalog
-from vitbench.catalog import Resolution, check_resolution, format_resolution, parse_resolution
+from vitbench import selection
+from vitbench.catalog import Resolution, format_resolution, parse_resolution
 from vitbench.errors import InputError, nearest
+from vitbench.selection import check_resolution
 
 IMPLS = ("eager", "sdpa", "flex", "compile", "max-autotune", "fused", "fused+compile")
 #: Implementations that torch.compile builds, in whole or in part, at their first call.
@@ -105,7 +106,7 @@ def split_resolutions(text: str) -> list[str]:
 
 
 def _resolve(model: str, text: str) -> Resolution:
-    entry = catalog.entry(model)
+    entry = selection.entry(model)
     if text == "native":
         return entry.resolution
     if text.startswith("x"):

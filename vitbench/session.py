@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vitbench import catalog, results, sweep, timm_csv
 from vitbench import plan as planning
+from vitbench import results, selection, sweep, timm_csv
 from vitbench.console import console
 from vitbench.errors import InputError, nearest
 from vitbench.measure import device as devices
@@ -40,7 +40,7 @@ def plan(
     defaults = DEFAULTS["cpu" if device == "cpu" else "cuda"]
     return planning.expand(
         Grid(
-            models=catalog.match(model),
+            models=selection.match(model),
             impls=planning.split(impl or defaults["impl"], "impl", planning.IMPLS),
             modes=planning.split(mode, "mode", planning.MODES),
             dtypes=planning.split(dtype, "dtype", planning.DTYPES),

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from vitbench import catalog, results
+from vitbench import results, selection
 from vitbench.catalog import format_resolution
 from vitbench.errors import InputError
 from vitbench.executors.local import Event, LocalExecutor, WorkerLost
@@ -70,7 +70,7 @@ class Summary:
 
 def blank_row(case: Case, environment: dict[str, Any]) -> Row:
     """The case's row before anything is measured: what it is, where it runs, what is published."""
-    entry = catalog.entry(case.model)
+    entry = selection.entry(case.model)
     return Row(
         schema=results.SCHEMA,
         case=case.id,

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from vitbench import inputs
 from vitbench.catalog import Resolution
+from vitbench.implementations import ops_for
 from vitbench.models import create_model, spec_of
-from vitbench.ops import ops_for
 from vitbench.plan import Case
 from vitbench.weights import enliven
 

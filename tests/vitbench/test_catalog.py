@@ -7,10 +7,11 @@ import io
 
 import pytest
 
-from vitbench.catalog import CatalogEntry, catalog, match, published
+from vitbench.catalog import CatalogEntry, catalog, published
 from vitbench.errors import InputError
 from vitbench.listing import print_models
 from vitbench.models import MODELS
+from vitbench.selection import match
 
 QUOTED = [
     "coatnet_vit_rel",

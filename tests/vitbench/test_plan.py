@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitbench import plan
-from vitbench.catalog import catalog, format_resolution, match, parse_resolution
+from vitbench.catalog import catalog, format_resolution, parse_resolution
 from vitbench.errors import InputError
 from vitbench.plan import Case, Grid
+from vitbench.selection import match
 
 
 def grid(**changes: object) -> Grid:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitbench import catalog, results, sweep
+from vitbench import results, selection, sweep
 from vitbench.certify.stage import FAIL, NOT_RUN, PASS, Context, Line
 from vitbench.console import console
 from vitbench.errors import InputError
@@ -20,7 +20,7 @@ from vitbench.sweep import SweepOptions
 def missing(model: str) -> str:
     """Why a model of another library cannot be had here; "" where it can."""
     try:
-        catalog.entry(model)
+        selection.entry(model)
     except InputError as error:
         return str(error)
     return ""

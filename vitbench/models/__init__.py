@@ -10,6 +10,7 @@ from torch import nn
 
 from vitbench.catalog import Resolution, catalog, format_resolution, parse_resolution
 from vitbench.errors import InputError, nearest
+from vitbench.implementations import ops_for
 from vitbench.models import (
     cmt,
     coatnet,
@@ -26,7 +27,6 @@ from vitbench.models import (
     yolos,
 )
 from vitbench.models.spec import ModelSpec, Preprocessing
-from vitbench.ops import ops_for
 from vitbench.plan import IMPLS, WHOLLY_COMPILED
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vitbench import catalog, estimate, worker
+from vitbench import estimate, selection, worker
 from vitbench.errors import InputError
 from vitbench.models import create_model, foreign, transformers_configs, unserved
 from vitbench.models.transformers_configs import Config
@@ -23,7 +23,7 @@ from vitbench.plan import Case
 ])  # fmt: skip
 def test_unknown_names_are_refused_with_near_ones(pattern: str, says: str, timm: Any) -> None:
     with pytest.raises(InputError, match="unknown") as error:
-        catalog.match(pattern)
+        selection.match(pattern)
     assert says in str(error.value)
 
 
@@ -34,14 +34,14 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     foreign.load.cache_clear()
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(InputError, match=r"need the package timm, which is not installed; `pip install timm`"):
-        catalog.match("cmt_s,timm:convnext_tiny")
+        selection.match("cmt_s,timm:convnext_tiny")
     foreign.load.cache_clear()
 
 
 def test_names_wildcards_and_own_models_go_together(timm: Any) -> None:
-    names = catalog.match("timm:convnext_tiny,cmt_s,timm:swin_t*_window7_224,timm:swin_tiny_patch4_window7_224")
+    names = selection.match("timm:convnext_tiny,cmt_s,timm:swin_t*_window7_224,timm:swin_tiny_patch4_window7_224")
     assert names == ["cmt_s", "timm:convnext_tiny", "timm:swin_tiny_patch4_window7_224"]
-    entry = catalog.entry("timm:swin_base_patch4_window12_384")
+    entry = selection.entry("timm:swin_base_patch4_window12_384")
     assert (entry.resolution, entry.params_m, entry.family) == ((384, 384), None, "timm")
 
 
