@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -292,7 +293,8 @@ def certify(
 
 
 def main() -> None:
-    """The console script: bad input is one line on stderr and exit code 2."""
+    """The console script: bad input is one line on stderr and exit code 2; a cancelled job ends as by Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = app(standalone_mode=False)
     except InputError as error:

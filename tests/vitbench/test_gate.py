@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,3 +181,26 @@ def test_merging_keeps_the_order_of_samples_and_drops_what_failed(tmp_path: Path
     rounds = [run("a", {"x": [1.0, 2.0], "y": [5.0]}), run("b", {"x": [3.0]})]
     (entry,) = json.loads(merge(rounds, tmp_path / "out").read_text())["benchmarks"]
     assert (entry["fullname"], entry["stats"]["data"]) == ("x", [1.0, 2.0, 3.0])
+
+
+def test_a_cancelled_gate_leaves_no_work_tree(repository: Path) -> None:
+    """CI systems cancel a job by SIGTERM."""
+    started = repository / "started"
+    commit(
+        repository,
+        "work.py",
+        lambda text: f"{text}import pathlib, time\npathlib.Path({str(started)!r}).touch()\ntime.sleep(300)\n",
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-m", "vitbench", "gate", "--against", "base", "--device", "cpu"]
+    running = subprocess.Popen(command, cwd=repository, env=environment)
+    try:
+        while not started.exists():
+            assert running.poll() is None
+            time.sleep(0.1)
+        assert git(repository, "worktree", "list").count("\n") == 1
+        running.terminate()
+        assert running.wait(60) == 130
+    finally:
+        running.kill()
+    assert git(repository, "worktree", "list").count("\n") == 0
