@@ -293,6 +293,28 @@ def _long_tile(
 
 
 @triton.jit
+def _long_rows(
+    out_ptr, out_step, out_row, lse_ptr, lse_at, lse_step, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr, v_step,
+    v_row, bias_ptr, bias_row, tile, tiles, N, M, scale_log2, EXPANDED: tl.constexpr, D: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, REST: tl.constexpr, LAST: tl.constexpr,
+    IMAGES: tl.constexpr,
+):  # fmt: skip
+    """`_long_tile` with as many rows as the tile has."""
+    if LAST < BLOCK_N and tile == tiles - 1:
+        _long_tile(
+            out_ptr, out_step, out_row, lse_ptr, lse_at, lse_step, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr,
+            v_step, v_row, bias_ptr, bias_row, tile * BLOCK_N + tl.arange(0, LAST), N, M, scale_log2, EXPANDED, D,
+            BLOCK_D, BLOCK_M, REST, IMAGES,
+        )  # fmt: skip
+    else:
+        _long_tile(
+            out_ptr, out_step, out_row, lse_ptr, lse_at, lse_step, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr,
+            v_step, v_row, bias_ptr, bias_row, tile * BLOCK_N + tl.arange(0, BLOCK_N), N, M, scale_log2, EXPANDED, D,
+            BLOCK_D, BLOCK_M, REST, IMAGES,
+        )  # fmt: skip
+
+
+@triton.jit
 def _fwd_long_kernel(
     out_ptr,  # [B, H, N, D]
     lse_ptr,  # [B, H, N] log2 of the softmax denominators, or None
@@ -327,13 +349,13 @@ def _fwd_long_kernel(
     BLOCK_M: tl.constexpr,
     REST: tl.constexpr,  # keys of a last, shorter block; 0 without one
     IMAGES: tl.constexpr,  # 1, 2 or 3 images share each bias tile
+    SHORT: tl.constexpr,  # images of the last group, where it has fewer
     LAST: tl.constexpr,  # queries of the last tile
 ):
     pid = tl.program_id(0)
     tiles = tl.cdiv(N, BLOCK_N)
     tile, h = pid % tiles, (pid // tiles) % H
-    # The last group of images starts early enough to be whole: what two programs compute, both store alike.
-    b = tl.minimum(pid // (tiles * H) * IMAGES, B - IMAGES).to(tl.int64)
+    b = (pid // (tiles * H) * IMAGES).to(tl.int64)
     h64 = h.to(tl.int64)
     bias_ptr += h64 * bias_stride_h
     q_step, k_step, v_step = aligned(q_stride_b, ALIGN), aligned(k_stride_b, ALIGN), aligned(v_stride_b, ALIGN)
@@ -345,17 +367,17 @@ def _fwd_long_kernel(
     out_ptr += h64 * aligned(out_stride_h, ALIGN) + b * out_step
     lse_at = (b * H + h) * N
     lse_step = H * N
-    if LAST < BLOCK_N and tile == tiles - 1:
-        _long_tile(
+    if SHORT > 0 and b + IMAGES > B:
+        _long_rows(
             out_ptr, out_step, out_row, lse_ptr, lse_at, lse_step, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr,
-            v_step, v_row, bias_ptr, bias_stride_n, tile * BLOCK_N + tl.arange(0, LAST), N, M, scale_log2,
-            EXPANDED, D, BLOCK_D, BLOCK_M, REST, IMAGES,
+            v_step, v_row, bias_ptr, bias_stride_n, tile, tiles, N, M, scale_log2, EXPANDED, D, BLOCK_D, BLOCK_N,
+            BLOCK_M, REST, LAST, SHORT,
         )  # fmt: skip
     else:
-        _long_tile(
+        _long_rows(
             out_ptr, out_step, out_row, lse_ptr, lse_at, lse_step, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr,
-            v_step, v_row, bias_ptr, bias_stride_n, tile * BLOCK_N + tl.arange(0, BLOCK_N), N, M, scale_log2,
-            EXPANDED, D, BLOCK_D, BLOCK_M, REST, IMAGES,
+            v_step, v_row, bias_ptr, bias_stride_n, tile, tiles, N, M, scale_log2, EXPANDED, D, BLOCK_D, BLOCK_N,
+            BLOCK_M, REST, LAST, IMAGES,
         )  # fmt: skip
 
 
@@ -410,7 +432,7 @@ def forward_calls(
         rest = rest_block(M, block_m)
         if rest and not expanded and reads_operands_from_registers(arch):  # the pointers of a second size spill
             rest = block_m
-        args |= {"IMAGES": images, "LAST": last_tile(N, block_n), "BLOCK_M": block_m, "REST": rest}
+        args |= {"IMAGES": images, "SHORT": B % images, "LAST": last_tile(N, block_n), "BLOCK_M": block_m, "REST": rest}
         kernel = _fwd_long_kernel
     return [Call(kernel=kernel, args=args, grid=tiles * H * cdiv(B, images), pass_name="fwd", products=2,
                  scores=B * H * N * M, num_warps=warps, num_stages=1)]  # fmt: skip
