@@ -6,7 +6,7 @@ The positional softmax does not depend on the image: `_weights_kernel` computes 
 [H, N, N padded to 16] in q.dtype. The attention kernels then need one exp2 per score and image, and each tile of W
 serves two images. P v = (1 - g) softmax(S) v + W v are two products with the same v, since the matrix unit has time to
 spare and the fp32 lanes have none: mixing P first, for one product, takes 25.6 issue slots per score of ConViT-S on
-sm_90 where this takes 16.5 (`vitbench audit --kernels examples/kernels/gated_one_product.py --arch sm_90`).
+sm_90 where this takes 16.5 (examples/kernels/gated_one_product.py has that design, and how to count both).
 Dividing P by its row sums, as the released models do, changes nothing: both softmaxes sum to 1.
 
 Gradients: with dP = dO v^T and delta = rowsum(softmax(S) * dP) = (rowsum(dO * O) - rowsum(dO * W v)) / (1 - g),
