@@ -69,7 +69,8 @@ def run(model: nn.Module, x: Tensor, mode: str, autocast: torch.dtype | None = N
 
     Running statistics are put back, so that a check leaves the model as it was.
     """
-    running = {name: buffer.clone() for name, buffer in model.named_buffers()} if mode == "train" else {}
+    named = getattr(model, "_orig_mod", model)  # torch.compile wraps a module and puts that before every name
+    running = {name: buffer.clone() for name, buffer in named.named_buffers()} if mode == "train" else {}
     context = torch.autocast(x.device.type, autocast) if autocast is not None else contextlib.nullcontext()
     if mode == "infer":
         with torch.inference_mode(), context:
@@ -78,10 +79,10 @@ def run(model: nn.Module, x: Tensor, mode: str, autocast: torch.dtype | None = N
         with context:
             output = model(x)
         loss = objective.loss(output, targets(x.shape[0], output).to(x.device))
-        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        parameters = {name: p for name, p in named.named_parameters() if p.requires_grad}
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     with torch.no_grad():
-        for name, buffer in model.named_buffers():
+        for name, buffer in named.named_buffers():
             buffer.copy_(running[name])
     used = {name: g for name, g in zip(parameters, gradients, strict=True) if g is not None}
     return Outcome([tensor.detach() for tensor in objective.tensors(output)], used)

@@ -104,6 +104,15 @@ def test_rows_hold_what_was_asked(tmp_path: Path) -> None:
     assert len(samples[cases[0].id]) == len(samples[cases[1].id]), "implementations are timed in the same rounds"
 
 
+def test_compiled_training_is_verified_and_timed(tmp_path: Path) -> None:
+    small = case("tutorial_vit_depth1", impl="compile", mode="train", resolution=(224, 224))
+    summary, _ = run([small], tmp_path / "a.csv")
+    (row,) = summary.rows
+    assert (row.status, row.reason) == ("ok", "")
+    assert row.compile_s > 0
+    assert row.rel_err <= row.rel_err_limit
+
+
 def test_a_case_too_large_for_the_machine_is_oom_before_it_runs(tmp_path: Path) -> None:
     summary, _ = run([case(batch=3_000_000), case()], tmp_path / "a.csv")
     assert [row.status for row in summary.rows] == ["oom", "ok"]

@@ -38,6 +38,12 @@ def test_randomness_is_off_in_a_training_check() -> None:
     assert verify.relative_error(first, second) == 0
 
 
+def test_a_compiled_model_has_the_names_of_its_own() -> None:
+    model = net().train()
+    compiled = torch.compile(model, backend="eager")
+    assert verify.relative_error(verify.run(compiled, X, "train"), verify.run(model, X, "train")) == 0
+
+
 def test_gradients_are_those_of_cross_entropy() -> None:
     model = net().train()
     outcome = verify.run(model, X, "train")
