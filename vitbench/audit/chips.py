@@ -1,11 +1,12 @@
 """The cards whose time is modelled, and how many programs fit on a multiprocessor.
 
-H200: rates measured on the card (copy 4.3 TB/s of 4.8, bf16 matrix 790 TFLOP/s of 989, L2 about 6 TB/s). H100 (SXM):
-the same chip with other memory, measured (copy 3.0 TB/s of 3.35, bf16 matrix 798 TFLOP/s). A100 (NVIDIA A100 Tensor
-Core GPU Architecture white paper, 80 GB SXM: 108 multiprocessors, 1.41 GHz, 2.04 TB/s, 312 TFLOP/s) and B200 (NVIDIA
-Blackwell datasheet, HGX B200: 148 multiprocessors, 1.85 GHz, 8 TB/s, 2,250 TFLOP/s dense bf16): their peaks times the
-shares the H200 was measured to reach (0.90 and 0.80); L2 scaled by multiprocessors and clock. Per-multiprocessor
-limits: CUDA C++ Programming Guide, compute capabilities.
+H200 and H100 (SXM): copy (4.3 TB/s of 4.8; 3.0 of 3.35) and bf16 matrix rates (790 and 798 TFLOP/s of 989) as reported
+of one card each, not measured by this project; the H200's L2 is about 6 TB/s. The H100's clock, L2 and share for HMMA
+are taken over from the H200, whose processor it shares, and nobody checked them. A100 (NVIDIA A100 Tensor Core GPU
+Architecture white paper, 80 GB SXM: 108 multiprocessors, 1.41 GHz, 2.04 TB/s, 312 TFLOP/s) and B200 (NVIDIA Blackwell
+datasheet, HGX B200: 148 multiprocessors, 1.85 GHz, 8 TB/s, 2,250 TFLOP/s dense bf16): their peaks times the shares the
+H200 is reported to reach (0.90 and 0.80); L2 scaled by multiprocessors and clock. Per-multiprocessor limits: CUDA C++
+Programming Guide, compute capabilities.
 """
 
 from __future__ import annotations

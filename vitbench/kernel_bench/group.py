@@ -66,6 +66,7 @@ def failure(problem: BaseException, notes: Sequence[str]) -> tuple[str, str]:
     text = " ".join(str(problem).split()) or type(problem).__name__
     if isinstance(problem, torch.OutOfMemoryError):
         return "oom", text[:300]
+    # torch raises NotImplementedError where a backend has no such operator, or one of these texts as a RuntimeError.
     refused = isinstance(problem, NotImplementedError) or any(said in text.lower() for said in _REFUSALS)
     if not refused:
         return "error", text[:300]
