@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,10 +57,18 @@ class Call:
 
 
 def run_all(calls: Sequence[Call]) -> None:
-    """Launches in order on the current stream; a call without programs is skipped."""
-    for call in calls:
-        if call.grid:
-            call.kernel[(call.grid,)](**call.args, num_warps=call.num_warps, num_stages=call.num_stages)
+    """Launches in order on the current stream of the tensors' GPU; a call without programs is skipped."""
+    with on_device_of(next(value for value in calls[0].args.values() if isinstance(value, Tensor))):
+        for call in calls:
+            if call.grid:
+                call.kernel[(call.grid,)](**call.args, num_warps=call.num_warps, num_stages=call.num_stages)
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Makes the tensor's GPU the current one, on which Triton launches; does nothing where it is already."""
+    if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(tensor.device)
 
 
 def arch_of(tensor: Tensor) -> int:
@@ -282,9 +291,8 @@ def aligned(stride, ALIGN: tl.constexpr):
 
     By itself the compiler looks for multiples of 16 only, and loads rows of 46 or 52 channels element by element.
     """
-    if ALIGN == 0:
-        return tl.cast(stride, tl.int64)
-    return (stride // ALIGN) * ALIGN
+    # One return: a second one would have to be of the first one's type.
+    return tl.cast(stride, tl.int64) if ALIGN == 0 else (stride // ALIGN) * ALIGN
 
 
 @triton.jit

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from vitkernels._common import on_device_of
 from vitkernels._depthwise_launch import Flags, Geometry, Plan, plan_conv, plan_dw, plan_dx
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -64,7 +65,8 @@ def _direct_taps(weight: Tensor, channels_last: bool) -> dict[str, Any]:
 
 
 def _launch(plan: Plan, **tensors: Any) -> None:
-    plan.kernel[plan.grid](**tensors, **plan.args, num_warps=plan.num_warps, num_stages=plan.num_stages)
+    with on_device_of(next(tensor for tensor in tensors.values() if isinstance(tensor, Tensor))):
+        plan.kernel[plan.grid](**tensors, **plan.args, num_warps=plan.num_warps, num_stages=plan.num_stages)
 
 
 def _convolve(

@@ -51,9 +51,8 @@ def _absorb(q, k_ptr, k_row, v_ptr, v_row, bias, keys, n_keys, scale_log2, top, 
     BLOCK_D: tl.constexpr = q.shape[1]
     s = tl.dot(q, tl.trans(load_rows_or_last(k_ptr, k_row, keys, n_keys, D, BLOCK_D)), input_precision="tf32x3")
     s = s * scale_log2 + bias
-    new_top = tl.max(s, 1)
+    new_top = tl.maximum(top, tl.max(s, 1))  # finite, also where all of these keys are masked with -inf
     if not FIRST:
-        new_top = tl.maximum(top, new_top)
         shrink = tl.math.exp2(top - new_top)[:, None]
         acc, total = acc * shrink, total * shrink
     p = tl.math.exp2(s - new_top[:, None]).to(q.dtype)

@@ -189,6 +189,10 @@ TALL_PROBLEMS = {
     "relative-144": lambda *x: relative_problem(2, 1, (12, 12), 32, *x),
     "relative-100": lambda *x: relative_problem(2, 2, (20, 5), 24, *x),
     "relative-last-64": lambda *x: relative_problem(3, 1, (20, 16), 32, *x),
+    "relative-70": lambda *x: relative_problem(5, 2, (10, 7), 32, *x),  # dBias: narrow tiles of 8
+    "relative-80": lambda *x: relative_problem(2, 1, (8, 10), 16, *x),  # narrow tiles of 16
+    "relative-192": lambda *x: relative_problem(2, 1, (12, 16), 32, *x),
+    "relative-210": lambda *x: relative_problem(1, 1, (14, 15), 32, *x),
     "relative-256": lambda *x: relative_problem(1, 1, (16, 16), 32, *x),
     "gated-196": lambda *x: gated_problem(3, 1, 196, 48, *x),
     "gated-last-16": lambda *x: gated_problem(2, 1, 144, 64, *x),
@@ -201,6 +205,17 @@ def test_tall_tiles_match_fp64(name: str, device: str, monkeypatch: pytest.Monke
     monkeypatch.setattr("vitkernels._common.PROGRAMS_WANTED", 1)
     torch.manual_seed(0)
     check(TALL_PROBLEMS[name](torch.float16, device))
+
+
+def test_large_scores_leave_gradients_digits_where_lse_is_folded_into_products(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitkernels._common.PROGRAMS_WANTED", 1)
+    torch.manual_seed(0)
+    problem = relative_problem(2, 1, (9, 8), 32, torch.float16, device)
+    problem.inputs[0] *= 60
+    problem.inputs[1] += 3  # every score, and so lse, is in the hundreds
+    check(problem)
 
 
 def test_a_negative_scale_turns_scores_over(device: str) -> None:
@@ -242,6 +257,23 @@ def test_masked_keys_get_no_weight_and_no_gradient(device: str) -> None:
         torch.testing.assert_close(ours.double(), truth, atol=1e-5, rtol=1e-4)
     assert not got[2][:, :, 60:].any()
     assert not got[4][:, :, 60:].any()
+
+
+@pytest.mark.parametrize(("n", "masked", "d"), [(196, 128, 32), (90, 64, 32), (100, 64, 64), (300, 128, 32)])
+def test_a_first_block_of_masked_keys_leaves_the_others(n: int, masked: int, d: int, device: str) -> None:
+    """Half of the queries see only the last keys, the others only the first, as with two regions of a window."""
+    torch.manual_seed(0)
+    problem = bias_problem(1, 1, n, n, d, torch.float16, device)
+    with torch.no_grad():
+        problem.inputs[3][:, : n // 2, :masked] = float("-inf")
+        problem.inputs[3][:, n // 2 :, masked:] = float("-inf")
+    check(problem)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_tensors_of_another_than_the_current_gpu() -> None:
+    torch.manual_seed(0)
+    check(bias_problem(2, 1, 49, 49, 32, torch.float16, "cuda:1"))
 
 
 def test_large_scores_do_not_overflow(device: str) -> None:
@@ -376,8 +408,8 @@ def test_cuda_graph_replays_forward_and_backward(name: str, device: str) -> None
 
 def test_strides_beyond_32_bits(device: str) -> None:
     if device != "cuda":
-        pytest.skip("needs a tensor of 4.5 GB")
-    B, N, D = 2, 9000, 16
+        pytest.skip("needs a tensor of 8.6 GB")
+    B, N, D = 2, 16384, 16
     base = torch.zeros(B, N, 2**17, device=device, dtype=torch.float16)
     q = base[:, None, :, :D]
     q.copy_(torch.randn(B, 1, N, D, device=device))
