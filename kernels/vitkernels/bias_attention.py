@@ -200,6 +200,7 @@ BIAS_ATTENTION_CASES = (
     BiasAttentionCase("swin_t-s1-224", 4096, 3, 49, 49, 32),
     BiasAttentionCase("maxvit_t-s1-224", 4096, 2, 49, 49, 32),
     BiasAttentionCase("beit_b-224", 64, 12, 197, 197, 64),
+    BiasAttentionCase("convit_small-224", 64, 9, 196, 196, 48),  # gated_attention's shape, to compare with
     BiasAttentionCase("cmt_s-a-224", 64, 1, 3136, 49, 64),
     BiasAttentionCase("cmt_s-b-224", 64, 2, 784, 49, 64),
     BiasAttentionCase("cmt_s-c-224", 64, 4, 196, 49, 64),

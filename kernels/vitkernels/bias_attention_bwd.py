@@ -6,7 +6,8 @@ dQ = scale dS K,  dK = scale dS^T Q,  dBias = sum over images of dS.
 The passes, each of which recomputes P and dS so that every sum stays inside one program, by shape:
 
 - where one tile holds all scores (Swin): bias_attention_bwd_short.py makes all of them together;
-- where one program holds all queries (CoAtNet up to 256 tokens): bias_attention_bwd_whole.py makes dQ, dK and dV;
+- where one program holds all queries (CoAtNet up to 256 tokens): bias_attention_bwd_whole.py makes dQ, dK and dV,
+  bias_attention_bwd_whole_bias.py dBias;
 - else bias_attention_bwd_query.py makes dQ (with dBias where one tile holds all keys, as in CMT) and
   bias_attention_bwd_key.py dK and dV;
 - where dBias is not made on the way, bias_attention_bwd_bias.py makes it.
@@ -33,6 +34,7 @@ from vitkernels.bias_attention_bwd_key import key_calls
 from vitkernels.bias_attention_bwd_query import query_calls, rows_calls
 from vitkernels.bias_attention_bwd_short import fits_short, short_calls
 from vitkernels.bias_attention_bwd_whole import fits_whole, whole_calls
+from vitkernels.bias_attention_bwd_whole_bias import whole_bias_calls
 
 
 def key_block(head_dim: int, itemsize: int, arch: int) -> int:
@@ -101,8 +103,11 @@ def backward_calls(
     }  # fmt: skip
     if not gated and fits_short(N, M, D, itemsize, arch):
         calls, bias_is_made = short_calls(dq, dk, dv, dbias_parts, of_queries, images, arch), True
-    elif not gated and fits_whole(q, expanded, arch):
-        calls, bias_is_made = whole_calls(dq, dk, dv, of_queries), False
+    elif not gated and fits_whole(q, expanded, scale, arch):
+        parts = q.new_empty((B, H, N, 8))
+        calls, bias_is_made = whole_calls(dq, dk, dv, parts, of_queries), True
+        if dbias_parts is not None:
+            calls += whole_bias_calls(dbias_parts, parts, shared, images)
     elif not gated and block_m >= M and D % 16 == 0:
         calls, bias_is_made = query_calls(dq, dbias_parts, of_queries, images, block_n, block_m), True
         calls += key_calls(dk, dv, of_tokens | {"GATED": False}, block_n, block_m, arch)

@@ -82,7 +82,8 @@ def _expand_kernel(
 @triton.jit
 def _table_gradient_kernel(
     dtable_ptr,  # [(2h-1)(2w-1), H]
-    dbias_ptr,  # [H, N, N] fp32
+    dbias_ptr,  # [parts, H, N, N] fp32
+    parts,
     H,
     grid_h,
     grid_w,
@@ -98,15 +99,18 @@ def _table_gradient_kernel(
     n = grid_h * grid_w
     dbias_ptr += tl.cast(head, tl.int64) * n * n
     # Keys (y, x) whose query (y + dy, x + dx) lies on the grid.
-    first_y, spans = tl.maximum(-dy, 0), tl.cdiv(grid_w, BLOCK_X)
+    first_y = tl.maximum(-dy, 0)
     total = tl.zeros([BLOCK_DX, BLOCK_X], tl.float32)
-    for step in range((grid_h - tl.abs(dy)) * spans):
-        y = first_y + step // spans
-        x = step % spans * BLOCK_X + tl.arange(0, BLOCK_X)
+    for first_x in range(0, grid_w, BLOCK_X):
+        x = first_x + tl.arange(0, BLOCK_X)
         query_x = x[None, :] + dx[:, None]
         inside = (x[None, :] < grid_w) & (query_x >= 0) & (query_x < grid_w)
-        at = ((y + dy) * grid_w + query_x) * n + y * grid_w + x[None, :]
-        total += tl.load(dbias_ptr + at, mask=inside, other=0.0)
+        at = ((first_y + dy) * grid_w + query_x) * n + first_y * grid_w + x[None, :]
+        for part in range(parts):
+            base = dbias_ptr + tl.cast(part, tl.int64) * H * n * n
+            for _ in range(grid_h - tl.abs(dy)):
+                total += tl.load(base + at, mask=inside, other=0.0)
+                base += grid_w * n + grid_w  # one row of keys and of queries further
     dtable = tl.sum(total, 1).to(dtable_ptr.dtype.element_ty)
     tl.store(dtable_ptr + ((dy + grid_h - 1) * width + offs_dx) * H + head, dtable, mask=offs_dx < width)
 
@@ -158,17 +162,17 @@ def relative_backward_calls(
     calls = backward_calls(dq, dk, dv, parts, delta, q, k, v, expanded, out, lse, grad, scale, arch, expanded=True)
     if dtable is None or parts is None:
         return calls
-    dbias = parts[0]
-    if parts.shape[0] > 1:
-        dbias = lse.new_empty((H, N, N))
+    if parts.shape[0] > 4:  # fewer are summed on the way
+        dbias = parts.new_empty((1, H, N, N))
         calls.append(sum_parts_call(dbias, parts, "bwd_sum_dbias"))
+        parts = dbias
     block_x = min(32, triton.next_power_of_2(grid[1]))
     args = {
-        "dtable_ptr": dtable, "dbias_ptr": dbias, "H": H, "grid_h": grid[0], "grid_w": grid[1], "BLOCK_DX": 32,
-        "BLOCK_X": block_x,
+        "dtable_ptr": dtable, "dbias_ptr": parts, "parts": parts.shape[0], "H": H, "grid_h": grid[0],
+        "grid_w": grid[1], "BLOCK_DX": 32, "BLOCK_X": block_x,
     }  # fmt: skip
     programs = (2 * grid[0] - 1) * H * cdiv(2 * grid[1] - 1, 32)
-    return [*calls, Call(kernel=_table_gradient_kernel, args=args, grid=programs, pass_name="bwd_table")]
+    return [*calls, Call(kernel=_table_gradient_kernel, args=args, grid=programs, pass_name="bwd_table", num_warps=1)]
 
 
 torch.library.define(
