@@ -82,8 +82,8 @@ audit-all: $(READY)
 	$(PY) -m vitbench audit --baseline results/baseline $(ARGS)
 
 audit-compile: $(READY) $(OTHER_TRITON)/triton/__init__.py
-	$(PY) -m vitbench audit --compile-only $(ARGS)
-	$(PY) -m vitbench audit --compile-only --triton $(OTHER_TRITON) $(ARGS)
+	$(PY) -m vitbench audit --compile-only --baseline results/baseline $(ARGS)
+	$(PY) -m vitbench audit --compile-only --baseline results/baseline --triton $(OTHER_TRITON) $(ARGS)
 
 $(OTHER_TRITON)/triton/__init__.py: $(READY)
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(OTHER_TRITON) \

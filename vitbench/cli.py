@@ -249,7 +249,10 @@ def audit(
         typer.Option(metavar="RESULTS", help="Measured kernels, CSV or JSON: how well the model ranks them."),
     ] = None,
     compile_only: Annotated[
-        bool, typer.Option("--compile-only", help="Only check that all compile, without spills, with the matrix unit.")
+        bool,
+        typer.Option(
+            "--compile-only", help="Only check that all compile, without spills, to --baseline's matrix instruction."
+        ),
     ] = False,
     processes: Annotated[int, typer.Option(help="Compiling processes. Default: the number of CPUs.")] = 0,
     triton: Annotated[

@@ -94,6 +94,12 @@ def load(path: Path, rows: Sequence[Row]) -> list[Row]:
     return [row for arch, triton in pairs for row in read_csv(baseline_file(path, arch, triton))]
 
 
+def matrix_instructions(path: Path) -> dict[tuple[str, str], str]:
+    """The matrix instruction of each launch and architecture of a baseline, of whichever Triton version it is."""
+    files = [path] if path.suffix == ".csv" else sorted(path.glob("audit-*.csv"))
+    return {(row.launch_id, row.arch): row.matrix_instruction for file in files for row in read_csv(file)}
+
+
 def compare(
     before: Sequence[Row], after: Sequence[Row], audited: Callable[[Row], bool] = lambda row: True
 ) -> Comparison:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def run(
     if out:
         write_csv(rows, out)
     if compile_only:
-        return _compiled(items)
+        return _compiled(items, baseline.matrix_instructions(against) if against else {})
     if shown:
         print("\n\n".join(show(item) for item in items))
     elif not against and not measured:
@@ -84,9 +84,9 @@ def _check(
         raise InputError(f"--processes is a count of 1 or more, got {processes}")
     if triton and not (triton / "triton" / "__init__.py").exists():
         raise InputError(f"--triton {triton} holds no triton package; `pip install --target {triton} triton==...` does")
-    if compile_only and (shown or against or accepted or measured):
+    if compile_only and (shown or accepted or measured or markdown):
         raise InputError(
-            "--compile-only counts nothing, so it goes with neither --show, --baseline, --accept nor --validate"
+            "--compile-only counts nothing, so it goes with neither --show, --accept, --validate nor --markdown"
         )
     if markdown and not against:
         raise InputError("--markdown writes what moved against a baseline: give --baseline too")
@@ -125,9 +125,13 @@ def _gate(rows: Sequence[Row], path: Path, pattern: str, markdown: Path | None) 
     return result.exit_code
 
 
-def _compiled(items: Sequence[Audited]) -> int:
-    """What does not compile cleanly, then a line for each architecture; 1 when anything does not."""
-    wrong = {item.row.key: text for item in items if (text := _fault(item))}
+def _compiled(items: Sequence[Audited], matrix: Mapping[tuple[str, str], str]) -> int:
+    """What does not compile cleanly, then a line for each architecture; 1 when anything does not.
+
+    Args:
+        matrix: by launch and architecture, the matrix instruction that another Triton version compiled to.
+    """
+    wrong = {item.row.key: text for item in items if (text := _fault(item, matrix))}
     for key, text in wrong.items():
         print(f"{key}: {text}")
     for (arch, triton), count in sorted(Counter((item.row.arch, item.row.triton) for item in items).items()):
@@ -136,7 +140,7 @@ def _compiled(items: Sequence[Audited]) -> int:
     return int(bool(wrong))
 
 
-def _fault(item: Audited) -> str:
+def _fault(item: Audited, matrix: Mapping[tuple[str, str], str]) -> str:
     row = item.row
     if row.status == "error":
         return row.reason
@@ -144,4 +148,7 @@ def _fault(item: Audited) -> str:
         return f"spills {row.spill_bytes} bytes per thread"
     if item.launch.matrix_flops and not row.matrix_instruction:
         return "multiplies matrices without the matrix unit"
+    wanted = matrix.get((row.launch_id, row.arch), row.matrix_instruction)
+    if row.matrix_instruction != wanted:
+        return f"multiplies matrices by {row.matrix_instruction or 'none'}, where the baseline has {wanted}"
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import subprocess
@@ -138,6 +139,13 @@ def test_command_line_prints_the_table_and_exits_by_verdict(
     assert compiled.returncode == 1
     assert "broken/odd block/fwd/fp32/sm_90: " in compiled.stdout
     assert re.search(r"sm_90 triton \S+: 1 launches compiled, 0 with a fault", compiled.stdout)
+    text = (tmp_path / "a.csv").read_text().replace(",-,", ",,")
+    fields = dict(zip(*csv.reader(text.splitlines()), strict=True)) | {"matrix_instruction": "HGMMA"}
+    (tmp_path / "b.csv").write_text(",".join(fields) + "\n" + ",".join(fields.values()) + "\n")
+    weaker = call("--compile-only", "--kernel", "good", "--baseline", str(tmp_path / "b.csv"))
+    assert weaker.returncode == 1
+    assert "multiplies matrices by none, where the baseline has HGMMA" in weaker.stdout
+    assert call("--compile-only", "--kernel", "good", "--baseline", str(tmp_path / "base")).returncode == 0
 
 
 @pytest.mark.parametrize(
