@@ -53,11 +53,17 @@ def statistics(sums: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def _evaluate(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float
 ) -> Tensor:
-    """The norm of x with given statistics, by torch's own kernel; the CPU's wants them in the parameters' dtype."""
-    if not x.is_cuda:
-        dtype = x.dtype if weight is None else weight.dtype
-        mean, variance = mean.to(dtype), variance.to(dtype)
+    """The norm of x with given statistics, by torch's own kernel."""
+    mean, variance = _as_kernels_want(x, weight, mean, variance)
     return torch.native_batch_norm(x, weight, bias, mean, variance, False, 0.0, eps)[0]
+
+
+def _as_kernels_want(x: Tensor, weight: Tensor | None, *statistics: Tensor) -> tuple[Tensor, ...]:
+    """Statistics [C] in the dtype that torch's kernels take them in: at least fp32, on the CPU the parameters'."""
+    if x.is_cuda:
+        return statistics
+    dtype = x.dtype if weight is None else weight.dtype
+    return tuple(t.to(dtype) for t in statistics)
 
 
 class _NormAct(torch.autograd.Function):
@@ -76,6 +82,8 @@ class _NormAct(torch.autograd.Function):
         y = activate(x, activation) if order == "act_norm" else x
         if sums is None:
             y, mean, spread = torch.native_batch_norm(y, weight, bias, None, None, True, 0.0, eps)
+            wide = torch.promote_types(mean.dtype, torch.float32)
+            mean, spread = mean.to(wide), spread.to(wide)
         else:
             mean, variance = statistics(sums, x.numel() // x.shape[1])
             spread = (variance + eps).rsqrt()
@@ -98,6 +106,7 @@ class _NormAct(torch.autograd.Function):
             z = _evaluate(y, weight, bias, mean, spread**-2 - ctx.eps, ctx.eps)
             grad = _slope_times(grad, z, ctx.activation)
         mask = [True, weight is not None, bias is not None]
+        mean, spread = _as_kernels_want(y, weight, mean, spread)
         dy, dweight, dbias = _aten.native_batch_norm_backward(
             grad, y, weight, None, None, mean, spread, True, ctx.eps, mask
         )

@@ -116,6 +116,20 @@ def test_autocast_and_half_precision_err_no_more_than_eager(name: str) -> None:
     assert differs(eager, fused, x.half()) < 2 * own
 
 
+@pytest.mark.parametrize("name", ["convmixer", "efficientnet"])
+@pytest.mark.parametrize("how", ["bf16", "fp16", "autocast"])
+def test_training_in_half_precision_errs_no_more_than_eager(name: str, how: str) -> None:
+    eager, fused = (model.train() for model in pair(name))
+    x = image(name)
+    exact = verify.run(copy.deepcopy(eager).double(), x.double(), "train")
+    autocast = torch.bfloat16 if how == "autocast" else None
+    if autocast is None:
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[how]
+        eager, fused, x = eager.to(dtype), fused.to(dtype), x.to(dtype)
+    own, ours = (verify.relative_error(verify.run(m, x, "train", autocast), exact) for m in (eager, fused))
+    assert ours < 2 * own
+
+
 def test_changed_weights_are_seen_whenever_they_change() -> None:
     eager, fused = (model.eval() for model in pair("coatnet"))
     x = image("coatnet")
