@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import vitkernels
 from torch import Tensor, nn
 from vitkernels import layers
@@ -31,7 +30,7 @@ def relative_attention(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: tuple[int, int], scale: float | None = None
 ) -> Tensor:
     """As `ops.eager_relative_attention`; without gradients the expanded table is kept for the next call."""
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, table)):
+    if layers.wants_grad(q, k, v, table):
         return vitkernels.relative_attention(q, k, v, table, grid, scale)
     dtype = layers.compute_dtype(q)
 

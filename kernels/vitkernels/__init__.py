@@ -15,7 +15,7 @@ from vitkernels.depthwise_conv import (
     depthwise_conv2d_stats,
     depthwise_conv2d_work,
 )
-from vitkernels.fuse import FuseReport, fuse, is_fused, unfuse
+from vitkernels.fuse import FuseReport, fuse, is_fused, refresh, unfuse
 from vitkernels.gated_attention import (
     GATED_ATTENTION_CASES,
     gated_attention,
@@ -63,6 +63,7 @@ __all__ = [
     "reduced_attention",
     "reduced_attention_reference",
     "reduced_attention_work",
+    "refresh",
     "relative_attention",
     "relative_attention_reference",
     "relative_attention_work",

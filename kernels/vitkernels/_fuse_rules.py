@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vitkernels._derived import derived
+from vitkernels._derived import derived, wants_grad
 from vitkernels.bias_attention import bias_attention
 from vitkernels.layers import compute_dtype, conv_norm_act
 from vitkernels.relative_attention import expand_relative_bias, relative_attention
@@ -105,7 +105,7 @@ def merge_heads(x: Tensor) -> Tensor:
 
 def table_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: Grid, scale: float) -> Tensor:
     """`relative_attention`, which keeps the expanded table for the next call where no gradients are wanted."""
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, table)):
+    if wants_grad(q, k, v, table):
         return relative_attention(q, k, v, table, grid, scale)
     dtype = compute_dtype(q)
     expanded = derived(table, "expanded", lambda t: expand_relative_bias(t, grid, dtype), table, key=(dtype, *grid))

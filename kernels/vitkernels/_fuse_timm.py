@@ -119,8 +119,7 @@ def _gpsa(self: Any, x: Tensor) -> Tensor:
     v = self.v(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
     layer, between = self.pos_proj, self.rel_indices
     logits = derived(
-        layer, "logits", lambda *_: layer(between)[0].permute(2, 0, 1), *layer.parameters(), between,
-        key=(torch.is_autocast_enabled(x.device.type),),
+        layer, "logits", lambda *_: layer(between)[0].permute(2, 0, 1), *layer.parameters(), between
     )  # fmt: skip
     return self.proj_drop(self.proj(merge_heads(gated_attention(q, k, v, logits, self.gating_param, self.scale))))
 

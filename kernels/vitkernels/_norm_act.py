@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitkernels._derived import wants_grad
+
 Order = Literal["norm_act", "act_norm"]
 _aten = torch.ops.aten
 
@@ -150,6 +152,7 @@ def norm_act(x: Tensor, norm: nn.BatchNorm2d, activation: str, order: Order, sum
         if order == "act_norm":
             return nn.BatchNorm2d.forward(norm, activate(x, activation))
         return activate(nn.BatchNorm2d.forward(norm, x), activation)
+    wants_grad(norm.weight)  # a step may follow
     sums = None if sums is None else sums.detach()
     y, mean, spread = _NormAct.apply(x, norm.weight, norm.bias, sums, norm.eps, activation, order)
     update_running(norm, mean, spread**-2 - norm.eps, x.numel() // x.shape[1])

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from vitkernels import _fuse_timm, _fuse_torchvision, _fuse_transformers
+from vitkernels._derived import note_writes, refresh
 from vitkernels._fuse_rules import Rule, plain
 from vitkernels.depthwise_conv import depthwise_conv2d
 from vitkernels.layers import compute_dtype, is_depthwise, padding_of
@@ -86,7 +87,18 @@ def _fused_class(kind: type[nn.Module]) -> type[nn.Module]:
         state = kind.__reduce_ex__(self, 2)[2]
         return _new, (kind,), state
 
-    members = {"forward": rule.forward, "fused_from": kind, "__reduce_ex__": reduce, "__module__": __name__}
+    def train(self: nn.Module, mode: bool = True) -> nn.Module:
+        if mode != self.training:
+            note_writes()  # whoever changes the mode has trained, perhaps in a way that nobody counts
+        return kind.train(self, mode)
+
+    members = {
+        "forward": rule.forward,
+        "train": train,
+        "fused_from": kind,
+        "__reduce_ex__": reduce,
+        "__module__": __name__,
+    }
     _FUSED[kind] = type(f"Fused{kind.__name__}", (kind,), members)
     return _FUSED[kind]
 
@@ -152,9 +164,14 @@ def fuse(model: nn.Module) -> FuseReport:
     hooks, parametrisations, quantised or otherwise unusual tensors, in itself or inside, is left alone, and so is one
     whose shapes no kernel takes. Fusing again is no change: what is fused already is in neither list.
 
+    What kernels want of the weights, such as folded batch norms and expanded bias tables, is derived once in inference
+    and again when the weights may have changed: after writes that torch counts, an optimizer's step, a pass with
+    gradients, a change between train() and eval(). Nothing sees writes through `.data` or numpy, replays of a captured
+    CUDA graph that trains, and a compiled step of a fused optimizer: call `refresh(model)` after those. Under
+    torch.compile and in export it is derived inside the graph, at every call.
+
     Compile, export and distribute the model after fusing it, not before; hooks that are set afterwards on layers inside
-    a swapped module may be passed by. On the CPU the kernels' plain PyTorch
-    references run.
+    a swapped module may be passed by. On the CPU the kernels' plain PyTorch references run.
 
     Returns: what was swapped, and what was left and why; print it.
     """
@@ -171,15 +188,17 @@ def fuse(model: nn.Module) -> FuseReport:
             consumed.update(_consumed(module))
         into, text = (swapped, rule.what) if why is None else (left, why)
         into.append(Fused(name, kind.__name__, text))
+    refresh(model)
     return FuseReport(tuple(swapped), tuple(left))
 
 
 def unfuse(model: nn.Module) -> int:
     """Gives every module that `fuse` swapped its own class back; returns how many there were."""
     fused = [module for module in model.modules() if is_fused(module)]
+    refresh(model)
     for module in fused:
         module.__class__ = type(module).fused_from  # type: ignore[attr-defined]
     return len(fused)
 
 
-__all__ = ["FuseReport", "Fused", "fuse", "is_fused", "unfuse"]
+__all__ = ["FuseReport", "Fused", "fuse", "is_fused", "refresh", "unfuse"]

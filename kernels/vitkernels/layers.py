@@ -2,9 +2,9 @@
 
 y = act(norm(conv(x))) and y = norm(act(conv(x) [+ x])) [+ x] over maps [B, C, h, w], packed linear layers, and CMT's
 attention sub-block. In evaluation batch norms fold into weights or epilogues; what is folded is computed once and again
-when a parameter has changed, and is no part of any state_dict. In training batch norms use the statistics of the
-batch and update the running ones as torch does; the map between norm and activation is computed again in the backward
-pass instead of being kept, and a depthwise convolution hands the norm its sums.
+when a parameter may have changed (`_derived`), and is no part of any state_dict. In training batch norms use the
+statistics of the batch and update the running ones as torch does; the map between norm and activation is computed again
+in the backward pass instead of being kept, and a depthwise convolution hands the norm its sums.
 
 Batch norm: Ioffe and Szegedy, arXiv:1502.03167; keeping one map instead of two: Rota Bulo et al., arXiv:1712.02616.
 """
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitkernels._common import autocast_dtype, kernels_run_on
-from vitkernels._derived import derived
+from vitkernels._derived import derived, wants_grad
 from vitkernels._norm_act import activate, affine_of_sums, norm_act
 from vitkernels._reduced_ops import block_fits, block_op, expand_block_bias
 from vitkernels.depthwise_conv import depthwise_conv2d, depthwise_conv2d_stats
@@ -73,13 +73,18 @@ def _state(norm: nn.BatchNorm2d | None) -> tuple[Tensor | None, ...]:
     return (None,) * 4 if norm is None else (norm.weight, norm.bias, norm.running_mean, norm.running_var)
 
 
+def _batches(*norms: nn.BatchNorm2d | None) -> tuple[Tensor | None, ...]:
+    """What counts the batches that running statistics have seen: torch's own updates of those are not counted."""
+    return tuple(None if norm is None else norm.num_batches_tracked for norm in norms)
+
+
 def evaluated_norm(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """The scale and shift [C], fp32, that an evaluated batch norm is."""
 
     def make(*state: Tensor | None) -> tuple[Tensor, Tensor]:
         return _affine(state, norm.eps)
 
-    found: tuple[Tensor, Tensor] = derived(norm, "affine", make, *_state(norm), key=(norm.eps,))
+    found: tuple[Tensor, Tensor] = derived(norm, "affine", make, *_state(norm), key=(norm.eps,), watch=_batches(norm))
     return found
 
 
@@ -110,7 +115,9 @@ def folded_conv(
         return wide.to(dtype), offset
 
     sources = (conv.weight, conv.bias, *_state(before), *_state(after))
-    found: tuple[Tensor, Tensor | None] = derived(conv, "folded", make, *sources, key=(dtype, *eps))
+    found: tuple[Tensor, Tensor | None] = derived(
+        conv, "folded", make, *sources, key=(dtype, *eps), watch=_batches(before, after)
+    )
     return found
 
 
@@ -233,7 +240,7 @@ def conv_act_norm_conv(
 
 def packed_linear(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
     """layer(x) for each of the layers; without gradients of weights as one matrix product, each result a part of it."""
-    if torch.is_grad_enabled() and any(p.requires_grad for layer in layers for p in layer.parameters()):
+    if wants_grad(*(p for layer in layers for p in layer.parameters())):
         return tuple(layer(x) for layer in layers)
     count, dtype = len(layers), compute_dtype(x)
 
@@ -254,7 +261,7 @@ def reduced_block_serves(x: Tensor, bias: Tensor, heads: int, modules: tuple[nn.
     parameters = [p for m in modules if m is not None for p in m.parameters()]
     if any(m is not None and m.training for m in modules):
         return False
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, bias, *parameters)):
+    if wants_grad(x, bias, *parameters):
         return False
     return block_fits(x.shape[2], heads, bias.shape[2], compute_dtype(x))
 
@@ -297,7 +304,9 @@ def reduced_block(
             scale, shift = _affine(state, batch_norm.eps)
             return scale, shift if offset is None else shift + offset.to(scale.dtype) * scale
 
-        scale, shift = derived(conv, "reduction", make, conv.bias, *_state(batch_norm), key=(batch_norm.eps,))
+        scale, shift = derived(
+            conv, "reduction", make, conv.bias, *_state(batch_norm), key=(batch_norm.eps,), watch=_batches(batch_norm)
+        )
     expanded = kernels_run_on(x)
     if expanded:
         bias = derived(bias, "block", lambda t: expand_block_bias(t, dtype), bias, key=(dtype,))
@@ -321,4 +330,5 @@ __all__ = [
     "packed_linear",
     "reduced_block",
     "reduced_block_serves",
+    "wants_grad",
 ]
