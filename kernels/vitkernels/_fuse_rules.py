@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -23,17 +24,42 @@ class Rule:
 
     class_name: "module:Class"; subclasses are other classes.
     what: what the kernels take over, for the report.
+    reads: attributes, dotted inside of children, without which an instance is another version's class.
     refusal: why an instance is left as it is, or None.
-    forward: the method that replaces the class's; same arguments and results. Where a call is not what the kernels
-        serve it calls `plain`.
+    forward: the method that replaces the class's; same arguments, by the same names, and results. Where a call is not
+        what the kernels serve it calls `plain`.
     consumed: names of children that `forward` reads without calling them.
     """
 
     class_name: str
     what: str
+    reads: str
     refusal: Callable[[Any], str | None]
     forward: Callable[..., Any]
     consumed: tuple[str, ...] = ()
+
+
+def refuse_version(module: nn.Module, rule: Rule) -> str | None:
+    """Whether the library's class is the one that the rule was written for, by what it has and how it is called."""
+    missing = [name for name in rule.reads.split() if not _has(module, name)]
+    if missing:
+        return f"this version of its library has it without {', '.join(missing)}"
+    theirs, ours = (_arguments(forward) for forward in (type(module).forward, rule.forward))
+    return None if theirs == ours else f"this version of its library calls it with ({', '.join(theirs)})"
+
+
+def _has(module: nn.Module, dotted: str) -> bool:
+    found: Any = module
+    for name in dotted.split("."):
+        if not hasattr(found, name):
+            return False
+        found = getattr(found, name)
+    return True
+
+
+def _arguments(forward: Callable[..., Any]) -> list[str]:
+    """Names of the arguments after self, those that have no names among them."""
+    return [str(p).partition(":")[0].partition("=")[0] for p in inspect.signature(forward).parameters.values()][1:]
 
 
 def plain(module: nn.Module, *args: Any, **kwargs: Any) -> Any:

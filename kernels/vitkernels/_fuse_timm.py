@@ -72,9 +72,13 @@ def _refuse_positioned(m: Any) -> str | None:
 def _positioned(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention [B, H, N, D] with the bias of `rel_pos`; returns [B, N, H * D]."""
     position = m.rel_pos
-    if type(position).__name__ == "RelPosBias" and not position.prefix_tokens:
-        grid = (int(position.window_size[0]), int(position.window_size[1]))
-        return merge_heads(table_attention(q, k, v, position.relative_position_bias_table, grid, m.scale))
+    if type(position).__name__ == "RelPosBias":
+        table, grid = (
+            position.relative_position_bias_table,
+            (int(position.window_size[0]), int(position.window_size[1])),
+        )
+        if table.shape[0] == (2 * grid[0] - 1) * (2 * grid[1] - 1):  # no rows for a class token
+            return merge_heads(table_attention(q, k, v, table, grid, m.scale))
     if position.training:  # an MLP that makes the bias may have dropout
         bias = position.get_bias()
     else:
@@ -198,35 +202,56 @@ def _mlp(self: Any, x: Tensor, feat_size: list[int]) -> Tensor:
 
 
 _BLOCKS = "timm.models._efficientnet_blocks"
+_POSITIONED = "qkv num_heads rel_pos scale attn_drop.p proj proj_drop"
 RULES = (
-    Rule("timm.models.swin_transformer:WindowAttention", "window attention", _refuse_swin, _swin),
-    Rule("timm.models.beit:Attention", "attention with relative positions", _refuse_beit, _beit, ("qkv",)),
-    Rule("timm.models.maxxvit:AttentionCl", "attention with relative positions", _refuse_positioned, _maxxvit_cl),
-    Rule("timm.models.maxxvit:Attention2d", "attention with relative positions", _refuse_positioned, _maxxvit_2d),
+    Rule(
+        "timm.models.swin_transformer:WindowAttention", "window attention",
+        "qkv num_heads window_size relative_position_bias_table scale attn_drop.p proj proj_drop", _refuse_swin, _swin,
+    ),
+    Rule(
+        "timm.models.beit:Attention", "attention with relative positions",
+        "qkv num_heads q_bias k_bias v_bias qkv_bias_separate relative_position_bias_table _get_rel_pos_bias scale "
+        "attn_drop.p proj proj_drop", _refuse_beit, _beit, ("qkv",),
+    ),
+    Rule(
+        "timm.models.maxxvit:AttentionCl", "attention with relative positions",
+        f"{_POSITIONED} dim_head head_first", _refuse_positioned, _maxxvit_cl,
+    ),
+    Rule(
+        "timm.models.maxxvit:Attention2d", "attention with relative positions",
+        f"{_POSITIONED} dim_head head_first", _refuse_positioned, _maxxvit_2d,
+    ),
     Rule(
         "timm.models.vision_transformer_relpos:RelPosAttention", "attention with relative positions",
-        _refuse_positioned, _relpos,
+        f"{_POSITIONED} head_dim q_norm k_norm", _refuse_positioned, _relpos,
     ),
-    Rule("timm.models.convit:GPSA", "gated positional attention", _refuse_gpsa, _gpsa),
+    Rule(
+        "timm.models.convit:GPSA", "gated positional attention",
+        "dim num_heads qk v rel_indices get_rel_indices pos_proj gating_param scale attn_drop.p proj proj_drop",
+        _refuse_gpsa, _gpsa,
+    ),
     Rule(
         f"{_BLOCKS}:InvertedResidual", "convolutions with norms and activations",
+        "conv_s2d conv_pw bn1 conv_dw bn2 aa se conv_pwl bn3 drop_path has_skip",
         lambda m: _refuse_pair(m.conv_dw, m.bn2), _inverted,
         ("conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3"),
     ),
     Rule(
         f"{_BLOCKS}:DepthwiseSeparableConv", "convolutions with norms and activations",
+        "conv_s2d conv_dw bn1 aa se conv_pw bn2 drop_path has_skip",
         lambda m: _refuse_pair(m.conv_dw, m.bn1), _separable, ("conv_dw", "bn1", "conv_pw", "bn2"),
     ),
     Rule(
-        "timm.models.maxxvit:MbConvBlock", "convolutions with norms and activations", _refuse_mbconv, _mbconv,
-        ("pre_norm", "conv1_1x1", "norm1", "conv2_kxk", "norm2"),
+        "timm.models.maxxvit:MbConvBlock", "convolutions with norms and activations",
+        "shortcut pre_norm down conv1_1x1 norm1 conv2_kxk norm2 se_early se conv3_1x1 drop_path",
+        _refuse_mbconv, _mbconv, ("pre_norm", "conv1_1x1", "norm1", "conv2_kxk", "norm2"),
     ),
     Rule(
         "timm.models.convmixer:Residual", "depthwise convolution, activation, norm, shortcut",
-        _refuse_mixer, _mixer, ("fn",),
+        "fn", _refuse_mixer, _mixer, ("fn",),
     ),
     Rule(
         "timm.models.pvt_v2:MlpWithDepthwiseConv", "depthwise convolution and activation",
-        _refuse_mlp, _mlp, ("dwconv", "act"),
+        "fc1 relu dwconv act drop fc2", _refuse_mlp, _mlp, ("dwconv", "act"),
     ),
 )  # fmt: skip

@@ -63,11 +63,13 @@ RULES = (
     Rule(
         "torchvision.models.swin_transformer:ShiftedWindowAttention",
         "shifted-window attention",
+        "window_size shift_size qkv num_heads attention_dropout dropout relative_position_bias_table proj",
         _refuse,
         _shifted_window,
     ),
     Rule(
         "torchvision.models.swin_transformer:ShiftedWindowAttentionV2",
+        "",
         "",
         lambda m: "its scores are scaled cosines, which no kernel computes",
         _shifted_window,

@@ -76,14 +76,26 @@ def _mlp(self: Any, hidden_states: Tensor, height: int, width: int) -> Tensor:
     return self.dropout(self.fc2(self.dropout(x.flatten(2).transpose(1, 2))))
 
 
+_ATTENTION = "config head_dim attention_dropout scaling q_proj k_proj v_proj o_proj"
 RULES = (
-    Rule("transformers.models.swin.modeling_swin:SwinAttention", "window attention", _refuse, _swin),
     Rule(
-        "transformers.models.beit.modeling_beit:BeitAttention", "attention with relative positions", _refuse_beit, _beit
+        "transformers.models.swin.modeling_swin:SwinAttention",
+        "window attention",
+        f"{_ATTENTION} relative_position_bias.window_size relative_position_bias.relative_position_bias_table",
+        _refuse,
+        _swin,
+    ),
+    Rule(
+        "transformers.models.beit.modeling_beit:BeitAttention",
+        "attention with relative positions",
+        _ATTENTION,
+        _refuse_beit,
+        _beit,
     ),
     Rule(
         "transformers.models.segformer.modeling_segformer:SegformerMixMLP",
         "depthwise convolution and activation",
+        "fc1 dwconv.dwconv activation_fn dropout fc2",
         _refuse_mlp,
         _mlp,
         ("dwconv", "activation_fn"),

@@ -4,9 +4,10 @@ A module that a kernel serves gets a subclass of its own class whose forward cal
 changes, and nothing about its library: names, parameters, buffers and state_dict are the very same objects,
 `isinstance` still holds, and setting the class back undoes it. Copies and pickles of a fused model are fused.
 
-Served are classes by name and, where their shapes or settings are not what a kernel computes, none: those are left and
-the report says why. Every depthwise convolution of torch's own that the kernel can compute is served too, which is
-what ConvNeXt and the feed-forward layers of PVT-v2 and SegFormer need.
+Served are classes by name, as timm 1.0.15 and transformers 5.9 and later have them. Those of another structure, and
+those whose shapes or settings are not what a kernel computes, are left and the report says why. Every depthwise
+convolution of torch's own that the kernel can compute is served too, which is what ConvNeXt and the feed-forward layers
+of PVT-v2 and SegFormer need.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch.nn.utils import parametrize
 
 from vitkernels import _fuse_timm, _fuse_torchvision, _fuse_transformers
 from vitkernels._derived import note_writes, refresh
-from vitkernels._fuse_rules import Rule, plain
+from vitkernels._fuse_rules import Rule, plain, refuse_version
 from vitkernels.depthwise_conv import depthwise_conv2d
 from vitkernels.layers import compute_dtype, is_depthwise, padding_of
 
@@ -56,14 +57,14 @@ def _refuse_conv(conv: Any) -> str | None:
     )
 
 
-def _conv(self: Any, x: Tensor) -> Tensor:
-    if x.dim() != 4:
-        return cast(Tensor, plain(self, x))
-    dtype = compute_dtype(x)
-    return depthwise_conv2d(x.to(dtype), self.weight.to(dtype), self.bias, self.stride[0], padding_of(self))
+def _conv(self: Any, input: Tensor) -> Tensor:
+    if input.dim() != 4:
+        return cast(Tensor, plain(self, input))
+    dtype = compute_dtype(input)
+    return depthwise_conv2d(input.to(dtype), self.weight.to(dtype), self.bias, self.stride[0], padding_of(self))
 
 
-_CONV = Rule("torch.nn.modules.conv:Conv2d", "depthwise convolution", _refuse_conv, _conv)
+_CONV = Rule("torch.nn.modules.conv:Conv2d", "depthwise convolution", "", _refuse_conv, _conv)
 _RULES = {
     rule.class_name: rule for rule in (*_fuse_timm.RULES, *_fuse_torchvision.RULES, *_fuse_transformers.RULES, _CONV)
 }
@@ -149,10 +150,14 @@ def _grouped_by_channel(conv: Any) -> bool:
     return bool(conv.groups == conv.in_channels == conv.out_channels > 1)
 
 
-def _consumed(fused: Any) -> Iterator[nn.Module]:
+def _consumed(module: nn.Module, rule: Rule) -> Iterator[nn.Module]:
     """The layers inside a swapped module that it reads without calling them."""
-    for child in _RULES[_class_name(type(fused).fused_from)].consumed:
-        yield from fused.get_submodule(child).modules()
+    for child in rule.consumed:
+        yield from module.get_submodule(child).modules()
+
+
+def _rule_of(fused: nn.Module) -> Rule:
+    return _RULES[_class_name(type(fused).fused_from)]  # type: ignore[attr-defined]
 
 
 def fuse(model: nn.Module) -> FuseReport:
@@ -177,18 +182,22 @@ def fuse(model: nn.Module) -> FuseReport:
     """
     swapped: list[Fused] = []
     left: list[Fused] = []
-    consumed = {inside for module in model.modules() if is_fused(module) for inside in _consumed(module)}
-    for name, module, rule in list(_candidates(model)):
+    swaps: list[tuple[nn.Module, type[nn.Module]]] = []
+    fused = [module for module in model.modules() if is_fused(module)]
+    consumed = {inside for module in fused for inside in _consumed(module, _rule_of(module))}
+    for name, module, rule in _candidates(model):
         if module in consumed:
             continue
         kind = type(module)
-        why = rule.refusal(module) or _altered(module)
+        why = refuse_version(module, rule) or rule.refusal(module) or _altered(module)
         if why is None:
-            module.__class__ = _fused_class(kind)
-            consumed.update(_consumed(module))
+            swaps.append((module, _fused_class(kind)))
+            consumed.update(_consumed(module, rule))
         into, text = (swapped, rule.what) if why is None else (left, why)
         into.append(Fused(name, kind.__name__, text))
     refresh(model)
+    for module, becomes in swaps:  # all at once: whatever raises before leaves the model as it was
+        module.__class__ = becomes
     return FuseReport(tuple(swapped), tuple(left))
 
 

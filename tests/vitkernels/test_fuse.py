@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import sys
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
@@ -353,3 +354,35 @@ def test_a_subclass_of_a_known_class_is_left(timm: ModuleType) -> None:
 
     model = nn.Sequential(Own(8, 8, 3, groups=8))
     assert vitkernels.fuse(model).swapped == ()
+
+
+def test_another_version_of_a_known_class_is_left(timm: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    from timm.models.convmixer import Residual
+    from timm.models.swin_transformer import WindowAttention
+
+    def forward(self: Any, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        return x
+
+    other = Residual(nn.Identity())
+    del other.fn
+    model = nn.ModuleDict({"without": other, "called": WindowAttention(32, 2, window_size=4)})
+    monkeypatch.setattr(WindowAttention, "forward", forward)
+    report = vitkernels.fuse(model)
+    assert report.swapped == ()
+    reasons = {one.name: one.text for one in report.left}
+    assert "without fn" in reasons["without"]
+    assert "calls it with (x, key_mask)" in reasons["called"]
+
+
+def test_an_error_in_fuse_leaves_the_model_as_it_was(timm: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _, _ = make("efficientnet", timm)
+    last = model[2]
+
+    def altered(module: nn.Module) -> None:
+        if module is last:
+            raise AttributeError("no such thing")
+
+    monkeypatch.setattr(sys.modules[vitkernels.fuse.__module__], "_altered", altered)
+    with pytest.raises(AttributeError):
+        vitkernels.fuse(model)
+    assert not any(map(vitkernels.is_fused, model.modules()))
