@@ -17,6 +17,7 @@ from vitkernels._fuse_rules import (
     folds,
     merge_heads,
     norm_activation,
+    plain,
     refuse_dropout,
     refuse_head_dim,
     split_heads,
@@ -185,6 +186,8 @@ def _refuse_mixer(m: Any) -> str | None:
 
 def _mixer(self: Any, x: Tensor) -> Tensor:
     conv, activation, norm = self.fn
+    if not folds(conv, norm):  # it has become a SyncBatchNorm, say
+        return plain(self, x)
     return conv_act_norm(x, conv, norm, activation_name(activation) or "none", "post")
 
 

@@ -386,3 +386,25 @@ def test_an_error_in_fuse_leaves_the_model_as_it_was(timm: ModuleType, monkeypat
     with pytest.raises(AttributeError):
         vitkernels.fuse(model)
     assert not any(map(vitkernels.is_fused, model.modules()))
+
+
+@pytest.mark.parametrize("name", ["convmixer", "efficientnet", "maxvit"])
+def test_norms_that_are_replaced_after_fusing_are_called(name: str, timm: ModuleType) -> None:
+    class Own(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 3 * x
+
+    def replace_norms(model: nn.Module) -> nn.Module:
+        for module in list(model.modules()):
+            for child, inside in module.named_children():
+                if isinstance(inside, nn.BatchNorm2d):
+                    setattr(module, child, Own())
+        return model
+
+    model, inputs, _ = make(name, timm)
+    vitkernels.fuse(model.eval())
+    with torch.no_grad():
+        model(*inputs)
+        got = replace_norms(model)(*inputs)
+        vitkernels.unfuse(model)
+        close(got, model(*inputs))
