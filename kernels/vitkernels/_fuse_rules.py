@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vitkernels._derived import derived, wants_grad
 from vitkernels.bias_attention import bias_attention
-from vitkernels.layers import compute_dtype, conv_norm_act
+from vitkernels.layers import compute_dtype, conv_norm_act, is_depthwise
 from vitkernels.relative_attention import expand_relative_bias, relative_attention
 
 Grid = tuple[int, int]
@@ -29,6 +29,7 @@ class Rule:
     forward: the method that replaces the class's; same arguments, by the same names, and results. Where a call is not
         what the kernels serve it calls `plain`.
     consumed: names of children that `forward` reads without calling them.
+    candidate: whether an instance might be served at all; what might not is in no report.
     """
 
     class_name: str
@@ -37,6 +38,7 @@ class Rule:
     refusal: Callable[[Any], str | None]
     forward: Callable[..., Any]
     consumed: tuple[str, ...] = ()
+    candidate: Callable[[Any], bool] = lambda module: True
 
 
 def refuse_version(module: nn.Module, rule: Rule) -> str | None:
@@ -99,6 +101,19 @@ def norm_activation(norm: nn.Module) -> str | None:
         return "none"
     if isinstance(norm, nn.BatchNorm2d) and type(norm).__name__ == "BatchNormAct2d":
         return activation_name(cast(nn.Module, norm.act)) if isinstance(norm.drop, nn.Identity) else None
+    return None
+
+
+def grouped_by_channel(conv: Any) -> bool:
+    return isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels == conv.out_channels > 1
+
+
+def refuse_pair(conv: nn.Module, norm: nn.Module) -> str | None:
+    """Why a convolution and the norm after it are not a depthwise one and a batch norm that the kernels know."""
+    if not is_depthwise(conv) or type(conv) is not nn.Conv2d:
+        return "its convolution is not a square, undilated, symmetrically padded depthwise one of 2 to 9"
+    if norm_activation(norm) is None:
+        return f"{type(norm).__name__} is not a batch norm with an activation that the kernels know"
     return None
 
 

@@ -15,11 +15,12 @@ from vitkernels._fuse_rules import (
     conv_and_norm,
     dense_attention,
     folds,
+    grouped_by_channel,
     merge_heads,
-    norm_activation,
     plain,
     refuse_dropout,
     refuse_head_dim,
+    refuse_pair,
     split_heads,
     table_attention,
     window_attention,
@@ -129,14 +130,6 @@ def _gpsa(self: Any, x: Tensor) -> Tensor:
     return self.proj_drop(self.proj(merge_heads(gated_attention(q, k, v, logits, self.gating_param, self.scale))))
 
 
-def _refuse_pair(conv: nn.Module, norm: nn.Module) -> str | None:
-    if not is_depthwise(conv) or type(conv) is not nn.Conv2d:
-        return "its convolution is not a square, undilated, symmetrically padded depthwise one of 2 to 9"
-    if norm_activation(norm) is None:
-        return f"{type(norm).__name__} is not a batch norm with an activation that the kernels know"
-    return None
-
-
 def _inverted(self: Any, x: Tensor) -> Tensor:
     shortcut = x
     if self.conv_s2d is not None:
@@ -154,6 +147,11 @@ def _separable(self: Any, x: Tensor) -> Tensor:
     x = self.se(self.aa(conv_and_norm(x, self.conv_dw, self.bn1)))
     x = conv_and_norm(x, self.conv_pw, self.bn2)
     return self.drop_path(x) + shortcut if self.has_skip else x
+
+
+def _conv_norm(self: Any, x: Tensor) -> Tensor:
+    x = conv_and_norm(x, self.conv, self.bn)
+    return x if self.aa is None else self.aa(x)
 
 
 def _mbconv(self: Any, x: Tensor) -> Tensor:
@@ -174,7 +172,7 @@ def _mbconv(self: Any, x: Tensor) -> Tensor:
 def _refuse_mbconv(m: Any) -> str | None:
     if m.se_early is not None:
         return "squeeze-and-excitation stands between its depthwise convolution and the norm"
-    return _refuse_pair(m.conv2_kxk, m.norm2)
+    return refuse_pair(m.conv2_kxk, m.norm2)
 
 
 def _refuse_mixer(m: Any) -> str | None:
@@ -236,13 +234,17 @@ RULES = (
     Rule(
         f"{_BLOCKS}:InvertedResidual", "convolutions with norms and activations",
         "conv_s2d conv_pw bn1 conv_dw bn2 aa se conv_pwl bn3 drop_path has_skip",
-        lambda m: _refuse_pair(m.conv_dw, m.bn2), _inverted,
+        lambda m: refuse_pair(m.conv_dw, m.bn2), _inverted,
         ("conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3"),
     ),
     Rule(
         f"{_BLOCKS}:DepthwiseSeparableConv", "convolutions with norms and activations",
         "conv_s2d conv_dw bn1 aa se conv_pw bn2 drop_path has_skip",
-        lambda m: _refuse_pair(m.conv_dw, m.bn1), _separable, ("conv_dw", "bn1", "conv_pw", "bn2"),
+        lambda m: refuse_pair(m.conv_dw, m.bn1), _separable, ("conv_dw", "bn1", "conv_pw", "bn2"),
+    ),
+    Rule(
+        "timm.layers.conv_bn_act:ConvNormAct", "depthwise convolution, norm, activation", "conv bn aa",
+        lambda m: refuse_pair(m.conv, m.bn), _conv_norm, ("conv", "bn"), lambda m: grouped_by_channel(m.conv),
     ),
     Rule(
         "timm.models.maxxvit:MbConvBlock", "convolutions with norms and activations",

@@ -9,7 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitkernels._derived import derived
-from vitkernels._fuse_rules import Rule, refuse_dropout, refuse_head_dim, split_heads, window_attention
+from vitkernels._fuse_rules import (
+    Rule,
+    activation_name,
+    folds,
+    grouped_by_channel,
+    plain,
+    refuse_dropout,
+    refuse_head_dim,
+    refuse_pair,
+    split_heads,
+    window_attention,
+)
+from vitkernels.layers import conv_norm_act
 
 
 def _refuse(m: Any) -> str | None:
@@ -59,7 +71,31 @@ def _shifted_window(self: Any, x: Tensor) -> Tensor:
     return y[:, :height, :width].contiguous()
 
 
+def _refuse_sequence(m: Any) -> str | None:
+    conv, norm, *rest = m
+    if len(rest) > 1 or (rest and activation_name(rest[0]) is None):
+        return f"what follows its norm ({', '.join(type(one).__name__ for one in rest)}) is not known"
+    return refuse_pair(conv, norm)
+
+
+def _sequence(self: Any, input: Tensor) -> Tensor:
+    conv, norm, *rest = self
+    activation = activation_name(rest[0]) if rest else "none"
+    if not folds(conv, norm) or activation is None:  # something has been replaced
+        return plain(self, input)
+    return conv_norm_act(input, conv, norm, activation)
+
+
 RULES = (
+    Rule(
+        "torchvision.ops.misc:Conv2dNormActivation",
+        "depthwise convolution, norm, activation",
+        "0 1",
+        _refuse_sequence,
+        _sequence,
+        ("",),
+        lambda m: len(m) > 1 and grouped_by_channel(m[0]),
+    ),
     Rule(
         "torchvision.models.swin_transformer:ShiftedWindowAttention",
         "shifted-window attention",

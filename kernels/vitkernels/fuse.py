@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 
 from vitkernels import _fuse_timm, _fuse_torchvision, _fuse_transformers
 from vitkernels._derived import note_writes, refresh
-from vitkernels._fuse_rules import Rule, plain, refuse_version
+from vitkernels._fuse_rules import Rule, grouped_by_channel, plain, refuse_version
 from vitkernels.depthwise_conv import depthwise_conv2d
 from vitkernels.layers import compute_dtype, is_depthwise, padding_of
 
@@ -64,7 +64,9 @@ def _conv(self: Any, input: Tensor) -> Tensor:
     return depthwise_conv2d(input.to(dtype), self.weight.to(dtype), self.bias, self.stride[0], padding_of(self))
 
 
-_CONV = Rule("torch.nn.modules.conv:Conv2d", "depthwise convolution", "", _refuse_conv, _conv)
+_CONV = Rule(
+    "torch.nn.modules.conv:Conv2d", "depthwise convolution", "", _refuse_conv, _conv, candidate=grouped_by_channel
+)
 _RULES = {
     rule.class_name: rule for rule in (*_fuse_timm.RULES, *_fuse_torchvision.RULES, *_fuse_transformers.RULES, _CONV)
 }
@@ -141,13 +143,8 @@ def _altered(module: nn.Module) -> str | None:
 def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, Rule]]:
     for name, module in model.named_modules():
         rule = _RULES.get(_class_name(type(module)))
-        if rule is None or (rule is _CONV and not _grouped_by_channel(module)):
-            continue
-        yield name, module, rule
-
-
-def _grouped_by_channel(conv: Any) -> bool:
-    return bool(conv.groups == conv.in_channels == conv.out_channels > 1)
+        if rule is not None and rule.candidate(module):
+            yield name, module, rule
 
 
 def _consumed(module: nn.Module, rule: Rule) -> Iterator[nn.Module]:
@@ -163,8 +160,9 @@ def _rule_of(fused: nn.Module) -> Rule:
 def fuse(model: nn.Module) -> FuseReport:
     """Makes the modules of a model that kernels of vitkernels serve run on them, in place.
 
-    Serves, of timm: Swin, BEiT, MaxViT, CoAtNet, ConViT, relative-position ViT, EfficientNet and MobileNet, ConvMixer,
-    PVT-v2; of torchvision: Swin; of transformers: Swin, BEiT, SegFormer; everywhere: depthwise convolutions, such as
+    Serves, of timm: Swin, BEiT, MaxViT, CoAtNet, ConViT, relative-position ViT, EfficientNet and MobileNet (v4 too),
+    ConvMixer, PVT-v2; of torchvision: Swin, and the depthwise convolutions, norms and activations of EfficientNet,
+    MobileNet and MaxViT; of transformers: Swin, BEiT, SegFormer; everywhere: depthwise convolutions, such as
     ConvNeXt's. Inference and training, any layout, autocast; weights may be loaded before or after. A module with
     hooks, parametrisations, quantised or otherwise unusual tensors, in itself or inside, is left alone, and so is one
     whose shapes no kernel takes. Fusing again is no change: what is fused already is in neither list.

@@ -128,6 +128,14 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d, p
     )
 
 
+def _depthwise_act(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int | None, activation: str
+) -> Tensor:
+    if activation in EPILOGUES:
+        return depthwise_conv2d(x, weight, bias, stride, padding, activation=activation)
+    return activate(depthwise_conv2d(x, weight, bias, stride, padding), activation, inplace=not torch.is_grad_enabled())
+
+
 def conv_norm_act(
     x: Tensor,
     conv: nn.Conv2d,
@@ -137,7 +145,8 @@ def conv_norm_act(
     padding: int | None = None,
     before: nn.BatchNorm2d | None = None,
 ) -> Tensor:
-    """act(norm(conv(before(x)))); in evaluation the norms are folded into the convolution, act too where depthwise.
+    """act(norm(conv(before(x)))); in evaluation the norms are folded into the convolution, act too where depthwise and
+    in EPILOGUES.
 
     Args:
         x: [B, C, H, W].
@@ -160,15 +169,13 @@ def conv_norm_act(
             weight, bias = folded_conv(conv, before, None, compute_dtype(x))
             y = _convolve(x, weight, bias, conv, padding)
         elif depthwise:
-            return depthwise_conv2d(
-                x, conv.weight.to(x.dtype), conv.bias, conv.stride[0], around, activation=activation
-            )
+            return _depthwise_act(x, conv.weight.to(x.dtype), conv.bias, conv.stride[0], around, activation)
         else:
             y = conv(x) if padding is None else _convolve(x, conv.weight, conv.bias, conv, padding)
         return activate(y, activation) if norm is None else norm_act(y, norm, activation, "norm_act")
     weight, bias = folded_conv(conv, before, norm, compute_dtype(x))
-    if depthwise and activation in EPILOGUES:
-        return depthwise_conv2d(x.to(weight.dtype), weight, bias, conv.stride[0], around, activation=activation)
+    if depthwise:
+        return _depthwise_act(x.to(weight.dtype), weight, bias, conv.stride[0], around, activation)
     return activate(_convolve(x, weight, bias, conv, padding), activation, inplace=not torch.is_grad_enabled())
 
 

@@ -91,6 +91,16 @@ def efficientnet(timm: ModuleType) -> Made:
     return model, (torch.randn(2, 8, 8, 8),), {"DepthwiseSeparableConv", "InvertedResidual"}
 
 
+def mobilenet_v4(timm: ModuleType) -> Made:
+    from timm.models._efficientnet_blocks import UniversalInvertedResidual
+
+    model = nn.Sequential(
+        UniversalInvertedResidual(8, 8, 3, 5, exp_ratio=2, layer_scale_init_value=0.3),
+        UniversalInvertedResidual(8, 8, 0, 3, 3, stride=2, exp_ratio=2, act_layer=nn.ReLU6),
+    )
+    return model, (torch.randn(2, 8, 8, 8),), {"ConvNormAct"}
+
+
 def pvt(timm: ModuleType) -> Made:
     from timm.models.pvt_v2 import PyramidVisionTransformerV2
 
@@ -105,6 +115,16 @@ def torchvision_swin(timm: ModuleType) -> Made:
 
     model = SwinTransformer([4, 4], 32, [2], [2], [4, 4], stochastic_depth_prob=0.0, num_classes=5)
     return model, (torch.randn(2, 3, 32, 28),), {"ShiftedWindowAttention"}  # 7 columns, padded to 8
+
+
+def torchvision_mobilenet(timm: ModuleType) -> Made:
+    from torchvision.models.mobilenetv2 import InvertedResidual
+    from torchvision.models.mobilenetv3 import InvertedResidual as WithAttention
+    from torchvision.models.mobilenetv3 import InvertedResidualConfig
+
+    config = InvertedResidualConfig(8, 3, 16, 8, True, "HS", 1, 1, 1.0)
+    model = nn.Sequential(InvertedResidual(8, 8, 1, 2), WithAttention(config, nn.BatchNorm2d))
+    return model, (torch.randn(2, 8, 8, 8),), {"Conv2dNormActivation"}
 
 
 def torchvision_convnext(timm: ModuleType) -> Made:
@@ -161,8 +181,8 @@ def transformers_segformer(timm: ModuleType) -> Made:
 MODELS: dict[str, Callable[[ModuleType], Made]] = {
     make.__name__: make
     for make in (
-        swin, beit, maxvit, relpos, convit, convnext, convmixer, efficientnet, pvt, torchvision_swin,
-        torchvision_convnext, transformers_swin, transformers_beit, transformers_segformer,
+        swin, beit, maxvit, relpos, convit, convnext, convmixer, efficientnet, mobilenet_v4, pvt, torchvision_swin,
+        torchvision_convnext, torchvision_mobilenet, transformers_swin, transformers_beit, transformers_segformer,
     )
 }  # fmt: skip
 
@@ -388,7 +408,7 @@ def test_an_error_in_fuse_leaves_the_model_as_it_was(timm: ModuleType, monkeypat
     assert not any(map(vitkernels.is_fused, model.modules()))
 
 
-@pytest.mark.parametrize("name", ["convmixer", "efficientnet", "maxvit"])
+@pytest.mark.parametrize("name", ["convmixer", "efficientnet", "maxvit", "mobilenet_v4", "torchvision_mobilenet"])
 def test_norms_that_are_replaced_after_fusing_are_called(name: str, timm: ModuleType) -> None:
     class Own(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
