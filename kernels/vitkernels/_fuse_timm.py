@@ -244,7 +244,8 @@ RULES = (
     ),
     Rule(
         "timm.layers.conv_bn_act:ConvNormAct", "depthwise convolution, norm, activation", "conv bn aa",
-        lambda m: refuse_pair(m.conv, m.bn), _conv_norm, ("conv", "bn"), lambda m: grouped_by_channel(m.conv),
+        lambda m: refuse_pair(m.conv, m.bn), _conv_norm, ("conv", "bn"),
+        lambda m: grouped_by_channel(getattr(m, "conv", None)),
     ),
     Rule(
         "timm.models.maxxvit:MbConvBlock", "convolutions with norms and activations",

@@ -140,11 +140,35 @@ def _altered(module: nn.Module) -> str | None:
     return None
 
 
-def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, Rule]]:
-    for name, module in model.named_modules():
-        rule = _RULES.get(_class_name(type(module)))
-        if rule is not None and rule.candidate(module):
-            yield name, module, rule
+def _rule_for(module: nn.Module) -> tuple[Rule, type[nn.Module]] | None:
+    """The rule of a module's class, or else of the nearest class that it is derived from, and that class."""
+    for base in parametrize.type_before_parametrizations(module).__mro__:
+        rule = _RULES.get(_class_name(base))
+        if rule is not None:
+            return (rule, base) if rule.candidate(module) else None
+    return None
+
+
+def _why_not(module: nn.Module, rule: Rule, base: type[nn.Module]) -> str | None:
+    """Why a module that a rule might serve is left; None where it is served."""
+    if parametrize.type_before_parametrizations(module) is not base:
+        return f"it is derived from {base.__name__} and may compute something else"
+    return refuse_version(module, rule) or _altered(module) or rule.refusal(module)
+
+
+#: What modules call the biases or relative positions of their own attention.
+_BIASES = (
+    "attention_biases", "relative_position_bias_table", "rel_pos", "rel_pos_h", "cpb_mlp",
+    "continuous_position_bias_mlp", "meta_mlp",
+)  # fmt: skip
+
+
+def _own_bias(module: nn.Module) -> str | None:
+    """For attention with a bias that no rule knows: why it is left."""
+    found = next((name for name in _BIASES if getattr(module, name, None) is not None), None)
+    if found is None or "Attention" not in type(module).__name__:
+        return None
+    return f"no rule says how its attention computes its bias ({found})"
 
 
 def _consumed(module: nn.Module, rule: Rule) -> Iterator[nn.Module]:
@@ -165,7 +189,8 @@ def fuse(model: nn.Module) -> FuseReport:
     MobileNet and MaxViT; of transformers: Swin, BEiT, SegFormer; everywhere: depthwise convolutions, such as
     ConvNeXt's. Inference and training, any layout, autocast; weights may be loaded before or after. A module with
     hooks, parametrisations, quantised or otherwise unusual tensors, in itself or inside, is left alone, and so is one
-    whose shapes no kernel takes. Fusing again is no change: what is fused already is in neither list.
+    of a derived class, one whose shapes no kernel takes, and attention with a bias that no rule knows. Fusing again is
+    no change: what is fused already is in neither list.
 
     What kernels want of the weights, such as folded batch norms and expanded bias tables, is derived once in inference
     and again when the weights may have changed: after writes that torch counts, an optimizer's step, a pass with
@@ -183,16 +208,18 @@ def fuse(model: nn.Module) -> FuseReport:
     swaps: list[tuple[nn.Module, type[nn.Module]]] = []
     fused = [module for module in model.modules() if is_fused(module)]
     consumed = {inside for module in fused for inside in _consumed(module, _rule_of(module))}
-    for name, module, rule in _candidates(model):
-        if module in consumed:
+    for name, module in model.named_modules():
+        if module in consumed or is_fused(module):
             continue
-        kind = type(module)
-        why = refuse_version(module, rule) or rule.refusal(module) or _altered(module)
-        if why is None:
+        found = _rule_for(module)
+        why = _own_bias(module) if found is None else _why_not(module, *found)
+        kind = parametrize.type_before_parametrizations(module)
+        if why is not None:
+            left.append(Fused(name, kind.__name__, why))
+        elif found is not None:
             swaps.append((module, _fused_class(kind)))
-            consumed.update(_consumed(module, rule))
-        into, text = (swapped, rule.what) if why is None else (left, why)
-        into.append(Fused(name, kind.__name__, text))
+            consumed.update(_consumed(module, found[0]))
+            swapped.append(Fused(name, kind.__name__, found[0].what))
     refresh(model)
     for module, becomes in swaps:  # all at once: whatever raises before leaves the model as it was
         module.__class__ = becomes

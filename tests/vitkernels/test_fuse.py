@@ -372,8 +372,40 @@ def test_a_subclass_of_a_known_class_is_left(timm: ModuleType) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) * 2
 
-    model = nn.Sequential(Own(8, 8, 3, groups=8))
-    assert vitkernels.fuse(model).swapped == ()
+    report = vitkernels.fuse(nn.Sequential(Own(8, 8, 3, groups=8)))
+    assert report.swapped == ()
+    assert [(one.name, one.class_name) for one in report.left] == [("0", "Own")]
+    assert report.left[0].text == "it is derived from Conv2d and may compute something else"
+
+
+def test_a_parametrised_module_is_in_the_report() -> None:
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8))
+    _parametrise(model[0])
+    report = vitkernels.fuse(model)
+    assert report.swapped == ()
+    assert [(one.name, one.class_name, one.text) for one in report.left] == [("0", "Conv2d", "it has parametrisations")]
+
+
+def test_attention_with_a_bias_that_no_rule_knows_is_in_the_report(timm: ModuleType) -> None:
+    from timm.models.levit import Attention
+    from timm.models.swin_transformer_v2 import WindowAttention
+    from timm.models.tiny_vit import Attention as TinyAttention
+    from timm.models.vision_transformer import Attention as Unbiased
+    from torchvision.models.maxvit import RelativePositionalMultiHeadAttention
+
+    model = nn.ModuleDict(
+        {
+            "levit": Attention(32, 16, resolution=4),
+            "tiny": TinyAttention(32, 16, resolution=(4, 4)),
+            "swin2": WindowAttention(32, (4, 4), 2),
+            "maxvit": RelativePositionalMultiHeadAttention(32, 16, 16),
+            "unbiased": Unbiased(32, 2),
+        }
+    )
+    report = vitkernels.fuse(model)
+    assert report.swapped == ()
+    assert {one.name for one in report.left} == {"levit", "tiny", "swin2", "maxvit"}
+    assert all("no rule says how its attention computes its bias" in one.text for one in report.left)
 
 
 def test_another_version_of_a_known_class_is_left(timm: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
