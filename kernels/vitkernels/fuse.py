@@ -195,8 +195,11 @@ def fuse(model: nn.Module) -> FuseReport:
     What kernels want of the weights, such as folded batch norms and expanded bias tables, is derived once in inference
     and again when the weights may have changed: after writes that torch counts, an optimizer's step, a pass with
     gradients, a change between train() and eval(). Nothing sees writes through `.data` or numpy, replays of a captured
-    CUDA graph that trains, and a compiled step of a fused optimizer: call `refresh(model)` after those. Under
-    torch.compile and in export it is derived inside the graph, at every call.
+    CUDA graph that trains, and a compiled step of a fused optimizer: call `refresh(model)` after those.
+
+    Under torch.compile and in export it is derived inside the graph, at every call: every norm folded, every table
+    expanded, since no guard sees a write to a weight. Where weights change no more,
+    `torch._inductor.config.freezing = True` before the first call without gradients derives it once.
 
     Compile, export and distribute the model after fusing it, not before; hooks that are set afterwards on layers inside
     a swapped module may be passed by. On the CPU the kernels' plain PyTorch references run.

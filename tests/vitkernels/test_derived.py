@@ -183,3 +183,37 @@ def test_a_compiled_optimizer_is_traced_once(backend: str) -> None:
             for p in pair.parameters():
                 p.grad = torch.ones_like(p)
             step()
+
+
+class Biased(Pair):
+    """A fold and an expanded table in one graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(9, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        def expand(t: Tensor) -> Tensor:
+            return vitkernels.expand_relative_bias(t, (2, 2), torch.float32)
+
+        return super().forward(x).sum() + derived(self.table, "expanded", expand, self.table).sum()
+
+
+@pytest.mark.parametrize("freezing", [False, True])
+def test_compiled_graphs_derive_at_every_call_unless_inductor_freezes_them(freezing: bool) -> None:
+    from torch._inductor import config
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+    from torch._inductor.utils import run_and_get_code
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        pytest.skip("inductor finds no C++ compiler")
+    model = Biased().eval()
+    torch._dynamo.reset()
+    with torch.no_grad(), config.patch(freezing=freezing, fx_graph_cache=False):
+        got, code = run_and_get_code(torch.compile(model), X)
+        torch.testing.assert_close(got, model(X))
+    assert ("rsqrt" in "".join(code)) is not freezing
+    assert ("vitkernels" in "".join(code)) is not freezing
