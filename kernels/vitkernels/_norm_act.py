@@ -117,8 +117,18 @@ class _NormAct(torch.autograd.Function):
         return dy, dweight, dbias, None, None, None, None
 
 
+def _check_count(count: int) -> None:
+    """ValueError for a batch without spread, as torch's own norms raise it."""
+    if count == 1:
+        raise ValueError("batch norm in training: expected more than 1 value per channel, got 1")
+
+
 def affine_of_sums(norm: nn.BatchNorm2d, sums: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """scale and shift [C] of a batch norm in training, differentiable in sums; running statistics are updated."""
+    """scale and shift [C] of a batch norm in training, differentiable in sums; running statistics are updated.
+
+    Raises: ValueError where the batch has one value a channel.
+    """
+    _check_count(count)
     mean, variance = statistics(sums, count)
     update_running(norm, mean.detach(), variance.detach(), count)
     scale = (variance + norm.eps).rsqrt()
@@ -147,11 +157,14 @@ def norm_act(x: Tensor, norm: nn.BatchNorm2d, activation: str, order: Order, sum
     """act(norm(x)) or norm(act(x)); in training with the statistics of the batch, or those that `sums` [2, C] give.
 
     The gradient through the statistics is part of the norm's own, so `sums` gets none.
+
+    Raises: ValueError where the batch has one value a channel.
     """
     if not norm.training and norm.running_mean is not None:
         if order == "act_norm":
             return nn.BatchNorm2d.forward(norm, activate(x, activation))
         return activate(nn.BatchNorm2d.forward(norm, x), activation)
+    _check_count(x.numel() // x.shape[1])
     wants_grad(norm.weight)  # a step may follow
     sums = None if sums is None else sums.detach()
     y, mean, spread = _NormAct.apply(x, norm.weight, norm.bias, sums, norm.eps, activation, order)

@@ -460,3 +460,16 @@ def test_norms_that_are_replaced_after_fusing_are_called(name: str, timm: Module
         got = replace_norms(model)(*inputs)
         vitkernels.unfuse(model)
         close(got, model(*inputs))
+
+
+def test_training_on_one_value_per_channel_raises_as_torch_does(timm: ModuleType) -> None:
+    from timm.models._efficientnet_blocks import DepthwiseSeparableConv
+    from timm.models.convmixer import Residual
+
+    mixer = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8, padding="same"), nn.GELU(), nn.BatchNorm2d(8))
+    for block in (DepthwiseSeparableConv(8, 8), Residual(mixer)):
+        model = nn.Sequential(block).train()
+        for _ in range(2):
+            with pytest.raises(ValueError, match="more than 1 value per channel"):
+                model(torch.randn(1, 8, 1, 1))
+            vitkernels.fuse(model)
