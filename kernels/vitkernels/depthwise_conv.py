@@ -114,7 +114,6 @@ def batch_norm_affine(
 class _DepthwiseConv2d(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -126,12 +125,14 @@ class _DepthwiseConv2d(torch.autograd.Function):
         residual: str,
         stats: bool,
     ) -> tuple[Tensor, Tensor]:
-        y, sums = forward_op(x, weight, bias, scale, shift, stride, padding, activation, residual, stats)
-        ctx.save_for_backward(x, weight, bias, scale, shift)
-        ctx.config = (stride, padding, activation, residual, stats)
-        if not stats:
-            ctx.mark_non_differentiable(sums)
-        return y, sums
+        return forward_op(x, weight, bias, scale, shift, stride, padding, activation, residual, stats)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs[:5])
+        ctx.config = inputs[5:]
+        if not ctx.config[-1]:  # without statistics there are no sums
+            ctx.mark_non_differentiable(output[1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

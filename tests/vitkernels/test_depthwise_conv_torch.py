@@ -218,3 +218,18 @@ def test_cpu_without_interpreter_is_the_reference() -> None:
     done = subprocess.run([sys.executable, "-c", PLAIN], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "plain path agrees" in done.stdout
+
+
+@pytest.mark.parametrize("stats", [False, True])
+def test_function_transforms_take_its_gradient(stats: bool, device: str) -> None:
+    x, weight = inputs(device, torch.float32)
+
+    def loss(w: Tensor) -> Tensor:
+        if stats:
+            y, sums = depthwise_conv2d_stats(x, w, activation="silu")
+            return y.square().sum() + sums.sin().sum()
+        return depthwise_conv2d(x, w, activation="silu").square().sum()
+
+    leaf = weight.clone().requires_grad_()
+    (want,) = torch.autograd.grad(loss(leaf), leaf)
+    torch.testing.assert_close(torch.func.grad(loss)(weight), want)
