@@ -14,12 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from vitkernels import _fuse_timm, _fuse_torchvision, _fuse_transformers
+from vitkernels._common import kernels_run_on
 from vitkernels._derived import note_writes, refresh
 from vitkernels._fuse_rules import Rule, grouped_by_channel, plain, refuse_version
 from vitkernels.depthwise_conv import depthwise_conv2d
@@ -95,8 +98,15 @@ def _fused_class(kind: type[nn.Module]) -> type[nn.Module]:
             note_writes()  # whoever changes the mode has trained, perhaps in a way that nobody counts
         return kind.train(self, mode)
 
+    @wraps(rule.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        x = next(iter((*args, *kwargs.values())))
+        if x.dtype == torch.float64 and kernels_run_on(x):  # which the kernels do not take
+            return plain(self, *args, **kwargs)
+        return rule.forward(self, *args, **kwargs)
+
     members = {
-        "forward": rule.forward,
+        "forward": forward,
         "train": train,
         "fused_from": kind,
         "__reduce_ex__": reduce,
@@ -202,7 +212,8 @@ def fuse(model: nn.Module) -> FuseReport:
     `torch._inductor.config.freezing = True` before the first call without gradients derives it once.
 
     Compile, export and distribute the model after fusing it, not before; hooks that are set afterwards on layers inside
-    a swapped module may be passed by. On the CPU the kernels' plain PyTorch references run.
+    a swapped module may be passed by. On the CPU the kernels' plain PyTorch references run; where
+    kernels run, fp64 goes through the modules' own forward.
 
     Returns: what was swapped, and what was left and why; print it.
     """

@@ -473,3 +473,14 @@ def test_training_on_one_value_per_channel_raises_as_torch_does(timm: ModuleType
             with pytest.raises(ValueError, match="more than 1 value per channel"):
                 model(torch.randn(1, 8, 1, 1))
             vitkernels.fuse(model)
+
+
+@pytest.mark.parametrize("name", ["swin", "convnext", "efficientnet", "transformers_beit"])
+def test_fp64_goes_through_the_modules_own_forward(name: str, timm: ModuleType) -> None:
+    model, inputs, _ = make(name, timm)
+    model.double().eval()
+    inputs = tuple(x.double() for x in inputs)
+    with torch.no_grad():
+        want = model(*inputs)
+        vitkernels.fuse(model)
+        assert torch.equal(model(*inputs), want)
