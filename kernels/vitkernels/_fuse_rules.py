@@ -144,12 +144,17 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def table_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: Grid, scale: float) -> Tensor:
-    """`relative_attention`, which keeps the expanded table for the next call where no gradients are wanted."""
+def table_attention(
+    owner: nn.Module, q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: Grid, scale: float
+) -> Tensor:
+    """`relative_attention`, which keeps the expanded table for the next call where no gradients are wanted.
+
+    It is kept by the module that owns the table: a parameter that others refer to weakly could not be swapped.
+    """
     if wants_grad(q, k, v, table):
         return relative_attention(q, k, v, table, grid, scale)
     dtype = compute_dtype(q)
-    expanded = derived(table, "expanded", lambda t: expand_relative_bias(t, grid, dtype), table, key=(dtype, *grid))
+    expanded = derived(owner, "expanded", lambda t: expand_relative_bias(t, grid, dtype), table, key=(dtype, *grid))
     return relative_attention(q, k, v, table, grid, scale, expanded=expanded)
 
 
@@ -162,7 +167,7 @@ def table_bias(table: Tensor, grid: Grid) -> Tensor:
 
 
 def window_attention(
-    q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: Grid, mask: Tensor | None, scale: float
+    owner: nn.Module, q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: Grid, mask: Tensor | None, scale: float
 ) -> Tensor:
     """Attention within windows with a table of relative positions, and with masks where the windows are shifted.
 
@@ -176,13 +181,13 @@ def window_attention(
     Returns: [B * windows, N, H * D].
     """
     if mask is None:
-        return merge_heads(table_attention(q, k, v, table, grid, scale))
+        return merge_heads(table_attention(owner, q, k, v, table, grid, scale))
     windows, (many, heads, n, d) = mask.shape[0], q.shape
 
     def combine(table: Tensor, mask: Tensor) -> Tensor:
         return (table_bias(table, grid) + mask[:, None]).flatten(0, 1)
 
-    bias = derived(table, "masked", combine, table, mask, key=grid)
+    bias = derived(owner, "masked", combine, table, mask, key=grid)
 
     def regroup(x: Tensor) -> Tensor:
         return x.reshape(many // windows, windows * heads, n, d)

@@ -38,7 +38,7 @@ def _refuse_swin(m: Any) -> str | None:
 def _swin(self: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
     q, k, v = split_heads(self.qkv(x), self.num_heads)
     grid = (int(self.window_size[0]), int(self.window_size[1]))
-    y = window_attention(q, k, v, self.relative_position_bias_table, grid, mask, self.scale)
+    y = window_attention(self, q, k, v, self.relative_position_bias_table, grid, mask, self.scale)
     return self.proj_drop(self.proj(y))
 
 
@@ -80,7 +80,7 @@ def _positioned(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             (int(position.window_size[0]), int(position.window_size[1])),
         )
         if table.shape[0] == (2 * grid[0] - 1) * (2 * grid[1] - 1):  # no rows for a class token
-            return merge_heads(table_attention(q, k, v, table, grid, m.scale))
+            return merge_heads(table_attention(position, q, k, v, table, grid, m.scale))
     if position.training:  # an MLP that makes the bias may have dropout
         bias = position.get_bias()
     else:

@@ -62,7 +62,7 @@ def _shifted_window(self: Any, x: Tensor) -> Tensor:
         mask = derived(self, "mask", lambda: _mask(size, window, shift, x.device), key=(size, window, shift, x.device))
     q, k, v = split_heads(self.qkv(_to_windows(padded, window)), self.num_heads)
     table = self.relative_position_bias_table
-    y = self.proj(window_attention(q, k, v, table, window, mask, q.shape[-1] ** -0.5))
+    y = self.proj(window_attention(self, q, k, v, table, window, mask, q.shape[-1] ** -0.5))
     y = F.dropout(y, self.dropout, self.training)
     y = y.unflatten(1, window).unflatten(0, (x.shape[0], size[0] // window[0], size[1] // window[1]))
     y = y.transpose(2, 3).flatten(3, 4).flatten(1, 2)

@@ -41,7 +41,7 @@ def _swin(
     if hidden_states.shape[1] != grid[0] * grid[1] or kwargs.get("output_attentions"):
         return plain(self, hidden_states, attention_mask, **kwargs)
     q, k, v = _project(self, hidden_states)
-    y = window_attention(q, k, v, position.relative_position_bias_table, grid, attention_mask, self.scaling)
+    y = window_attention(self, q, k, v, position.relative_position_bias_table, grid, attention_mask, self.scaling)
     return self.o_proj(y), None
 
 

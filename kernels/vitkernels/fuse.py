@@ -212,8 +212,8 @@ def fuse(model: nn.Module) -> FuseReport:
     `torch._inductor.config.freezing = True` before the first call without gradients derives it once.
 
     Compile, export and distribute the model after fusing it, not before; hooks that are set afterwards on layers inside
-    a swapped module may be passed by. On the CPU the kernels' plain PyTorch references run; where
-    kernels run, fp64 goes through the modules' own forward.
+    a swapped module may be passed by. On the CPU the kernels' plain PyTorch references run; where kernels run, fp64
+    goes through the modules' own forward.
 
     Returns: what was swapped, and what was left and why; print it.
     """

@@ -484,3 +484,17 @@ def test_fp64_goes_through_the_modules_own_forward(name: str, timm: ModuleType) 
         want = model(*inputs)
         vitkernels.fuse(model)
         assert torch.equal(model(*inputs), want)
+
+
+def test_parameters_can_be_swapped_for_others_after_a_pass(timm: ModuleType) -> None:
+    model, inputs, _ = make("swin", timm)
+    vitkernels.fuse(model.eval())
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        with torch.no_grad():
+            model(*inputs)
+            model.half()
+            want = copy.deepcopy(model).float()(*inputs)
+            torch.testing.assert_close(model(*(x.half() for x in inputs)).float(), want, rtol=0.01, atol=0.01)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
