@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vitbench import estimate, verify
+from vitbench.checking import Checker, Incorrect, Unverifiable
 from vitbench.measure import device as devices
 from vitbench.measure import graphs, latency, memory, peak, power
 from vitbench.measure.step import Step, make_step
@@ -48,10 +49,6 @@ class Unsupported(Exception):
 
 class DoesNotFit(Exception):
     """The case needs more memory than there is, by prediction."""
-
-
-class Incorrect(Exception):
-    """The implementation's result is wrong."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +81,7 @@ class Worker:
         self.options = options
         self._emit = emit
         self.workload = Workload(options.images, options.weights)
-        self._own_errors: dict[tuple[object, ...], float] = {}
-        self._reference: tuple[tuple[object, ...], verify.Outcome] | None = None
+        self._checker = Checker(self.workload)
         self._peaks: dict[tuple[str, str], float] = {}
         self._source: power.EnergySource | None = None
         self._idle_watts: float | None = None
@@ -192,7 +188,7 @@ class Worker:
         if case.impl in WHOLLY_COMPILED:
             model = compiled(module, case.impl)
         self._phase(case, "compiling" if case.impl in COMPILED else "verifying")
-        compile_s = self._verify(case, model, module, x, row)
+        compile_s = self._checker.check(case, model, x, row)
         step = make_step(model, x, case.mode, autocast_dtype(case), capturable=self.options.graphs)
         if case.impl in COMPILED or case.mode == "train":  # a first step compiles, and makes the optimizer's state
             compile_s += _seconds(step, case.device)
@@ -213,51 +209,6 @@ class Worker:
             self._phase(case, "recording")
             return Prepared(case, _recorded(step), row)
         return Prepared(case, step, row)
-
-    def _verify(self, case: Case, model: nn.Module, module: nn.Module, x: Tensor, row: dict[str, Any]) -> float:
-        """Fills in rel_err and its limit; returns the seconds of the implementation's first call.
-
-        Raises: Incorrect.
-        """
-        own = self._own_error(case)
-        start = time.perf_counter()
-        got = verify.run(model, x, case.mode, autocast_dtype(case))
-        seconds = time.perf_counter() - start
-        if not got.finite():
-            raise Incorrect("the result holds infinities or NaN")
-        if case.impl == "eager":
-            row["rel_err"] = own
-            return seconds
-        eager = self.workload.module(case, "eager", TORCH_DTYPES[case.dtype])
-        want = verify.run(eager, x, case.mode, autocast_dtype(case))
-        dtype = autocast_dtype(case) or TORCH_DTYPES[case.dtype]
-        error, limit = verify.relative_error(got, want), verify.limit(own, dtype)
-        row |= {"rel_err": error, "rel_err_limit": limit}
-        if not error <= limit:
-            raise Incorrect(f"differs from eager by {error:.3g}, more than {limit:.3g}")
-        return seconds
-
-    def _own_error(self, case: Case) -> float:
-        """Eager's error in this dtype against fp64, on two images."""
-        key = (case.model, case.resolution, case.dtype, case.layout, case.mode, case.device)
-        if key not in self._own_errors:
-            dtype = TORCH_DTYPES[case.dtype]
-            want = self._in_fp64(case)
-            eager = self.workload.module(case, "eager", dtype)
-            got = verify.run(eager, self.workload.input(case, dtype, 2), case.mode, autocast_dtype(case))
-            self._own_errors[key] = verify.relative_error(got, want)
-        return self._own_errors[key]
-
-    def _in_fp64(self, case: Case) -> verify.Outcome:
-        """Eager in fp64 on two images; kept while only the dtype or the layout changes."""
-        key = (case.model, case.resolution, case.mode, case.device)
-        if self._reference is None or self._reference[0] != key:
-            self._reference = None
-            reference = self.workload.module(case, "eager", torch.float64)
-            outcome = verify.run(reference, self.workload.input(case, torch.float64, 2), case.mode)
-            self.workload.drop_dtype(torch.float64)
-            self._reference = (key, outcome)
-        return self._reference[1]
 
     def _time(self, prepared: list[Prepared]) -> None:
         if "latency" not in self.options.passes:
@@ -357,6 +308,8 @@ def classify(error: Exception) -> tuple[str, str]:
         return "unsupported", text
     if isinstance(error, Incorrect):
         return "incorrect", text
+    if isinstance(error, Unverifiable):
+        return "unsupported", f"cannot be verified: {text}"
     if isinstance(error, DoesNotFit) or is_out_of_memory(error):
         return "oom", text[:300]
     # What torch raises where a backend has no such operator; ops.py raises it for FlexAttention's own gaps.

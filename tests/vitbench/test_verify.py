@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitbench import verify
-from vitbench.verify import Outcome
+from vitbench.verify import Outcome, Yardstick
 
 
 def net() -> nn.Sequential:
@@ -82,6 +83,46 @@ def test_limit_is_twice_eagers_error_and_never_less_than_a_last_place() -> None:
     assert verify.limit(1e-9, torch.bfloat16) == 2**-7
     assert verify.limit(1e-9, torch.float16) == 2**-10
     assert verify.limit(1e-9, torch.float32) == 1e-5
+    assert verify.limit(0.9, torch.bfloat16) == verify.CEILING
+
+
+def outcome(**gradients: Tensor) -> Outcome:
+    return Outcome(torch.ones(2, 4), {name: g.clone() for name, g in gradients.items()})
+
+
+def test_no_gradient_is_judged_by_another_ones_error() -> None:
+    """One parameter's gradient is all noise in bf16; the others' limits stay their own."""
+    want = outcome(a=torch.ones(8), b=torch.ones(8), c=torch.ones(8))
+    own = {"output 0": 0.01, "a": 0.01, "b": 0.02, "c": 0.9}
+    yardstick = Yardstick(own, frozenset(), torch.bfloat16, verify.GRADIENT_FACTOR)
+    assert yardstick.limits() == pytest.approx({"output 0": 0.02, "a": 0.06, "b": 0.06})
+    assert yardstick.undecided() == ["c"]
+    for factor, name in itertools.product((0.0, 2.0, -1.0), "ab"):
+        wrong = Outcome(want.output, {**want.gradients, name: factor * want.gradients[name]})
+        assert f"in {name}, more than 0.06" in verify.judge(wrong, want, yardstick).wrong
+    assert verify.judge(want, want, yardstick).wrong == ""
+    assert (
+        "gradient of c is not within" in verify.judge(outcome(a=torch.ones(8), b=torch.ones(8)), want, yardstick).wrong
+    )
+
+
+@pytest.mark.parametrize("own", [0.0, 0.1, 0.2, 0.3, 0.9])
+def test_no_own_error_lets_a_zero_or_doubled_tensor_be_judged_right(own: float) -> None:
+    want = outcome(a=torch.ones(8), b=torch.ones(8))
+    for factor in (verify.FACTOR, verify.GRADIENT_FACTOR):
+        yardstick = Yardstick({"output 0": own, "a": own, "b": own}, frozenset(), torch.bfloat16, factor)
+        assert max(yardstick.limits().values(), default=0.0) <= verify.CEILING < 1
+        assert yardstick.limits().keys() | yardstick.undecided() == {"output 0", "a", "b"}
+        assert verify.judge(outcome(b=torch.ones(8)), want, yardstick).wrong, "a gradient that is missing is zero"
+
+
+def test_noise_where_the_exact_gradient_vanishes_may_have_any_small_size() -> None:
+    exact = outcome(a=torch.ones(8), b=1e-9 * torch.ones(8))
+    eager = outcome(a=torch.ones(8), b=0.15 * torch.ones(8))
+    yardstick = Yardstick.of(eager, exact, torch.bfloat16)
+    assert (yardstick.undecided(), yardstick.vanishing) == (["b"], {"b"})
+    assert verify.judge(exact, eager, yardstick).wrong == ""
+    assert verify.judge(outcome(a=torch.ones(8), b=torch.ones(8)), eager, yardstick).wrong
 
 
 def test_error_is_a_ratio_of_norms() -> None:
