@@ -32,7 +32,7 @@ from vitbench.workload import TORCH_DTYPES, Workload, autocast_dtype, set_precis
 Emit = Callable[[dict[str, Any]], None]
 
 #: Messages of errors after which a CUDA context cannot be used again.
-POISON = ("CUDA error", "device-side assert", "illegal memory access", "misaligned address")
+POISON = ("CUDA error", "device-side assert", "illegal memory access", "misaligned address", "launch failure")
 
 
 #: Whether Triton runs kernels in its interpreter, as it saw when it was imported.
@@ -94,7 +94,8 @@ class Worker:
     def run_group(self, cases: list[Case]) -> None:
         """Measures cases that differ only in implementation and emits one row each.
 
-        They are timed interleaved where all fit on the device together, else one after the other.
+        They are timed interleaved where all fit on the device together, else one after the other. Once an error has
+        broken the device for this process (`poisoned`), the cases that are left get no row: another must measure them.
         """
         if self.options.measure_up_to is not None and cases[0].batch > self.options.measure_up_to:
             self._only_predict(cases)
@@ -110,6 +111,8 @@ class Worker:
                     if prepared and is_out_of_memory(error):
                         raise
                     self._fail(case, error)
+                    if self.poisoned:
+                        return
                     failed.add(case.id)
             if measured := [one for one in prepared if not _without_gpu(one.case)]:
                 self._time(measured)
@@ -117,10 +120,11 @@ class Worker:
             if len(cases) == 1:
                 self._fail(cases[0], error)
                 return
+            self.poisoned |= _breaks_device(error, cases[0].device)
             prepared.clear()
             self._forget()
             for case in cases:
-                if case.id not in failed:
+                if case.id not in failed and not self.poisoned:
                     self.run_group([case])
                     self._forget()
             return
@@ -129,13 +133,15 @@ class Worker:
                 self._energy(one)
             except Exception as error:
                 self._fail(one.case, error)
+                if self.poisoned:
+                    return
             else:
                 self._emit({"event": "row", "case": one.case.id, "row": one.row, "samples_ms": one.samples_ms})
 
     def _fail(self, case: Case, error: Exception) -> None:
         """Emits the row of a case that could not be measured."""
         status, reason = classify(error)
-        self.poisoned |= any(sign in str(error) for sign in POISON)
+        self.poisoned |= _breaks_device(error, case.device)
         known = error.known if isinstance(error, Unsupported) else {}
         error.__traceback__ = None  # it holds the tensors of every frame it passed
         self._emit({"event": "row", "case": case.id, "row": {**known, "status": status, "reason": reason}})
@@ -208,6 +214,8 @@ class Worker:
         if self.options.graphs:
             self._phase(case, "recording")
             return Prepared(case, _recorded(step), row)
+        if case.device != "cpu":
+            torch.cuda.synchronize(case.device)  # what its kernels do to the device is told here, not by the next case
         return Prepared(case, step, row)
 
     def _time(self, prepared: list[Prepared]) -> None:
@@ -298,6 +306,19 @@ def _note(row: dict[str, Any], text: str) -> None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def _breaks_device(error: Exception, device: str) -> bool:
+    """Whether this process can use the device no more."""
+    if any(sign in str(error) for sign in POISON):
+        return True
+    if device == "cpu":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except Exception:
+        return True
+    return False
 
 
 def classify(error: Exception) -> tuple[str, str]:

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
-from vitbench import results, sweep
+from vitbench import results, sweep, worker
 from vitbench.errors import InputError
+from vitbench.executors.local import Event
 from vitbench.measure import device as devices
 from vitbench.plan import Case
 from vitbench.results import Row
@@ -162,6 +164,63 @@ def test_a_killed_worker_costs_one_row(tmp_path: Path) -> None:
     assert [row.status for row in summary.rows] == ["ok", "ok", "ok", "crashed", "ok", "ok"]
     assert "SIGKILL" in summary.rows[3].reason
     assert len(killer.rows) == 6
+
+
+class Breakable(worker.Worker):
+    """A worker whose device one implementation breaks for good, while it is built or while it is timed."""
+
+    alive = 0
+
+    def __init__(self, emit: worker.Emit, bad: str, at: str) -> None:
+        super().__init__(worker.Options(0.01, 0.02, ("latency",), "", "", None), emit)
+        self.bad, self.at, self.broken = bad, at, False
+        Breakable.alive += 1
+
+    def reach(self, at: str, impls: list[str]) -> None:
+        self.broken |= at == self.at and self.bad in impls
+        if self.broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def _prepare(self, case: Case) -> worker.Prepared:
+        self.reach("building", [case.impl])
+        return super()._prepare(case)
+
+    def _time(self, prepared: list[worker.Prepared]) -> None:
+        self.reach("timing", [one.case.impl for one in prepared])
+        super()._time(prepared)
+
+
+@pytest.mark.parametrize(("at", "workers"), [("building", 2), ("timing", 3)])
+def test_a_broken_device_costs_the_row_of_whoever_broke_it(
+    at: str, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class InThisProcess:
+        """As LocalExecutor, each new worker with a device that is whole again."""
+
+        def __init__(self, *_: object) -> None:
+            self.worker: Breakable | None = None
+
+        def submit(self, cases: list[Case]) -> Future[list[Event]]:
+            events: list[Event] = []
+            if self.worker is None or self.worker.poisoned:
+                self.worker = Breakable(lambda event: None, "sdpa", at)
+            self.worker._emit = events.append
+            self.worker.run_group(cases)
+            future: Future[list[Event]] = Future()
+            future.set_result([event for event in events if event["event"] == "row"])
+            return future
+
+        def close(self) -> None: ...
+
+        def kill(self) -> None: ...
+
+    monkeypatch.setattr(sweep, "LocalExecutor", InThisProcess)
+    monkeypatch.setattr(Breakable, "alive", 0)
+    cases = [case("convit_tiny", impl=impl) for impl in ("sdpa", "eager")]
+    summary, _ = run(cases, tmp_path / "a.csv")
+    assert [row.status for row in summary.rows] == ["error", "ok"]
+    assert "illegal memory access" in summary.rows[0].reason
+    assert Breakable.alive == workers
 
 
 def test_a_finished_sweep_measures_nothing_again(tmp_path: Path) -> None:

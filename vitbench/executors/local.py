@@ -49,7 +49,7 @@ class LocalExecutor:
         self._stderr: IO[bytes] | None = None
 
     def submit(self, cases: Sequence[Case]) -> Future[list[Event]]:
-        """The group's row events, or WorkerLost; one group runs at a time."""
+        """The group's row events, too few when a case broke the device, or WorkerLost; one group runs at a time."""
         future: Future[list[Event]] = Future()
         threading.Thread(target=self._run, args=(list(cases), future), daemon=True).start()
         return future
