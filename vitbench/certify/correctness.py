@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
 
 from vitbench.certify import recorder
-from vitbench.certify.recorder import FAILED, PASSED, PLANNED, SKIPPED, Record
+from vitbench.certify.process import Process
+from vitbench.certify.recorder import FAILED, OPEN, PASSED, PLANNED, SKIPPED, STARTED, Record
 from vitbench.certify.stage import FAIL, NOT_RUN, PASS, Context, Line, Stage
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -46,38 +44,45 @@ def _run(context: Context, deadline: float) -> bool:
     chosen = _SMALL if context.small else (str(_TESTS), *(f"--ignore={_TESTS / name}" for name in _ELSEWHERE))
     command = [
         sys.executable, "-m", "pytest", *chosen, "--device", context.device, "-q", "-p", "no:cacheprovider",
-        "-p", "vitbench.certify.recorder", "--record-to", str(path),
+        "-p", "vitbench.certify.recorder", "--record-to", str(path), "--continue-on-collection-errors",
     ]  # fmt: skip
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment = {**own, "PYTHONPATH": os.pathsep.join(map(str, (_ROOT, _ROOT / "kernels", *filter(None, sys.path))))}
     if context.device != "cpu":
         environment.pop("TRITON_INTERPRET", None)
+    waiting = list(range(count))
     with contextlib.ExitStack() as stack:
-        running = []
-        for index in range(count):
-            log = stack.enter_context(tempfile.TemporaryFile())
-            process = subprocess.Popen(
-                [*command, "--record-shard", f"{index}/{count}"],
-                cwd=_ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-            stack.callback(_end, process)
-            running.append((process, log))
-        for process, log in running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=max(0.0, deadline - time.monotonic()))
-            if process.returncode not in (None, 0, 1, 5):  # 0 passed, 1 some failed, 5 nothing is left to run
-                log.seek(0)
-                lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-                said = lines[-1] if lines else "no output"
-                recorder.append(path, [Record("pytest", FAILED, "", f"ended with {process.returncode}: {said}")])
+        running: dict[int, Process] = {}
+        while waiting or running:
+            for index in waiting:
+                shard = f"{index}/{count}"
+                process = Process([*command, "--record-shard", shard], _ROOT, environment, quiet=True)
+                running[index] = stack.enter_context(process)
+            ended = {index: process for index, process in running.items() if process.code() is not None}
+            waiting = [i for i, process in ended.items() if _again(process, path, f"pytest shard {i}/{count}")]
+            running = {index: process for index, process in running.items() if index not in ended}
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(0.05)
     return False
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def _again(process: Process, path: Path, name: str) -> bool:
+    """Whether a new process must go on with the tests of one that has ended; fails the test that ended it.
+
+    A process that ended otherwise is a failure by its own `name`, until it does not.
+    """
+    if process.code() == recorder.BROKEN:
+        return True
+    known = recorder.read(path)
+    if process.code() in (0, 1, 5):  # passed, some failed, nothing is left to run
+        if name in known:
+            recorder.append(path, [Record(name, PASSED, "", "")])
+        return False
+    how = process.how_it_ended()
+    at = [record.test for record in known.values() if (record.outcome, record.reason) == (STARTED, str(process.pid))]
+    recorder.append(path, [Record(test, FAILED, "", f"ended its process: {how}") for test in at or [name]])
+    return bool(at)
 
 
 def _judge(context: Context) -> list[Line]:
@@ -86,17 +91,19 @@ def _judge(context: Context) -> list[Line]:
         return [Line("kernel tests", NOT_RUN, _why_not() or "not reached yet")]
     of_file: dict[str, list[Record]] = defaultdict(list)
     for record in records.values():
+        if "::" not in record.test and record.outcome == PASSED:
+            continue  # a file or a process that failed once and is right now
         of_file[record.test.partition("::")[0]].append(record)
     return [_judge_file(name, of_file[name]) for name in sorted(of_file)]
 
 
 def _judge_file(name: str, records: list[Record]) -> Line:
-    counts = {outcome: sum(r.outcome == outcome for r in records) for outcome in (PASSED, FAILED, SKIPPED, PLANNED)}
+    counts = {outcome: sum(r.outcome == outcome for r in records) for outcome in (PASSED, FAILED, SKIPPED, *OPEN)}
     told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
     if counts[FAILED]:
         first = next(r for r in records if r.outcome == FAILED)
         return Line(name, FAIL, f"{told}; first: {first.test.partition('::')[2] or first.test}: {first.reason}")
-    if counts[PLANNED] or not counts[PASSED]:
+    if counts[PLANNED] or counts[STARTED] or not counts[PASSED]:
         return Line(name, NOT_RUN, told + (", not reached yet" if counts[PLANNED] else ""))
     return Line(name, PASS, told)
 

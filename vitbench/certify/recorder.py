@@ -1,6 +1,8 @@
-"""A pytest plugin that appends each test's outcome to a CSV at once and leaves out the tests that have one already.
+"""A pytest plugin that appends each test's start and outcome to a CSV at once and leaves out the tests that have one.
 
 Loaded with `-p vitbench.certify.recorder --record-to FILE`; `--record-shard I/N` takes every Nth test from the Ith on.
+A test that breaks the accelerator for its process fails, and the process ends with the code BROKEN: its successors need
+a new one.
 """
 
 from __future__ import annotations
@@ -8,19 +10,28 @@ from __future__ import annotations
 import csv
 import io
 import os
+import sys
 from collections import defaultdict
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 COLUMNS = ("test", "outcome", "seconds", "reason")
-PLANNED, PASSED, FAILED, SKIPPED = "planned", "passed", "failed", "skipped"
+PLANNED, STARTED, PASSED, FAILED, SKIPPED = "planned", "started", "passed", "failed", "skipped"
+#: Without an outcome.
+OPEN = (PLANNED, STARTED)
+#: Exit code of a process whose accelerator cannot be used any more.
+BROKEN = 70
 
 
 @dataclass(frozen=True)
 class Record:
-    """One test; `outcome` is PLANNED until it has run."""
+    """One test, or what is not a test ("::" is not in its name) and has failed.
+
+    `outcome` is PLANNED, then STARTED with the process's id as the reason, until it has run.
+    """
 
     test: str
     outcome: str
@@ -67,12 +78,15 @@ class Recorder:
     def __init__(self, path: Path, index: int, count: int) -> None:
         self._path, self._index, self._count = path, index, count
         self._reports: dict[str, list[pytest.TestReport]] = defaultdict(list)
+        self._not_collected = {r.test for r in read(path).values() if "::" not in r.test and r.outcome == FAILED}
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         known = read(self._path)
         mine = items[self._index :: self._count]
-        todo = [item for item in mine if item.nodeid not in known or known[item.nodeid].outcome == PLANNED]
+        todo = [item for item in mine if item.nodeid not in known or known[item.nodeid].outcome in OPEN]
+        # What was cut off comes last: it may never end.
+        todo.sort(key=lambda item: item.nodeid in known and known[item.nodeid].outcome == STARTED)
         fresh = [Record(item.nodeid, PLANNED, "", "") for item in todo if item.nodeid not in known]
         if fresh:
             append(self._path, fresh)
@@ -83,6 +97,18 @@ class Recorder:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
             append(self._path, [Record(report.nodeid, FAILED, "", "cannot be collected: " + _last_line(report))])
+        elif report.nodeid in self._not_collected:
+            append(self._path, [Record(report.nodeid, PASSED, "", "")])
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        append(self._path, [Record(item.nodeid, STARTED, "", str(os.getpid()))])
+        result = yield
+        if broken := _broken_accelerator():
+            if read(self._path)[item.nodeid].outcome != FAILED:
+                append(self._path, [Record(item.nodeid, FAILED, "", f"broke the device: {broken}")])
+            os._exit(BROKEN)  # what is left to free cannot be freed
+        return result
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         reports = self._reports[report.nodeid]
@@ -99,6 +125,18 @@ class Recorder:
         del self._reports[report.nodeid]
 
 
+def _broken_accelerator() -> str:
+    """What the accelerator says when this process can use it no more, else ""."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return ""
+    try:
+        torch.cuda.synchronize()
+    except Exception as error:
+        return str(error) or type(error).__name__
+    return ""
+
+
 def _last_line(report: pytest.TestReport | pytest.CollectReport) -> str:
     """Where it is wrong, as pytest's short summary says it."""
     crash = getattr(report.longrepr, "reprcrash", None)
@@ -110,4 +148,4 @@ def _last_line(report: pytest.TestReport | pytest.CollectReport) -> str:
     return lines[-1] if lines else ""
 
 
-__all__ = ["COLUMNS", "FAILED", "PASSED", "PLANNED", "SKIPPED", "Record", "append", "read"]
+__all__ = ["BROKEN", "COLUMNS", "FAILED", "OPEN", "PASSED", "PLANNED", "SKIPPED", "STARTED", "Record", "append", "read"]

@@ -154,31 +154,97 @@ def test_the_full_plan_can_be_built_and_begins_with_the_aims(timm: object, tmp_p
         assert case.device == "cuda"
 
 
-def test_a_killed_test_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> tuple[Context, Path]:
+    """A checkout whose only tests are `text`, and where they are."""
     tests = tmp_path / "tests" / "vitkernels"
     tests.mkdir(parents=True)
     (tmp_path / "tests" / "conftest.py").write_text("def pytest_addoption(parser): parser.addoption('--device')\n")
-    (tests / "test_attention_ops.py").write_text(
+    (tests / "test_attention_ops.py").write_text(text)
+    monkeypatch.setattr(correctness, "_ROOT", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(correctness.__file__).parents[2]))
+    context = Context(tmp_path / "out", "cpu")
+    context.out.mkdir()
+    return context, tests / "test_attention_ops.py"
+
+
+def outcomes(context: Context) -> list[tuple[str, str]]:
+    """Every test's outcomes in the order in which they were recorded."""
+    with (context.out / "correctness.csv").open() as handle:
+        rows = [(row["test"].partition("::")[2], row["outcome"]) for row in csv.DictReader(handle)]
+    return [(name.removeprefix("test_token_major_"), outcome) for name, outcome in rows]
+
+
+def test_a_killed_test_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context, file = repository(
+        tmp_path, monkeypatch,
         "import pytest, time\n"
         "def test_token_major_good(): pass\n"
         "def test_token_major_bad(): assert 1 == 2, 'one, two'\n"
         "def test_token_major_skipped(): pytest.skip('no such card')\n"
         "def test_token_major_slow(): time.sleep(1000)\n"
-    )
-    monkeypatch.setattr(correctness, "_ROOT", tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(Path(correctness.__file__).parents[2]))
-    context = Context(tmp_path / "out", "cpu")
-    context.out.mkdir()
+        "def test_token_major_after(): pass\n",
+    )  # fmt: skip
     correctness.STAGE.run(context, time.monotonic() + 8)
     (line,) = correctness.STAGE.judge(context)
     assert line.verdict == FAIL
-    assert line.detail.startswith("1 passed, 1 failed, 1 skipped, 1 planned; first: test_token_major_bad: ")
+    assert line.detail.startswith("1 passed, 1 failed, 1 skipped, 1 planned, 1 started; first: test_token_major_bad: ")
     assert "one, two" in line.detail
-    text = (tests / "test_attention_ops.py").read_text()
-    (tests / "test_attention_ops.py").write_text(text.replace("1000", "0").replace("1 == 2", "1 == 1"))
+    file.write_text(file.read_text().replace("1000", "0").replace("1 == 2", "1 == 1"))
     correctness.STAGE.run(context, time.monotonic() + 60)
     (line,) = correctness.STAGE.judge(context)
-    assert line.detail.startswith("2 passed, 1 failed, 1 skipped"), "what has an outcome is not run again"
-    with (context.out / "correctness.csv").open() as handle:
-        outcomes = [(row["test"].partition("::")[2], row["outcome"]) for row in csv.DictReader(handle)]
-    assert outcomes.count(("test_token_major_good", "passed")) == 1
+    assert line.detail.startswith("3 passed, 1 failed, 1 skipped"), "what has an outcome is not run again"
+    assert outcomes(context).count(("good", "passed")) == 1
+    assert outcomes(context)[-2:] == [("slow", "started"), ("slow", "passed")], "what was cut off is run last"
+
+
+def test_a_test_that_ends_its_process_costs_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context, _ = repository(
+        tmp_path, monkeypatch,
+        "import os, sys\n"
+        "def test_token_major_a(): pass\n"
+        "def test_token_major_b(): print('Fatal Python error', file=sys.stderr); os._exit(139)\n"
+        "def test_token_major_c(): pass\n"
+        "def test_token_major_d(): os.abort()\n",
+    )  # fmt: skip
+    correctness.STAGE.run(context, time.monotonic() + 120)
+    (line,) = correctness.STAGE.judge(context)
+    assert (line.verdict, line.detail.partition(";")[0]) == (FAIL, "2 passed, 2 failed")
+    assert "first: test_token_major_b: ended its process: exit code 139: " in line.detail
+    last = dict(outcomes(context))
+    assert last == {"a": "passed", "b": "failed", "c": "passed", "d": "failed"}
+    assert "killed by SIGABRT" in (context.out / "correctness.csv").read_text()
+
+
+def test_a_test_that_breaks_the_device_costs_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context, _ = repository(
+        tmp_path, monkeypatch,
+        "import sys, types\n"
+        "broken = []\n"
+        "def synchronize():\n"
+        "    if broken: raise RuntimeError('CUDA error: an illegal memory access was encountered')\n"
+        "cuda = types.SimpleNamespace(is_initialized=lambda: True, synchronize=synchronize)\n"
+        "sys.modules['torch'] = types.SimpleNamespace(cuda=cuda)\n"
+        "def test_token_major_a(): synchronize()\n"
+        "def test_token_major_b(): broken.append(1)\n"
+        "def test_token_major_c(): synchronize()\n"
+        "def test_token_major_d(): synchronize()\n",
+    )  # fmt: skip
+    correctness.STAGE.run(context, time.monotonic() + 120)
+    assert dict(outcomes(context)) == {"a": "passed", "b": "failed", "c": "passed", "d": "passed"}
+    (line,) = correctness.STAGE.judge(context)
+    assert "first: test_token_major_b: broke the device: CUDA error: an illegal" in line.detail
+
+
+def test_what_cannot_start_fails_until_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context, file = repository(tmp_path, monkeypatch, "def test_token_major_a(): pass\n")
+    conftest = file.parents[1] / "conftest.py"
+    right = conftest.read_text()
+    for wrong, name in ((f"{right}import os; os._exit(9)\n", "pytest shard 0/1"), (right, file.name)):
+        conftest.write_text(wrong)
+        file.write_text("nonsense\n" if wrong == right else "")
+        correctness.STAGE.run(context, time.monotonic() + 60)
+        assert [line.verdict for line in correctness.STAGE.judge(context) if line.what.endswith(name)] == [FAIL]
+    file.write_text("def test_token_major_a(): pass\n")
+    correctness.STAGE.run(context, time.monotonic() + 60)
+    (line,) = correctness.STAGE.judge(context)
+    assert (line.verdict, line.detail) == (PASS, "1 passed")
