@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import os
-import signal
-import subprocess
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from vitbench.certify.process import Process
 from vitbench.certify.stage import FAIL, NOT_RUN, Context, Line, Stage, verdict
 from vitbench.console import console
 
@@ -31,21 +28,31 @@ def path(context: Context) -> Path:
 
 
 def _run(context: Context, deadline: float) -> bool:
+    known = -1
+    # Again where the last row broke the device: a new process measures the rest.
+    while known < len(rows := read(context)) and (known < 0 or rows[-1].get("status") == "crashed"):
+        known = len(rows)
+        _bench(context, deadline - time.monotonic())
+    return False
+
+
+def _bench(context: Context, seconds: float) -> None:
     # A process of its own: what breaks the device, or still compiles when the time is up, ends with it.
-    seconds = deadline - time.monotonic()
     chosen = _SMALL if context.small else ("--dtype", "bf16")
     command = [sys.executable, "-m", _BENCH, "--device", context.device, "--out", str(path(context)), *chosen]
-    process = subprocess.Popen([*command, "--budget", f"{seconds:.1f}"], start_new_session=True)
-    try:
-        process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        console().print("the time is up", soft_wrap=True)
-    finally:
-        if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    return False
+    with Process([*command, "--budget", f"{seconds:.1f}"]) as process:
+        code = process.wait(seconds)
+        if code is None:
+            console().print("the time is up", soft_wrap=True)
+        elif code in (0, 1) and read(context):  # 1: some row is a failure, which is judged by itself
+            _failure(context).unlink(missing_ok=True)
+        else:
+            _failure(context).write_text(process.how_it_ended() + "\n", encoding="utf-8")
+
+
+def _failure(context: Context) -> Path:
+    """Where it stands how the process failed; not there once it has not."""
+    return context.out / "kernels.failure.txt"
 
 
 def read(context: Context) -> list[Row]:
@@ -65,12 +72,16 @@ def timed(rows: list[Row]) -> Iterator[tuple[Row, float]]:
 
 def _judge(context: Context) -> list[Line]:
     rows = read(context)
+    lines = []
+    if _failure(context).exists():
+        how = _failure(context).read_text(encoding="utf-8").strip()
+        lines.append(Line("kernels: all that was begun was measured", FAIL, how))
     if not rows:
-        return [Line("kernels", NOT_RUN, "not reached yet")]
-    wrong = [
-        row for row in rows if row["impl"].startswith(FUSED) and row.get("status") in ("incorrect", "error", "crashed")
-    ]
-    lines = [Line("/".join(_key(row)), FAIL, f"{row['status']}: {row.get('reason', '')}") for row in wrong]
+        return lines or [Line("kernels", NOT_RUN, "not reached yet")]
+    # On a GPU a kernel of ours that refuses its own case is broken.
+    bad = ("incorrect", "error", "crashed", *(() if context.small else ("unsupported",)))
+    wrong = [row for row in rows if row["impl"].startswith(FUSED) and row.get("status") in bad]
+    lines += [Line("/".join(_key(row)), FAIL, f"{row['status']}: {row.get('reason', '')}") for row in wrong]
     of_pass: dict[str, dict[tuple[str, ...], dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     shares: dict[str, list[float]] = defaultdict(list)
     for row, median in timed(rows):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +26,7 @@ def main(
     """Time the fused kernels beside eager, SDPA, FlexAttention, torch.compile and cuDNN, each verified before.
 
     Rows that the CSV has are not measured again. Exit code: 0 every row ok or unsupported, 1 some row is not or the
-    budget was spent, 2 bad input.
+    budget was spent, 2 bad input, 3 it failed itself.
     """
     from vitbench.kernel_bench import run
     from vitbench.measure import device as devices
@@ -48,3 +49,7 @@ if __name__ == "__main__":
     except InputError as error:
         print("vitbench: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
+    except Exception as error:
+        traceback.print_exc()
+        print(f"vitbench: {type(error).__name__}: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(3)

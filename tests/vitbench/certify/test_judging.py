@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,61 @@ def test_a_wrong_kernel_fails_and_is_in_no_ratio(context: Context) -> None:
     wrong, eager, best = kernels.STAGE.judge(context)
     assert (wrong.what, wrong.verdict) == ("dw/a/fwd/bf16", FAIL)
     assert (eager.verdict, best.verdict) == (NOT_RUN, NOT_RUN)
+
+
+def test_a_kernel_that_refuses_its_case_fails_on_a_gpu_only(context: Context) -> None:
+    kernel_rows(context, ("a", "eager", 30), ("a", "fused", 10), ("a", "sdpa-cudnn", 10))
+    text = kernels.path(context).read_text().replace("sdpa-cudnn,ok,fwd,10", "sdpa-cudnn,unsupported,fwd,")
+    kernels.path(context).write_text(text.replace("fused,ok,fwd,10", "fused,unsupported,fwd,"))
+    refused, *_ = kernels.STAGE.judge(context)
+    assert (refused.what, refused.verdict) == ("dw/a/fwd/bf16", FAIL)
+    assert all(line.verdict == NOT_RUN for line in kernels.STAGE.judge(replace(context, device="cpu")))
+
+
+@pytest.mark.parametrize(("module", "says"), [
+    ("vitbench.no_such_module", "exit code 1: "),
+    ("raises", "exit code 3: vitbench: RuntimeError: the driver is gone"),
+    ("silent", "exit code 0: no output"),
+    ("killed", "killed by SIGSEGV: no output"),
+])  # fmt: skip
+def test_a_benchmark_that_fails_or_writes_nothing_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, says: str
+) -> None:
+    (tmp_path / "silent.py").write_text("")
+    (tmp_path / "killed.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    (tmp_path / "raises.py").write_text(
+        "import runpy, vitbench.kernel_bench\n"
+        "def run(*_, **__): raise RuntimeError('the driver\\nis gone')\n"
+        "vitbench.kernel_bench.run = run\n"
+        "runpy.run_module('vitbench.kernel_bench', run_name='__main__')\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setattr(kernels, "_BENCH", module)
+    context = Context(tmp_path, "cpu")
+    kernels.STAGE.run(context, time.monotonic() + 60)
+    (line,) = kernels.STAGE.judge(context)
+    assert line.verdict == FAIL
+    assert line.detail.startswith(says)
+    kernel_rows(context, ("a", "eager", 30))
+    monkeypatch.setattr(kernels, "_BENCH", "silent")
+    kernels.STAGE.run(context, time.monotonic() + 60)
+    assert [line.verdict for line in kernels.STAGE.judge(context)] == [NOT_RUN], "a benchmark that works clears it"
+
+
+def test_a_kernel_that_breaks_the_device_ends_its_process_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = Context(tmp_path, "cpu")
+    (tmp_path / "breaks.py").write_text(
+        f"import pathlib, sys; file = pathlib.Path({str(kernels.path(context))!r})\n"
+        "text = file.read_text() if file.exists() else 'kernel,case,pass,dtype,impl,status,launches,median_us\\n'\n"
+        "row = 'dw,b,fwd,bf16,eager,ok,,1' if 'crashed' in text else 'dw,a,fwd,bf16,fused,crashed,fwd,'\n"
+        "file.write_text(text + row + '\\n'); sys.exit('crashed' in row)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(kernels, "_BENCH", "breaks")
+    kernels.STAGE.run(context, time.monotonic() + 60)
+    assert [row["case"] for row in kernels.read(context)] == ["a", "b"]
+    line, *_ = kernels.STAGE.judge(context)
+    assert (line.what, line.verdict) == ("dw/a/fwd/bf16", FAIL)
 
 
 @pytest.mark.parametrize(("modelled", "verdicts"), [
