@@ -47,7 +47,11 @@ def rows_of(context: Context, file: str) -> dict[str, Row]:
 
 
 def progress_line(what: str, cases: Sequence[Case], rows: dict[str, Row]) -> Line:
-    """How many of the cases are rows, of what status; what fails fails the line, running out of memory does not."""
+    """How many of the cases are rows, of what status; what fails fails the line, running out of memory does not.
+
+    Of what is unsupported, fused alone must run where a kernel serves the model: on a GPU it fails the line, without
+    one the line says that it was not run.
+    """
     if why := next(filter(None, (missing(case.model) for case in cases)), ""):
         return Line(what, NOT_RUN, why)
     done = [rows[case.id] for case in cases if case.id in rows]
@@ -57,7 +61,19 @@ def progress_line(what: str, cases: Sequence[Case], rows: dict[str, Row]) -> Lin
     failed = [row for row in done if row.status not in ("ok", "unsupported", "oom")]
     if failed:
         return Line(what, FAIL, f"{told}; {failed[0].case}: {failed[0].reason}")
+    refused = [row for row in done if row.status == "unsupported" and row.impl.startswith("fused") and _served(row)]
+    if refused and refused[0].device != "cpu":
+        return Line(what, FAIL, f"{told}; {refused[0].case}: {refused[0].reason}")
+    if refused:
+        return Line(what, NOT_RUN, f"{told}; {refused[0].impl} was not run: {refused[0].reason}")
     return Line(what, PASS if len(done) == len(cases) else NOT_RUN, told)
+
+
+def _served(row: Row) -> bool:
+    """Whether there are kernels for the row's model."""
+    from vitbench.fused import UNSERVED
+
+    return row.family not in UNSERVED
 
 
 def absence(case: Case, rows: dict[str, Row]) -> str:

@@ -42,7 +42,7 @@ def test_the_rehearsal_measures_judges_and_resumes(
     told = {what: (verdict, detail) for what, verdict, detail in RESULT.findall(text)}
     assert told["tests/vitkernels/test_attention_ops.py"][0] == PASS
     assert told["cmt_s infer, bf16, batch 64, 224 px: at least 1.5x the throughput of torch.compile"][0] == NOT_RUN
-    assert next(v for k, v in told.items() if k.startswith("convit_tiny: every"))[0] == PASS
+    assert next(v for k, v in told.items() if k.startswith("convit_tiny: every"))[0] == NOT_RUN
     predicted = [v for k, v in told.items() if "predicted within 5%" in k]
     assert [verdict for verdict, _ in predicted] == [PASS] * 2
     saved = next(detail for what, (_, detail) in told.items() if "fused needs less memory" in what)

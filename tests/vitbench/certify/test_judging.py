@@ -66,6 +66,39 @@ def test_a_wrong_implementation_has_no_aim_and_fails_its_model(context: Context)
     assert "2 of 84 cases: 1 ok, 1 incorrect; cmt_s/fused/infer" in line.detail
 
 
+def all_of(context: Context, model: str, **unsupported: str) -> Line:
+    """The line of a model whose cases are all ok, but for implementations that are unsupported for a reason."""
+    for case in (case for case in models.cases(context) if case.model == model):
+        why = unsupported.get(case.impl)
+        write(context, "models.csv", case, status="unsupported" if why else "ok", reason=why or "")
+    return next(line for line in models.STAGE.judge(context) if line.what.startswith(f"{model}: every"))
+
+
+@pytest.mark.parametrize(("model", "refused", "verdict"), [
+    ("cmt_s", {}, PASS),
+    ("cmt_s", {"flex": "no such operator"}, PASS),
+    ("cmt_s", {"fused": "no kernel image"}, FAIL),
+    ("cmt_s", {"fused+compile": "no kernel image"}, FAIL),
+    ("timm:swin_tiny_patch4_window7_224", {"fused": "no fused kernel serves timm:swin: nothing"}, FAIL),
+    ("resnet50", {"fused": "no fused kernel serves resnet50: it has none"}, PASS),
+])  # fmt: skip
+def test_on_a_gpu_fused_must_run_where_a_kernel_serves(
+    timm: object, context: Context, model: str, refused: dict[str, str], verdict: str
+) -> None:
+    line = all_of(context, model, **refused)
+    assert line.verdict == verdict
+    if verdict == FAIL:
+        ((impl, why),) = refused.items()
+        assert f"{model}/{impl}/infer/bf16" in line.detail
+        assert why in line.detail
+
+
+def test_without_a_gpu_fused_was_not_run(context: Context) -> None:
+    line = all_of(replace(context, device="cpu"), "convit_tiny", fused="fused kernels need an NVIDIA GPU")
+    assert line.verdict == NOT_RUN
+    assert line.detail.endswith("4 ok, 2 unsupported; fused was not run: fused kernels need an NVIDIA GPU")
+
+
 @pytest.mark.parametrize(("measured", "verdict"), [(1049.0, PASS), (1060.0, FAIL), (940.0, FAIL)])
 def test_memory_is_held_to_five_percent(context: Context, measured: float, verdict: str) -> None:
     curve = memory.curve_cases(context)[0]
