@@ -1,15 +1,31 @@
 # `make bench MODEL=cmt_s` and `make test` need Python 3.11+, make, gcc and git, and nothing else.
 # On a machine that cannot install, name an interpreter that has the packages: make bench VENV= PYTHON=python3
+# `make certify` and `make kernels-bench` do so themselves where python3 has them.
 
 PYTHON ?= python3
 VENV ?= .venv
 
+AS_IT_IS := PYTHONPATH="$(CURDIR):$(CURDIR)/kernels:$$PYTHONPATH" $(PYTHON)
 ifeq ($(strip $(VENV)),)
-  PY := PYTHONPATH="$(CURDIR):$(CURDIR)/kernels:$$PYTHONPATH" $(PYTHON)
+  PY := $(AS_IT_IS)
   READY :=
 else
   PY := $(VENV)/bin/python
   READY := $(VENV)/.ready
+endif
+
+# Of the two targets that GPU machines run, which often have the packages and no network; a VENV= that is given is used.
+ON_GPU := certify kernels-bench
+GPU_PY := $(PY)
+GPU_READY := $(READY)
+ifneq ($(filter $(ON_GPU),$(MAKECMDGOALS)),)
+  ifeq ($(origin VENV),file)
+    NEEDED := torch, triton, numpy, pandas, fvcore, pynvml, typer, rich, safetensors, PIL
+    ifeq ($(shell $(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11); import $(NEEDED); print("has")' 2>&1 | tail -n 1),has)
+      GPU_PY := $(AS_IT_IS)
+      GPU_READY :=
+    endif
+  endif
 endif
 
 option = $(if $(strip $($(2))),--$(1) '$(strip $($(2)))')
@@ -101,11 +117,11 @@ audit-picture: $(READY)
 gate: $(READY)
 	$(PY) -m vitbench gate --against $(or $(AGAINST),main) $(ARGS)
 
-kernels-bench: $(READY)
-	$(PY) -m vitbench.kernel_bench $(call option,device,DEVICE) $(call option,kernel,KERNEL) $(call option,out,OUT) $(ARGS)
+kernels-bench: $(GPU_READY)
+	$(GPU_PY) -m vitbench.kernel_bench $(call option,device,DEVICE) $(call option,kernel,KERNEL) $(call option,out,OUT) $(ARGS)
 
-certify: $(READY)
-	$(PY) -m vitbench certify $(call option,budget,BUDGET) $(call option,stage,STAGE) $(call option,device,DEVICE) \
+certify: $(GPU_READY)
+	$(GPU_PY) -m vitbench certify $(call option,budget,BUDGET) $(call option,stage,STAGE) $(call option,device,DEVICE) \
 	  $(call option,out,OUT) $(ARGS)
 
 wheels: $(READY)
