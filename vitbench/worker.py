@@ -27,7 +27,7 @@ from vitbench.measure.step import Step, make_step
 from vitbench.models import compiled, foreign, unserved
 from vitbench.objective import Output
 from vitbench.plan import COMPILED, WHOLLY_COMPILED, Case
-from vitbench.workload import TORCH_DTYPES, Workload, autocast_dtype, set_precision
+from vitbench.workload import TORCH_DTYPES, Workload, autocast_dtype, set_precision, use_device
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -100,6 +100,7 @@ class Worker:
         if self.options.measure_up_to is not None and cases[0].batch > self.options.measure_up_to:
             self._only_predict(cases)
             return
+        use_device(cases[0].device)
         self._find_energy(cases[0].device)
         prepared: list[Prepared] = []
         failed: set[str] = set()

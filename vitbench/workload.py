@@ -38,6 +38,12 @@ def set_precision(case: Case) -> None:
     torch.backends.cudnn.allow_tf32 = case.dtype == "tf32"
 
 
+def use_device(device: str) -> None:
+    """Makes a GPU that is named by number the current one: events, graphs and statistics of memory belong to that."""
+    if ":" in device:
+        torch.cuda.set_device(device)
+
+
 @dataclass
 class Workload:
     """Models and inputs of one sweep, kept while the next case wants the same ones."""

@@ -11,8 +11,9 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
+import torch
 
-from vitbench import results, sweep, worker
+from vitbench import kernel_bench, results, sweep, worker
 from vitbench.errors import InputError
 from vitbench.executors.local import Event
 from vitbench.measure import device as devices
@@ -221,6 +222,26 @@ def test_a_broken_device_costs_the_row_of_whoever_broke_it(
     assert [row.status for row in summary.rows] == ["error", "ok"]
     assert "illegal memory access" in summary.rows[0].reason
     assert Breakable.alive == workers
+
+
+@pytest.mark.parametrize(("device", "current"), [("cuda:1", ["cuda:1"]), ("cuda", []), ("cpu", [])])
+def test_the_gpu_that_is_named_is_the_current_one(
+    device: str, current: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else events, graphs and statistics of memory would be those of the first."""
+    used: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+
+    class Idle(worker.Worker):
+        def _prepare(self, case: Case) -> worker.Prepared:
+            raise worker.Unsupported("there is no such GPU here")
+
+    Idle(worker.Options(0.01, 0.02, (), "", "", None), lambda event: None).run_group([case(device=device)])
+    assert used == current
+    monkeypatch.setattr("vitbench.kernel_bench.sweep.devices.check_device", lambda name: name)
+    with pytest.raises(InputError, match="no kernel case matches"):
+        kernel_bench.run("none", device, ["fp32"], 1.0, tmp_path / "a.csv")
+    assert used == 2 * current
 
 
 def test_a_finished_sweep_measures_nothing_again(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from vitbench.kernel_bench import group, rows, timing
 from vitbench.kernel_bench.cases import Planned, plan
 from vitbench.kernel_bench.rows import KernelRow
 from vitbench.measure import device as devices
+from vitbench.workload import use_device
 
 DONE, BUDGET, DEVICE_LOST = "done", "budget", "device lost"
 
@@ -76,6 +77,7 @@ def run(
     Raises: InputError on bad input, or where the file's rows are of another machine, commit or version.
     """
     device = devices.check_device(device)
+    use_device(device)
     planned = plan(pattern, device, dtypes)
     environment = devices.environment(device)
     deadline = time.monotonic() + budget_s
