@@ -50,6 +50,8 @@ def sdpa_attention(
 
     With dropout the CPU draws the same random numbers as the eager one; a fused CUDA kernel draws its own.
     """
+    if bias is not None and bias.ndim == 3:
+        bias = bias[None]  # cuDNN takes masks of 2 or 4 dimensions only
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
 
 

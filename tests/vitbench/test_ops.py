@@ -200,3 +200,23 @@ def test_many_shapes_compile_in_one_process() -> None:
 def test_names_lead_to_their_bundles() -> None:
     assert [ops_for(name) for name in ("eager", "sdpa", "flex", "compile")] == [EAGER, SDPA, FLEX, EAGER]
     assert [bundle.name for bundle in ALL] == ["eager", "sdpa", "flex"]
+
+
+@pytest.mark.parametrize("bias", [None, torch.randn(H, N, N), torch.randn(1, H, N, N), torch.randn(N, N)])
+def test_sdpa_gets_a_mask_of_a_shape_that_every_backend_takes(
+    bias: Tensor | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cuDNN refuses [H, N, M]: check_attn_mask_shape in torch's sdp_utils_cpp.h."""
+    masks: list[Tensor | None] = []
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, **how: float) -> Tensor:
+        masks.append(attn_mask)
+        return real(q, k, v, attn_mask=attn_mask, **how)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
+    got = ops.sdpa_attention(*packed(), bias)
+    torch.testing.assert_close(got, ops.eager_attention(*packed(), bias))
+    (mask,) = masks
+    assert (bias is None and mask is None) or (mask is not None and mask.ndim in (2, 4))
+    assert mask is None or bias is None or mask.data_ptr() == bias.data_ptr(), "a view, not a copy"
