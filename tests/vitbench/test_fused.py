@@ -81,22 +81,29 @@ def differs(eager: nn.Module, fused: nn.Module, x: Tensor, mode: str = "infer", 
     return verify.relative_error(verify.run(fused, x, mode, **how), verify.run(eager, x, mode, **how))
 
 
+@pytest.fixture
+def tolerance(device: str, monkeypatch: pytest.MonkeyPatch) -> float:
+    """Of outputs in fp32: libraries on a GPU sum in orders of their own."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    return verify.FLOOR if device == "cpu" else 10 * verify.FLOOR
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", CASES)
-def test_inference_agrees_with_eager(name: str, layout: str) -> None:
-    eager, fused = (model.eval().to(memory_format=LAYOUTS[layout]) for model in pair(name))
-    x = image(name).to(memory_format=LAYOUTS[layout])
-    assert differs(eager, fused, x) < verify.FLOOR
+def test_inference_agrees_with_eager(name: str, layout: str, device: str, tolerance: float) -> None:
+    eager, fused = (model.eval().to(device).to(memory_format=LAYOUTS[layout]) for model in pair(name))
+    x = image(name).to(device, memory_format=LAYOUTS[layout])
+    assert differs(eager, fused, x) < tolerance
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "efficient_vit"])
-def test_training_agrees_with_eager_in_every_gradient_and_statistic(name: str) -> None:
-    eager, fused = (model.train() for model in pair(name))
-    x = image(name)
+def test_training_agrees_with_eager_in_every_gradient_and_statistic(name: str, device: str, tolerance: float) -> None:
+    eager, fused = (model.train().to(device) for model in pair(name))
+    x = image(name).to(device)
     want = verify.run(eager, x, "train")
     got = verify.run(fused, x, "train")
     assert got.gradients.keys() == want.gradients.keys() == dict(eager.named_parameters()).keys()
-    assert verify.relative_error(got, want) < 1e-4
+    assert verify.relative_error(got, want) < 10 * tolerance
     for model in (eager, fused):
         with verify.without_dropout(model):
             model(x)
@@ -105,10 +112,10 @@ def test_training_agrees_with_eager_in_every_gradient_and_statistic(name: str) -
 
 
 @pytest.mark.parametrize("name", ["cmt", "coatnet", "convmixer", "efficientnet"])
-def test_autocast_and_half_precision_err_no_more_than_eager(name: str) -> None:
-    eager, fused = (model.eval() for model in pair(name))
-    exact = verify.run(copy.deepcopy(eager).double(), image(name).double(), "infer")
-    x = image(name)
+def test_autocast_and_half_precision_err_no_more_than_eager(name: str, device: str) -> None:
+    eager, fused = (model.eval().to(device) for model in pair(name))
+    x = image(name).to(device)
+    exact = verify.run(copy.deepcopy(eager).double(), x.double(), "infer")
     own = verify.relative_error(verify.run(eager, x, "infer", torch.float16), exact)
     assert differs(eager, fused, x, autocast=torch.float16) < 2 * own
     eager, fused = eager.half(), fused.half()

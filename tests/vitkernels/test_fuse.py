@@ -187,12 +187,17 @@ MODELS: dict[str, Callable[[ModuleType], Made]] = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def exact_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.fixture(params=MODELS)
-def made(request: pytest.FixtureRequest, timm: ModuleType) -> Made:
-    return make(request.param, timm)
+def made(request: pytest.FixtureRequest, timm: ModuleType, device: str) -> Made:
+    return make(request.param, timm, device)
 
 
-def make(name: str, timm: ModuleType) -> Made:
+def make(name: str, timm: ModuleType, device: str) -> Made:
     if name.startswith("transformers"):
         pytest.importorskip("transformers")
     torch.manual_seed(0)
@@ -205,14 +210,14 @@ def make(name: str, timm: ModuleType) -> Made:
                 tensor.add_(0.2 * torch.randn_like(tensor))
             elif "relative_position_bias" in key and tensor.is_floating_point():
                 tensor.normal_()
-    return model, tuple(x.to(memory_format=torch.channels_last) for x in inputs), classes
+    return model.to(device), tuple(x.to(device, memory_format=torch.channels_last) for x in inputs), classes
 
 
 def learn(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor, dict[str, Tensor]]:
     """Output of a training pass and the gradients of all parameters that have one."""
     model.zero_grad()
     out = model(*inputs)
-    (out * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum().backward()
+    (out * torch.linspace(-1, 1, out.numel(), device=out.device).view(out.shape)).sum().backward()
     return out.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -261,9 +266,28 @@ def test_training_is_the_same_in_every_gradient_and_statistic(made: Made) -> Non
         torch.testing.assert_close(other, buffer, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["swin", "convit", "convmixer", "efficientnet"])
+def test_low_precision_errs_no_more_than_twice_as_much(
+    name: str, dtype: torch.dtype, timm: ModuleType, device: str
+) -> None:
+    if dtype == torch.bfloat16 and device == "cpu":
+        pytest.skip("Triton's interpreter has no bf16 constants")
+    model, inputs, _ = make(name, timm, device)
+    model.eval()
+    low = tuple(x.to(dtype) for x in inputs)
+    with torch.no_grad():
+        exact = copy.deepcopy(model).double()(*(x.double() for x in inputs))
+        own = (model.to(dtype)(*low) - exact).norm().item()
+        vitkernels.fuse(model)
+        got = model(*low)
+    assert got.dtype == dtype
+    assert (got - exact).norm().item() <= 2 * own + torch.finfo(dtype).eps * exact.norm().item()
+
+
 @pytest.mark.parametrize("name", ["swin", "torchvision_swin", "efficientnet"])
-def test_copies_and_pickles_are_fused_and_work(name: str, timm: ModuleType) -> None:
-    model, inputs, _ = make(name, timm)
+def test_copies_and_pickles_are_fused_and_work(name: str, timm: ModuleType, device: str) -> None:
+    model, inputs, _ = make(name, timm, device)
     model.eval()
     swapped = len(vitkernels.fuse(model).swapped)
     file = io.BytesIO()
@@ -281,8 +305,8 @@ def test_copies_and_pickles_are_fused_and_work(name: str, timm: ModuleType) -> N
 
 
 @pytest.mark.parametrize("name", ["swin", "maxvit", "convnext"])
-def test_compiles_without_a_graph_break(name: str, timm: ModuleType) -> None:
-    model, inputs, _ = make(name, timm)
+def test_compiles_without_a_graph_break(name: str, timm: ModuleType, device: str) -> None:
+    model, inputs, _ = make(name, timm, device)
     vitkernels.fuse(model.eval())
     with torch.no_grad():
         want = model(*inputs)
@@ -290,8 +314,8 @@ def test_compiles_without_a_graph_break(name: str, timm: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("name", ["torchvision_swin", "efficientnet"])
-def test_exports(name: str, timm: ModuleType) -> None:
-    model, inputs, _ = make(name, timm)
+def test_exports(name: str, timm: ModuleType, device: str) -> None:
+    model, inputs, _ = make(name, timm, device)
     vitkernels.fuse(model.eval())
     with torch.no_grad():
         program = torch.export.export(model, inputs)
@@ -299,8 +323,8 @@ def test_exports(name: str, timm: ModuleType) -> None:
         close(program.module()(*inputs), model(*inputs))
 
 
-def test_new_weights_are_seen(timm: ModuleType) -> None:
-    model, inputs, _ = make("swin", timm)
+def test_new_weights_are_seen(timm: ModuleType, device: str) -> None:
+    model, inputs, _ = make("swin", timm, device)
     twin = copy.deepcopy(model.eval())
     vitkernels.fuse(twin)
     with torch.no_grad():
@@ -332,8 +356,8 @@ def _prepare(conv: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("alter", [_hook, _pre_hook, _parametrise, _replace_forward, _prepare])
-def test_altered_modules_are_left_alone(alter: Callable[[nn.Module], None], timm: ModuleType) -> None:
-    model, inputs, _ = make("efficientnet", timm)
+def test_altered_modules_are_left_alone(alter: Callable[[nn.Module], None], timm: ModuleType, device: str) -> None:
+    model, inputs, _ = make("efficientnet", timm, device)
     alter(model[1].conv_dw)
     before = model.eval()(*inputs)
     report = vitkernels.fuse(model)

@@ -17,6 +17,15 @@ from vitbench.certify.stage import FAIL, NOT_RUN, PASS, Context, Line, Stage
 
 _ROOT = Path(__file__).resolve().parents[2]
 _TESTS = Path("tests") / "vitkernels"
+#: The kernels as whole models of ours call them, last; what else the file tests is the same without a GPU.
+_MODELS = tuple(
+    f"{Path('tests', 'vitbench', 'test_fused.py')}::{name}"
+    for name in (
+        "test_inference_agrees_with_eager",
+        "test_training_agrees_with_eager_in_every_gradient_and_statistic",
+        "test_autocast_and_half_precision_err_no_more_than_eager",
+    )
+)
 #: Of the rehearsal on a CPU: each kernel's reference path once, which takes seconds.
 _SMALL = (f"{_TESTS}/test_attention_ops.py", "-k", "token_major or flops")
 #: What they prove, compilation for any card and the CPU's own path, needs no GPU and is proved without one.
@@ -41,7 +50,8 @@ def _run(context: Context, deadline: float) -> bool:
         return False
     count = 1 if context.small else min(_PROCESSES, os.cpu_count() or 1)
     path = _path(context).resolve()
-    chosen = _SMALL if context.small else (str(_TESTS), *(f"--ignore={_TESTS / name}" for name in _ELSEWHERE))
+    without = (f"--ignore={_TESTS / name}" for name in _ELSEWHERE)
+    chosen = _SMALL if context.small else (str(_TESTS), *_MODELS, *without)
     command = [
         sys.executable, "-m", "pytest", *chosen, "--device", context.device, "-q", "-p", "no:cacheprovider",
         "-p", "vitbench.certify.recorder", "--record-to", str(path), "--continue-on-collection-errors",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -233,6 +235,25 @@ def test_a_test_that_breaks_the_device_costs_itself(tmp_path: Path, monkeypatch:
     assert dict(outcomes(context)) == {"a": "passed", "b": "failed", "c": "passed", "d": "passed"}
     (line,) = correctness.STAGE.judge(context)
     assert "first: test_token_major_b: broke the device: CUDA error: an illegal" in line.detail
+
+
+def test_on_a_gpu_the_models_on_those_kernels_are_tested_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked of pytest can be collected, and nothing else of that file is."""
+    commands: list[list[str]] = []
+
+    class Collected(correctness.Process):
+        def __init__(self, command: list[str], *how: object, **more: object) -> None:
+            commands.append(command)
+            super().__init__([sys.executable, "-c", ""])
+
+    monkeypatch.setattr(correctness, "Process", Collected)
+    correctness.STAGE.run(Context(tmp_path, "cuda"), time.monotonic() + 60)
+    command = commands[0][: commands[0].index("--device")]
+    done = subprocess.run([*command, "--collect-only", "-q"], cwd=correctness._ROOT, capture_output=True, text=True)
+    collected = {line.partition("[")[0] for line in done.stdout.splitlines() if "::" in line}
+    assert done.returncode == 0, done.stdout
+    assert {name for name in collected if "vitbench" in name} == set(correctness._MODELS)
+    assert any(name.startswith("tests/vitkernels/test_fuse.py::") for name in collected)
 
 
 def test_what_cannot_start_fails_until_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
