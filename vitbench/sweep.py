@@ -58,10 +58,11 @@ class Progress(Protocol):
 
 @dataclass
 class Summary:
-    """How a sweep ended: all rows of its cases, in plan order, and whether it was interrupted."""
+    """How a sweep ended: its cases' rows in plan order, whether it was interrupted, what the deadline cut off."""
 
     rows: list[Row] = field(default_factory=list)
     interrupted: bool = False
+    cut_off: list[Case] = field(default_factory=list)
 
     @property
     def failed(self) -> list[Row]:
@@ -147,7 +148,8 @@ def run(
         try:
             _run_groups(group(todo), executor, path, environment, done, len(cases), progress, deadline)
             executor.close()
-        except _OutOfTime:
+        except _OutOfTime as up:
+            summary.cut_off = up.cases
             progress.note(f"the time is up with {sum(case.id in done for case in cases)} of {len(cases)} cases done")
         except KeyboardInterrupt:
             summary.interrupted = True
@@ -158,7 +160,11 @@ def run(
 
 
 class _OutOfTime(Exception):
-    pass
+    """The deadline has passed while `cases` were measured."""
+
+    def __init__(self, cases: list[Case]) -> None:
+        super().__init__()
+        self.cases = cases
 
 
 def _run_groups(
@@ -207,7 +213,7 @@ def _run_groups(
 def _wait(executor: LocalExecutor, cases: list[Case], progress: Progress, deadline: float | None) -> list[Event]:
     end = float("inf") if deadline is None else deadline
     if time.monotonic() >= end:
-        raise _OutOfTime
+        raise _OutOfTime([])
     future = executor.submit(cases)
     while True:
         try:
@@ -216,5 +222,5 @@ def _wait(executor: LocalExecutor, cases: list[Case], progress: Progress, deadli
             if future.done():
                 raise
             if time.monotonic() >= end:
-                raise _OutOfTime from None
+                raise _OutOfTime(cases) from None
             progress.tick()

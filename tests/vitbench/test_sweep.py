@@ -69,7 +69,7 @@ def test_what_the_deadline_cuts_off_is_measured_by_the_next_call(tmp_path: Path)
     slow = SweepOptions(min_time=60, max_time=60, time_limit=600, passes=("latency",))
     summary = sweep.run(cases[1:], path, environment(), slow, recorder, start + 6)
     assert time.monotonic() - start < 12
-    assert (summary.rows, summary.interrupted) == ([], False)
+    assert (summary.rows, summary.interrupted, summary.cut_off) == ([], False, cases[1:])
     assert recorder.notes == ["the time is up with 0 of 1 cases done"]
     assert not path.exists(), "what was cut off is no row, and no time-out"
     sweep.run(cases[:1], path, environment(), QUICK, recorder, time.monotonic() + 120)

@@ -11,7 +11,7 @@ from vitbench.certify.stage import FAIL, NOT_RUN, PASS, Context, Line
 from vitbench.console import console
 from vitbench.errors import InputError
 from vitbench.measure import device as devices
-from vitbench.plan import Case
+from vitbench.plan import Case, group
 from vitbench.progress import ConsoleProgress
 from vitbench.results import Row
 from vitbench.sweep import SweepOptions
@@ -27,8 +27,15 @@ def missing(model: str) -> str:
 
 
 def measure(cases: Sequence[Case], path: Path, options: SweepOptions, deadline: float) -> bool:
-    """Measures what `path` lacks of the cases, in their order; whether the user interrupted."""
-    here = [case for case in cases if not missing(case.model)]
+    """Measures what `path` lacks of the cases, in their order; whether the user interrupted.
+
+    A group that the deadline cut off twice is measured behind all others: it may never fit and keep them waiting.
+    """
+    cut_off = path.with_suffix(".cut.csv")
+    times = Counter(cut_off.read_text(encoding="utf-8").split() if cut_off.exists() else ())
+    groups = group([case for case in cases if not missing(case.model)])
+    groups.sort(key=lambda members: max(times[case.id] for case in members) > 1)
+    here = [case for members in groups for case in members]
     if not here:
         return False
     environment = devices.environment(here[0].device) | {
@@ -37,7 +44,10 @@ def measure(cases: Sequence[Case], path: Path, options: SweepOptions, deadline: 
         "graphs": False,
     }
     with ConsoleProgress(console()) as progress:
-        return sweep.run(here, path, environment, options, progress, deadline).interrupted
+        done = sweep.run(here, path, environment, options, progress, deadline)
+    for case in done.cut_off:
+        results.append_line(cut_off, ("" if cut_off.exists() else "case\n") + case.id + "\n")
+    return done.interrupted
 
 
 def rows_of(context: Context, file: str) -> dict[str, Row]:

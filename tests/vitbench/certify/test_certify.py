@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from vitbench import cli, results
-from vitbench.certify import command, correctness, memory, models, power
+from vitbench.certify import command, correctness, memory, models, power, sweeping
 from vitbench.certify.stage import FAIL, NOT_RUN, PASS, Context, Line, Stage
 from vitbench.certify.summary import markdown
 from vitbench.errors import InputError
+from vitbench.plan import Case
+from vitbench.sweep import Summary, SweepOptions
 
 RESULT = re.compile(r"^\| (.+) \| (pass|fail|not run) \| (.*) \|$", re.MULTILINE)
 
@@ -154,6 +156,24 @@ def test_the_full_plan_can_be_built_and_begins_with_the_aims(timm: object, tmp_p
     for case in {*planned, *power.cases(context), *curves, *memory.fused_cases(context)}:
         check_resolution(case.model, case.resolution)
         assert case.device == "cuda"
+
+
+def test_what_never_fits_its_time_keeps_nothing_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, quick = (
+        [Case("convit_tiny", impl, mode, "fp32", "nhwc", (32, 32), 2, "cpu") for impl in ("eager", "sdpa")]
+        for mode in ("train", "infer")
+    )
+    begun: list[str] = []
+
+    def run(cases: list[Case], *_: object) -> Summary:
+        """The time is up in the first group that is slow."""
+        begun.append(cases[0].mode)
+        return Summary(cut_off=slow)
+
+    monkeypatch.setattr(sweeping.sweep, "run", run)
+    for _ in range(4):
+        sweeping.measure([*slow, *quick], tmp_path / "models.csv", SweepOptions(), time.monotonic())
+    assert begun == ["train", "train", "infer", "infer"]
 
 
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> tuple[Context, Path]:
