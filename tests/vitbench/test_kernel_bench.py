@@ -22,12 +22,12 @@ from vitbench import measured, results
 from vitbench.audit.registry import launches
 from vitbench.audit.validate import measurements
 from vitbench.errors import InputError
-from vitbench.kernel_bench import Finished, group, run, sweep
+from vitbench.kernel_bench import Finished, group, run, sweep, timing
 from vitbench.kernel_bench.cases import Planned, plan
 from vitbench.kernel_bench.problem import Impl, Problem, reference_outcome
 from vitbench.kernel_bench.rows import COLUMNS, STATUSES, KernelRow, append, read
 from vitbench.measure import device as devices
-from vitbench.measure.latency import measure
+from vitbench.measure.latency import Latency, measure
 
 ENVIRONMENT = devices.environment("cpu")
 
@@ -411,3 +411,28 @@ def test_before_is_called_ahead_of_every_sample_and_not_timed() -> None:
     assert log[::2] == ["before"] * (len(log) // 2)
     assert {"a", "b"} == set(log[1::2])
     assert all(latency.p50 < 0.5 for latency in found)
+
+
+@pytest.mark.parametrize(("breaks", "reasons"), [
+    ("replay", ["", "no CUDA graph: out of resources"]),
+    ("timing", ["replaying as CUDA graphs failed: out of resources"] * 2),
+])  # fmt: skip
+def test_a_graph_that_fails_when_it_is_replayed_is_a_reason(
+    breaks: str, reasons: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fine() -> None: ...
+
+    def bad() -> None:
+        raise torch.OutOfMemoryError("out of resources")
+
+    def latencies(steps: Sequence[Callable[[], None]], *_: object) -> list[Latency]:
+        if breaks == "timing":
+            bad()
+        return [Latency([2.0], "cap") for _ in steps]
+
+    monkeypatch.setattr(timing, "record_call", lambda step, device: step)
+    monkeypatch.setattr(timing, "latencies", latencies)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    found = timing.graph_us([fine, bad if breaks == "replay" else fine], torch.device("cuda"))
+    assert [why for _, why in found] == reasons
+    assert [us for us, _ in found] == [None if why else 2000.0 for why in reasons]

@@ -31,7 +31,8 @@ def examine_all(
     cache: Path | None = None,
     triton_path: str | None = None,
     done: Callable[[int], None] | None = None,
-) -> list[Examined | Failed]:
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Examined | Failed | None]:
     """Compile and count every job, in order.
 
     Args:
@@ -39,8 +40,10 @@ def examine_all(
         cache: folder of finished compilations; default `default_cache()`.
         triton_path: a folder holding another triton package, put first on the workers' path.
         done: called with the job's position after each.
+        stop: asked before each job whether to begin no more.
 
-    Returns: one result per job; a job that kills its worker is a `Failed` and the next gets a fresh worker.
+    Returns: one result per job, None where it was not begun; a job that kills its worker is a `Failed` and the next
+        gets a fresh worker.
     """
     cache = cache or default_cache()
     workers: SimpleQueue[_Worker] = SimpleQueue()
@@ -54,11 +57,11 @@ def examine_all(
     for worker in pool:
         workers.put(worker)
 
-    def run(positions: list[int]) -> list[Examined | Failed]:
-        results = []
+    def run(positions: list[int]) -> list[Examined | Failed | None]:
+        results: list[Examined | Failed | None] = []
         with _borrowed(workers) as worker:
             for position in positions:
-                results.append(worker.ask(jobs[position]))
+                results.append(None if stop() else worker.ask(jobs[position]))
                 if done:
                     done(position)
         return results

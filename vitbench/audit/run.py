@@ -89,8 +89,9 @@ def audit_launches(
     triton_path: str | None = None,
     done: Callable[[int, int], None] | None = None,
     counted: bool = True,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[Audited]:
-    """The same for given (launch, architecture) pairs."""
+    """The same for given (launch, architecture) pairs, without those that were not begun when `stop` said True."""
     finished = 0
 
     def tick(_: int) -> None:
@@ -100,8 +101,9 @@ def audit_launches(
             done(finished, len(planned))
 
     jobs = [job_of(launch, arch, counted) for launch, arch in planned]
-    results = examine_all(jobs, processes or os.cpu_count() or 1, cache, triton_path, tick)
-    return [_audited(launch, arch, result) for (launch, arch), result in zip(planned, results, strict=True)]
+    results = examine_all(jobs, processes or os.cpu_count() or 1, cache, triton_path, tick, stop)
+    pairs = zip(planned, results, strict=True)
+    return [_audited(launch, arch, result) for (launch, arch), result in pairs if result is not None]
 
 
 def _audited(launch: Launch, arch: int, result: Examined | Failed) -> Audited:

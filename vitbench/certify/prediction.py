@@ -21,7 +21,7 @@ COLUMNS = (*validate.COLUMNS, "launches")
 #: What the model must reach to be believed: it is to rank kernels; its level may be off by half.
 LEAST_CORRELATION = 0.8
 RATIOS = (0.5, 1.5)
-#: Compiled in one go, a few for each process; between two of them the clock is looked at.
+#: Compiled in one go, a few for each process; between two of them what there is goes to the file.
 _AT_ONCE = 4
 _SMALL = "bias_attention/coatnet_0-s*-224/fwd/bf16"
 
@@ -69,13 +69,17 @@ def _run(context: Context, deadline: float) -> bool:
     card = None if context.small else chips.card_named(str(devices.environment(context.device)["device_name"]))
     rows = _audited(context)
     todo = [launch for launch in wanted if launch.id not in {row.launch_id for row in rows}]
+
+    def late() -> bool:
+        return time.monotonic() >= deadline
+
     processes = os.cpu_count() or 1
     at_once = _AT_ONCE * processes
     for start in range(0, len(todo), at_once):
-        if time.monotonic() >= deadline:
+        if late():
             break
         chunk = [(launch, arch) for launch in todo[start : start + at_once]]
-        for item in audit_launches(chunk, processes):
+        for item in audit_launches(chunk, processes, stop=late):
             ok = item.row.status == "ok"
             rows.append(on_card(item.row, item.launch, card) if card and ok else item.row)
         records.write_csv(rows, context.out / "audit.csv")

@@ -33,7 +33,7 @@ def latencies(steps: Sequence[Step], device: torch.device, max_seconds: float = 
 def graph_us(
     steps: Sequence[Step], device: torch.device, max_seconds: float = MAX_SECONDS
 ) -> list[tuple[float | None, str]]:
-    """(median in us as a CUDA graph, "") of each step, or (None, why it cannot be recorded); all None on the CPU.
+    """(median in us as a CUDA graph, "") of each step, or (None, why there is none); all None on the CPU.
 
     Without the launches, the difference to the plain time is what launching costs.
     """
@@ -44,13 +44,18 @@ def graph_us(
     at: list[int] = []
     for i, step in enumerate(steps):
         try:
-            replays.append(record_call(step, device))
+            replay = record_call(step, device)
+            replay()
+            torch.cuda.synchronize(device)
+            replays.append(replay)
             at.append(i)
             found.append((None, ""))
-        except RuntimeError as problem:
-            torch.cuda.synchronize(device)
+        except Exception as problem:
             found.append((None, f"no CUDA graph: {problem}"))
-    timed = latencies(replays, device, max_seconds) if replays else []
+    try:
+        timed = latencies(replays, device, max_seconds) if replays else []
+    except Exception as problem:  # the times without a graph are there, and stay
+        return [(None, why or f"replaying as CUDA graphs failed: {problem}") for _, why in found]
     for i, latency in zip(at, timed, strict=True):
         found[i] = (1e3 * statistics.median(latency.samples_ms), "")
     return found

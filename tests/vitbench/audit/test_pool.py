@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from vitbench.audit import registry
 from vitbench.audit.job import reference
-from vitbench.audit.run import Audited, audit, parse_arch
+from vitbench.audit.run import Audited, audit, audit_launches, parse_arch
 from vitbench.cli import app
 from vitbench.errors import InputError
 
@@ -37,6 +37,16 @@ def test_compiles_although_this_process_may_run_the_interpreter(items: dict[str,
     assert good.compiled is not None
     names = [name for _, _, name in good.compiled.parameters if name]
     assert names == ["x_ptr", "y_ptr", "n", "scale", "flag"], "constants and absent pointers are no parameters"
+
+
+def test_nothing_is_begun_once_it_is_to_stop(cache: Path) -> None:
+    planned = [(launch, 90) for launch in registry.launches([KERNELS], 90)]
+    finished: list[int] = []
+    found = audit_launches(
+        planned, 1, cache, done=lambda done, _: finished.append(done), stop=lambda: len(finished) >= 2
+    )
+    assert len(found) == 2 < len(planned)
+    assert {item.launch.id for item in found} <= {launch.id for launch, _ in planned}
 
 
 def test_one_is_a_constant_and_large_integers_are_64_bit(items: dict[str, Audited]) -> None:
