@@ -107,8 +107,12 @@ def _check_weights(path: Path, models: list[str]) -> None:
 
 
 def print_plan(cases: Sequence[Case]) -> None:
-    """`--dry-run`: every case with parameters (10^6), GMACs (10^9, batch 1) and predicted peak memory (MiB)."""
+    """`--dry-run`: every case with parameters (10^6), GMACs (10^9, batch 1) and predicted peak memory (MiB).
+
+    A case that no machine can run, as its model has no such implementation, says so.
+    """
     from vitbench import estimate
+    from vitbench.models import unserved
 
     out = console()
     width = max(len(case.id) for case in cases)
@@ -118,6 +122,8 @@ def print_plan(cases: Sequence[Case]) -> None:
         memory = estimate.memory_mib(case)
         predicted = "" if memory is None else f"{memory:,.1f}"
         line = f"{case.id:{width}}  {count.params_m:10.6f}  {count.gmacs:9.4f}  {predicted:>13}"
+        if why := unserved(case.model, case.impl, case.resolution):
+            line += f"  unsupported: {why}"
         out.print(line.rstrip(), soft_wrap=True)
     out.print(f"{len(cases)} cases; nothing was measured")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vitbench import estimate, selection, worker
+from vitbench import estimate, selection, session, worker
 from vitbench.errors import InputError
 from vitbench.models import create_model, foreign, transformers_configs, unserved
 from vitbench.models.transformers_configs import Config
@@ -110,6 +110,16 @@ def test_what_fuse_cannot_serve_is_unsupported_and_untimed(timm: Any) -> None:
     with pytest.raises(InputError, match="has no fused implementation"):
         create_model("timm:resnet18", "fused")
     assert estimate.memory_mib(Case("timm:resnet18", "fused", "infer", "fp32", "nchw", (32, 32), 1, "cpu")) is None
+
+
+def test_a_dry_run_says_what_is_unsupported(timm: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = (("timm:resnet18", "eager"), ("timm:resnet18", "sdpa"), ("timm:resnet18", "fused"), ("resnet18", "fused"))
+    session.print_plan([Case(name, impl, "infer", "fp32", "nchw", (32, 32), 1, "cpu") for name, impl in asked])
+    _, eager, sdpa, fused, own, _ = capsys.readouterr().out.splitlines()
+    assert "unsupported" not in eager
+    assert sdpa.endswith("unsupported: timm chooses its own attention; its models have " + ", ".join(foreign.IMPLS))
+    assert "unsupported: vitkernels.fuse finds no module in it that a kernel computes" in fused
+    assert "  unsupported: it " in own
 
 
 @pytest.mark.parametrize("impl", ["sdpa", "flex"])
