@@ -88,7 +88,7 @@ def _claim(out: Path, environment: dict[str, object]) -> None:
 
     Raises: InputError.
     """
-    path = out / "environment.csv"
+    path = out / summary.ENVIRONMENT
     now = {name: "" if value is None else str(value) for name, value in environment.items()}
     try:
         out.mkdir(parents=True, exist_ok=True)

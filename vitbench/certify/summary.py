@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vitbench.certify.stage import Line, Stage
+from vitbench.certify.stage import Context, Line, Stage
 
+#: Where a certification's folder says what it was measured on; a row under a header.
+ENVIRONMENT = "environment.csv"
 _SHOWN = ("device_name", "driver", "torch", "triton", "vitbench", "commit", "dirty")
 
 
@@ -31,4 +34,18 @@ def write(judged: Mapping[Stage, Sequence[Line]], environment: Mapping[str, obje
     return path
 
 
-__all__ = ["markdown", "write"]
+def of_folder(out: Path) -> str:
+    """The summary of the CSV files that a certification left in a folder, judged anew.
+
+    Raises: InputError where a file is damaged or of another version.
+    """
+    from vitbench.certify.command import STAGES
+
+    with (out / ENVIRONMENT).open(newline="", encoding="utf-8") as handle:
+        found = next(csv.DictReader(handle), {})
+    environment = {name: value or None for name, value in found.items()}
+    context = Context(out, "cuda" if environment.get("driver") else "cpu")
+    return markdown({stage: stage.judge(context) for stage in STAGES}, environment)
+
+
+__all__ = ["ENVIRONMENT", "markdown", "of_folder", "write"]

@@ -2,7 +2,9 @@
 
 A block `<!-- table: FILE -->` ... `<!-- end -->` holds the table of a vitbench CSV or a pytest-benchmark JSON, a block
 `<!-- verdict: BEFORE AFTER -->` ... `<!-- end -->` what moved from one audit to another, a block
-`<!-- kernels: AUDIT -->` ... `<!-- end -->` the table of kernels from an audit. Files are named from the page's folder.
+`<!-- kernels: AUDIT -->` ... `<!-- end -->` the table of kernels from an audit, a block
+`<!-- certified: FOLDERS -->` ... `<!-- end -->` the summary of every certification in the folders that match, or
+nothing. Files are named from the page's folder.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from vitbench.report.tables import sweep_table
 
 _VERDICT = re.compile(r"(<!-- verdict: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _KERNELS = re.compile(r"(<!-- kernels: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_CERTIFIED = re.compile(r"(<!-- certified: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -47,6 +50,16 @@ def _verdict(before: Path, after: Path) -> str:
     return baseline.moved_table(baseline.compare(read_csv(before), read_csv(after)))
 
 
+def _certified(root: Path, folders: str) -> str:
+    """Summaries, one heading for each, two levels below their own."""
+    found = sorted(path.parent for path in root.glob(f"{folders}/environment.csv"))
+    if not found:
+        return ""
+    from vitbench.certify.summary import of_folder  # imports torch
+
+    return "\n".join(re.sub(r"^(#+) ", r"##\1 ", of_folder(out), flags=re.MULTILINE) for out in found)
+
+
 def fill(text: str, root: Path) -> str:
     """`text` with every block made anew from the files it names, relative to `root`.
 
@@ -64,7 +77,10 @@ def fill(text: str, root: Path) -> str:
     def kernels(match: re.Match[str]) -> str:
         return f"{match[1]}{kernel_table(read_csv(Path(os.path.normpath(root / match[2]))))}\n{match[3]}"
 
-    return _KERNELS.sub(kernels, _VERDICT.sub(verdict, _BLOCK.sub(block, text)))
+    def certified(match: re.Match[str]) -> str:
+        return f"{match[1]}{_certified(root, match[2])}{match[3]}"
+
+    return _CERTIFIED.sub(certified, _KERNELS.sub(kernels, _VERDICT.sub(verdict, _BLOCK.sub(block, text))))
 
 
 if __name__ == "__main__":

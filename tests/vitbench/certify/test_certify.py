@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from vitbench.certify.stage import FAIL, NOT_RUN, PASS, Context, Line, Stage
 from vitbench.certify.summary import markdown
 from vitbench.errors import InputError
 from vitbench.plan import Case
+from vitbench.report.readme import fill
 from vitbench.sweep import Summary, SweepOptions
 
 RESULT = re.compile(r"^\| (.+) \| (pass|fail|not run) \| (.*) \|$", re.MULTILINE)
@@ -63,6 +65,16 @@ def test_the_rehearsal_measures_judges_and_resumes(
     assert stamps(tmp_path) == before
     assert "8 of 8 cases are already in" in capsys.readouterr().out
     assert (tmp_path / "summary.md").read_text(encoding="utf-8") == text
+
+    page = "before\n<!-- certified: results/*/certify -->\nold\n<!-- end -->\nafter\n"
+    assert fill(page, tmp_path) == page.replace("old\n", ""), "nothing lies there yet"
+    shutil.copytree(tmp_path, tmp_path / "results" / "a-cpu" / "certify", ignore=shutil.ignore_patterns("results"))
+    filled = fill(page, tmp_path)
+    assert RESULT.findall(filled) == RESULT.findall(text), "judged from the same files"
+    assert [line for line in filled.splitlines() if line.startswith("#")] == [
+        f"##{line}" for line in text.splitlines() if line.startswith("#")
+    ]
+    assert fill(filled, tmp_path) == filled
 
 
 def complaint(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
