@@ -10,7 +10,6 @@ arXiv:1805.02867; Dao et al., arXiv:2205.14135.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +26,8 @@ from vitkernels._common import (
     kernels_run_on,
     last_contiguous,
     needs_grad,
-    reference_gradients,
     run_all,
+    softmax_gradient,
     sum_parts_call,
     token_major,
 )
@@ -42,6 +41,18 @@ def bias_attention_reference(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scal
     dtype = torch.promote_types(q.dtype, torch.float32)
     scores = q.to(dtype) @ k.to(dtype).transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
     return ((scores + bias.to(dtype)).softmax(-1) @ v.to(dtype)).to(q.dtype)
+
+
+def bias_reference_gradients(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, grad: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `bias_attention_reference` for q, k, v and bias, written out, in the dtype it computes in."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    q, k, v, bias, grad = (x.to(dtype) for x in (q, k, v, bias, grad))
+    with torch.autocast(q.device.type, enabled=False):
+        p = (q @ k.mT * scale + bias).softmax(-1)
+        ds = softmax_gradient(p, grad @ v.mT)
+        return ds @ k * scale, ds.mT @ q * scale, p.mT @ grad, ds.sum(0)
 
 
 def bias_attention_work(
@@ -102,8 +113,7 @@ def _bwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     dq, dk, dv, dbias = _bwd_fake(grad, q, k, v, bias, out, lse, scale, need_dbias)
     if not kernels_run_on(q):
-        reference = functools.partial(bias_attention_reference, scale=scale)
-        grads = reference_gradients(reference, (q, k, v, bias), grad)
+        grads = bias_reference_gradients(q, k, v, bias, grad, scale)
         for into, value in zip((dq, dk, dv, dbias) if need_dbias else (dq, dk, dv), grads, strict=False):
             into.copy_(value)
         return dq, dk, dv, dbias

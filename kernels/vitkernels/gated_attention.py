@@ -22,7 +22,6 @@ Cannot be avoided: q, k, v, out and positional (bytes), 4 B H N N D floating-poi
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -48,9 +47,9 @@ from vitkernels._common import (
     needs_grad,
     padded_head_dim,
     reads_results_from_tensor_memory,
-    reference_gradients,
     rest_block,
     run_all,
+    softmax_gradient,
     store_rows,
     stride_alignment,
     sum_rows,
@@ -234,9 +233,25 @@ def gated_attention_reference(
     """`gated_attention` in plain PyTorch, computed in fp32 (fp64 for fp64 inputs) and returned in q.dtype."""
     dtype = torch.promote_types(q.dtype, torch.float32)
     scores = q.to(dtype) @ k.to(dtype).transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    g = gate.to(dtype).sigmoid()[:, None, None]
-    p = (1 - g) * scores.softmax(-1) + g * positional.to(dtype).softmax(-1)
+    gate = gate.to(dtype)[:, None, None]
+    p = (-gate).sigmoid() * scores.softmax(-1) + gate.sigmoid() * positional.to(dtype).softmax(-1)
     return (p @ v.to(dtype)).to(q.dtype)
+
+
+def gated_reference_gradients(
+    q: Tensor, k: Tensor, v: Tensor, positional: Tensor, gate: Tensor, grad: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `gated_attention_reference` for all five, written out, in the dtype it computes in."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    q, k, v, positional, gate, grad = (x.to(dtype) for x in (q, k, v, positional, gate, grad))
+    g, keep = gate.sigmoid()[:, None, None], (-gate).sigmoid()[:, None, None]
+    with torch.autocast(q.device.type, enabled=False):
+        content, fixed = (q @ k.mT * scale).softmax(-1), positional.softmax(-1)
+        dp = grad @ v.mT
+        ds = softmax_gradient(content, keep * dp)
+        dv = (keep * content + g * fixed).mT @ grad
+        dgate = (g * keep).flatten() * (dp * (fixed - content)).sum((0, 2, 3))
+        return ds @ k * scale, ds.mT @ q * scale, dv, softmax_gradient(fixed, (g * dp).sum(0)), dgate
 
 
 def gated_attention_work(B: int, H: int, N: int, D: int, itemsize: int = 2, backward: bool = False) -> tuple[int, int]:
@@ -337,8 +352,7 @@ def _bwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     into = _bwd_fake(grad, q, k, v, positional, gate, out, lse, weights, scale)
     if not kernels_run_on(q):
-        reference = functools.partial(gated_attention_reference, scale=scale)
-        grads = reference_gradients(reference, (q, k, v, positional, gate), grad)
+        grads = gated_reference_gradients(q, k, v, positional, gate, grad, scale)
         for gradient, value in zip(into, grads, strict=True):
             gradient.copy_(value)
         return into

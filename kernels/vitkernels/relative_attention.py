@@ -16,7 +16,6 @@ Cannot be avoided: the bytes of q, k, v, the output and the table; 4 B H N N D f
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -37,13 +36,12 @@ from vitkernels._common import (
     kernels_run_on,
     last_contiguous,
     needs_grad,
-    reference_gradients,
     run_all,
     sum_parts_call,
     token_major,
 )
 from vitkernels._launch import Launch
-from vitkernels.bias_attention import bias_attention_reference, bias_attention_work
+from vitkernels.bias_attention import bias_attention_reference, bias_attention_work, bias_reference_gradients
 from vitkernels.bias_attention_bwd import backward_calls, bias_slices
 from vitkernels.bias_attention_fwd import forward_calls
 
@@ -128,6 +126,16 @@ def relative_attention_reference(
     """`relative_attention` in plain PyTorch, computed in fp32 (fp64 for fp64 inputs) and returned in q.dtype."""
     bias = table.to(torch.promote_types(q.dtype, torch.float32))[relative_index(grid, table.device)].permute(2, 0, 1)
     return bias_attention_reference(q, k, v, bias, scale)
+
+
+def relative_reference_gradients(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, grad: Tensor, grid: tuple[int, int], scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `relative_attention_reference` for q, k, v and table, written out, in the dtype it computes in."""
+    index = relative_index(grid, table.device)
+    dq, dk, dv, dbias = bias_reference_gradients(q, k, v, table[index].permute(2, 0, 1), grad, scale)
+    dtable = dbias.new_zeros(table.shape).index_add_(0, index.flatten(), dbias.flatten(1).mT)
+    return dq, dk, dv, dtable
 
 
 def relative_attention_work(
@@ -243,8 +251,7 @@ def _bwd(
     grid = (grid_h, grid_w)
     dq, dk, dv, dtable = _bwd_fake(grad, q, k, v, table, expanded, out, lse, scale, grid_h, grid_w, need_dtable)
     if not kernels_run_on(q):
-        reference = functools.partial(relative_attention_reference, grid=grid, scale=scale)
-        grads = reference_gradients(reference, (q, k, v, table), grad)
+        grads = relative_reference_gradients(q, k, v, table, grad, grid, scale)
         for into, x in zip((dq, dk, dv, dtable) if need_dtable else (dq, dk, dv), grads, strict=False):
             into.copy_(x)
         return dq, dk, dv, dtable

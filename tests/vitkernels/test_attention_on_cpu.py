@@ -41,6 +41,42 @@ for name, (op, reference, extra) in cases.items():
     print(name, "ok")
 """
 
+WATCHED = """
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+from vitkernels import *
+
+class Watch(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+torch.manual_seed(0)
+B, H, grid, D = 2, 2, (3, 4), 16
+N = grid[0] * grid[1]
+tokens = [torch.randn(B, H, N, D, requires_grad=True) for _ in range(3)]
+def leaf(*shape):
+    return torch.randn(shape, requires_grad=True)
+products = 2 * B * H * N * N * D
+taps = 2 * B * 4 * 8 * 8 * 9
+cases = {
+    "bias": (bias_attention, [*tokens, leaf(H, N, N)], 5 * products),
+    "relative": (lambda *x: relative_attention(*x, grid), [*tokens, leaf(35, H)], 5 * products),
+    "gated": (gated_attention, [*tokens, leaf(H, N, N), leaf(H)], 5 * products),
+    "depthwise": (lambda *x: depthwise_conv2d(*x, activation="gelu"), [leaf(B, 4, 8, 8), leaf(4, 1, 3, 3)], 2 * taps),
+}
+for name, (op, inputs, flops) in cases.items():
+    want = torch.autograd.grad(op(*inputs).sum(), inputs)
+    counter = FlopCounterMode(display=False)
+    for mode in (counter, Watch()):
+        loss = op(*inputs).sum()
+        with mode:
+            got = torch.autograd.grad(loss, inputs)
+        assert all(torch.equal(a, b) for a, b in zip(got, want))
+    assert counter.get_total_flops() == flops, (counter.get_total_flops(), flops)
+    print(name, "ok")
+"""
+
 AHEAD_OF_TIME = """
 import sys
 from pathlib import Path
@@ -71,6 +107,10 @@ def run(script: str, *arguments: str) -> str:
 
 def test_cpu_tensors_are_computed_by_the_reference() -> None:
     assert run(REFERENCE_PATH).split("\n")[:3] == ["bias ok", "relative ok", "gated ok"]
+
+
+def test_dispatch_modes_watch_the_backward_pass_of_the_reference() -> None:
+    assert run(WATCHED).split("\n")[:4] == ["bias ok", "relative ok", "gated ok", "depthwise ok"]
 
 
 @pytest.mark.parametrize(
