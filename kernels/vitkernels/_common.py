@@ -217,10 +217,6 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tensors if dtype is None else tuple(tensor.to(dtype) for tensor in tensors)
 
 
-def needs_grad(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
 def softmax_gradient(softmax: Tensor, grad: Tensor) -> Tensor:
     """Gradient of the scores behind a softmax, from the gradient of that softmax, in plain PyTorch.
 

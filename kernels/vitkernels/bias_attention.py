@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from vitkernels._autograd import needs_grad, once_differentiable
 from vitkernels._common import (
     Call,
     Shape,
@@ -25,7 +26,6 @@ from vitkernels._common import (
     check_shape,
     kernels_run_on,
     last_contiguous,
-    needs_grad,
     run_all,
     softmax_gradient,
     sum_parts_call,
@@ -158,6 +158,7 @@ class _BiasAttention(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, bias, *output)
 
     @staticmethod
+    @once_differentiable("bias_attention")
     def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
         need_dbias = ctx.needs_input_grad[3]
         grads = torch.ops.vitkernels.bias_attention_bwd(grad, *ctx.saved_tensors, ctx.scale, need_dbias)

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitkernels._activations import ACTIVATIONS
+from vitkernels._autograd import needs_grad, once_differentiable
 from vitkernels._common import autocast_dtype
 from vitkernels._depthwise_ops import backward_op, forward_op
 
@@ -135,6 +136,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
             ctx.mark_non_differentiable(output[1])
 
     @staticmethod
+    @once_differentiable("depthwise_conv2d")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, scale, shift = ctx.saved_tensors
         stats = ctx.config[-1]
@@ -163,7 +165,7 @@ def _apply(
     _validate(x, weight, {"bias": bias, "scale": scale, "shift": shift}, stride, padding, activation, residual)
     tensors = (x, weight, bias, scale, shift)
     config = (stride, padding, activation, residual, stats)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if needs_grad(*tensors):
         y, sums = _DepthwiseConv2d.apply(*tensors, *config)
         return y, sums
     return forward_op(*tensors, *config)

@@ -30,6 +30,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from vitkernels._autograd import needs_grad, once_differentiable
 from vitkernels._common import (
     LOG2E,
     Call,
@@ -44,7 +45,6 @@ from vitkernels._common import (
     last_contiguous,
     last_tile,
     load_rows_or_last,
-    needs_grad,
     padded_head_dim,
     reads_results_from_tensor_memory,
     rest_block,
@@ -391,6 +391,7 @@ class _GatedAttention(torch.autograd.Function):
         ctx.save_for_backward(*tensors, *output)
 
     @staticmethod
+    @once_differentiable("gated_attention")
     def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         return *torch.ops.vitkernels.gated_attention_bwd(grad, *ctx.saved_tensors, ctx.scale), None
 

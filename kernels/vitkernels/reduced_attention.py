@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitkernels._autograd import needs_grad
 from vitkernels._common import autocast_dtype
 from vitkernels._reduced_ops import block_fits, block_op
 from vitkernels._reduced_reference import (
@@ -73,7 +74,7 @@ def reduced_attention(
         weights = weights._replace(**cast)
     _validate(x, bias, weights, grid, heads)
     scale = (x.shape[2] // heads) ** -0.5 if scale is None else float(scale)
-    if not training and block_fits(x.shape[2], heads, bias.shape[2], x.dtype) and not _needs_grad(x, bias, weights):
+    if not training and block_fits(x.shape[2], heads, bias.shape[2], x.dtype) and not needs_grad(x, bias, *weights):
         factor, offset = _evaluated_norm(weights, bn_eps)
         affine = (factor, _folded_shift(weights, factor, offset))
         w = weights
@@ -82,10 +83,6 @@ def reduced_attention(
             x, bias, w.norm_weight, w.norm_bias, *linear, w.reduce_weight, *affine, grid[1], heads, norm_eps, scale
         )
     return _composed(x, bias, weights, grid, heads, training, momentum, norm_eps, bn_eps, scale)
-
-
-def _needs_grad(x: Tensor, bias: Tensor, weights: ReducedAttentionWeights) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, bias, *weights))
 
 
 def _evaluated_norm(w: ReducedAttentionWeights, eps: float) -> tuple[Tensor | None, Tensor | None]:

@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from vitkernels._autograd import needs_grad, once_differentiable
 from vitkernels._common import (
     LOG2E,
     Call,
@@ -35,7 +36,6 @@ from vitkernels._common import (
     check_shape,
     kernels_run_on,
     last_contiguous,
-    needs_grad,
     run_all,
     sum_parts_call,
     token_major,
@@ -294,6 +294,7 @@ class _RelativeAttention(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, table, expanded, out, lse)
 
     @staticmethod
+    @once_differentiable("relative_attention")
     def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         need_dtable = ctx.needs_input_grad[3]
         dq, dk, dv, dtable = torch.ops.vitkernels.relative_attention_bwd(

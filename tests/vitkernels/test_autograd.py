@@ -1,0 +1,89 @@
+"""The operations under autograd beyond one plain backward pass: second derivatives, forward mode, torch.func."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from vitkernels import bias_attention, depthwise_conv2d, gated_attention, relative_attention
+from vitkernels.depthwise_conv import depthwise_conv2d_stats
+from vitkernels.reduced_attention import ReducedAttentionWeights, reduced_attention
+
+GRID = (2, 4)
+N = GRID[0] * GRID[1]
+
+
+def reduced(x: Tensor, bias: Tensor, weight: Tensor, taps: Tensor, vector: Tensor) -> Tensor:
+    """Every parameter of one kind is the same tensor."""
+    pair = (weight, vector)
+    norm = {"bn_weight": vector, "bn_bias": vector, "bn_mean": vector.detach(), "bn_var": vector.detach() ** 2}
+    weights = ReducedAttentionWeights(vector, vector, *pair, *pair, *pair, *pair, taps, vector, **norm)
+    return reduced_attention(x, bias, weights, GRID, 1)
+
+
+def sums(x: Tensor, weight: Tensor) -> Tensor:
+    """The sums for a batch norm alone, with the result they belong to thrown away."""
+    return depthwise_conv2d_stats(x, weight, activation="gelu")[1]
+
+
+TOKENS = [(2, 1, N, 16)] * 3
+OPS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
+    "bias": (bias_attention, [*TOKENS, (1, N, N)]),
+    "relative": (lambda *x: relative_attention(*x, GRID), [*TOKENS, (21, 1)]),
+    "gated": (gated_attention, [*TOKENS, (1, N, N), (1,)]),
+    "depthwise": (depthwise_conv2d, [(2, 4, 5, 5), (4, 1, 3, 3), (4,)]),
+    "sums": (sums, [(2, 4, 5, 5), (4, 1, 3, 3)]),
+    "reduced": (reduced, [(2, N, 16), (1, N, 2), (16, 16), (16, 1, 2, 2), (16,)]),
+}
+
+
+@pytest.fixture(params=list(OPS))
+def problem(request: pytest.FixtureRequest, device: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    op, shapes = OPS[request.param]
+    torch.manual_seed(0)
+    return op, [torch.randn(shape, device=device) for shape in shapes]
+
+
+Problem = tuple[Callable[..., Tensor], list[Tensor]]
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_a_second_derivative_is_an_error(problem: Problem, linear: bool) -> None:
+    """Also where the gradient that comes in is a constant, so that only saved tensors depend on the inputs."""
+    op, tensors = problem
+    leaves = [x.requires_grad_() for x in tensors]
+    out = op(*leaves)
+    first = torch.autograd.grad(out.sum() if linear else out.square().sum(), leaves, create_graph=True)
+    penalised = op(*leaves).sum() + sum(x.square().sum() for x in first)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        penalised.backward()
+
+
+def test_a_graph_of_the_gradients_leaves_them_as_they_are(problem: Problem) -> None:
+    op, tensors = problem
+    leaves = [x.requires_grad_() for x in tensors]
+    for got, want in zip(
+        torch.autograd.grad(op(*leaves).sum(), leaves, create_graph=True),
+        torch.autograd.grad(op(*leaves).sum(), leaves),
+        strict=True,
+    ):
+        assert torch.equal(got, want)
+
+
+def test_torch_func_grad(problem: Problem) -> None:
+    op, tensors = problem
+    got = torch.func.grad(lambda *x: op(*x).sum(), argnums=tuple(range(len(tensors))))(*tensors)
+    leaves = [x.requires_grad_() for x in tensors]
+    for ours, want in zip(got, torch.autograd.grad(op(*leaves).sum(), leaves), strict=True):
+        assert torch.equal(ours, want)
+
+
+def test_forward_mode_is_an_error(problem: Problem) -> None:
+    op, tensors = problem
+    with pytest.raises(NotImplementedError, match="jvp"):
+        torch.func.jvp(op, tuple(tensors), tuple(tensors))
+    with torch.no_grad(), forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
+        op(forward_ad.make_dual(tensors[0], tensors[0]), *tensors[1:])
