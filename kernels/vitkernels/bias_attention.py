@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vitkernels._autograd import needs_grad, once_differentiable
+from vitkernels._autograd import distinct, needs_grad, once_differentiable
 from vitkernels._common import (
     Call,
     Shape,
@@ -187,7 +187,7 @@ def bias_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float |
     check_shape("bias_attention", "bias", bias, (q.shape[1], q.shape[2], k.shape[2]), q)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if needs_grad(q, k, v, bias):
-        return _BiasAttention.apply(q, k, v, bias, scale)[0]
+        return _BiasAttention.apply(*distinct(q, k, v, bias), scale)[0]
     return torch.ops.vitkernels.bias_attention_fwd(q, k, v, bias, scale, False)[0]
 
 

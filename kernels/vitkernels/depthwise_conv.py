@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitkernels._activations import ACTIVATIONS
-from vitkernels._autograd import needs_grad, once_differentiable
+from vitkernels._autograd import distinct, needs_grad, once_differentiable
 from vitkernels._common import autocast_dtype
 from vitkernels._depthwise_ops import backward_op, forward_op
 
@@ -166,7 +166,7 @@ def _apply(
     tensors = (x, weight, bias, scale, shift)
     config = (stride, padding, activation, residual, stats)
     if needs_grad(*tensors):
-        y, sums = _DepthwiseConv2d.apply(*tensors, *config)
+        y, sums = _DepthwiseConv2d.apply(*distinct(*tensors), *config)
         return y, sums
     return forward_op(*tensors, *config)
 

@@ -30,7 +30,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vitkernels._autograd import needs_grad, once_differentiable
+from vitkernels._autograd import distinct, needs_grad, once_differentiable
 from vitkernels._common import (
     LOG2E,
     Call,
@@ -423,7 +423,7 @@ def gated_attention(
     check_shape("gated_attention", "gate", gate, (q.shape[1],), q)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if needs_grad(q, k, v, positional, gate):
-        return _GatedAttention.apply(q, k, v, positional, gate, scale)[0]
+        return _GatedAttention.apply(*distinct(q, k, v, positional, gate), scale)[0]
     return torch.ops.vitkernels.gated_attention_fwd(q, k, v, positional, gate, scale, False)[0]
 
 

@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vitkernels._autograd import needs_grad, once_differentiable
+from vitkernels._autograd import distinct, needs_grad, once_differentiable
 from vitkernels._common import (
     LOG2E,
     Call,
@@ -358,7 +358,7 @@ def relative_attention(
     if needs_grad(q, k, v, table):
         if expanded is not None:
             raise ValueError("relative_attention: expanded is for inference; for gradients pass the table alone")
-        return _RelativeAttention.apply(q, k, v, table, h, w, scale)[0]
+        return _RelativeAttention.apply(*distinct(q, k, v, table), h, w, scale)[0]
     if expanded is None:
         expanded = expand_relative_bias(table, (h, w), q.dtype)
     n = h * w

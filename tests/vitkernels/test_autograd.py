@@ -87,3 +87,26 @@ def test_forward_mode_is_an_error(problem: Problem) -> None:
         torch.func.jvp(op, tuple(tensors), tuple(tensors))
     with torch.no_grad(), forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
         op(forward_ad.make_dual(tensors[0], tensors[0]), *tensors[1:])
+
+
+REPEATS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
+    "bias": (lambda x, bias: bias_attention(x, x, x, bias), [TOKENS[0], (1, N, N)]),
+    "relative": (lambda x, y, table: relative_attention(x, y, y, table, GRID), [*TOKENS[:2], (21, 1)]),
+    "gated": (lambda x, y, bias, gate: gated_attention(x, y, x, bias, gate), [*TOKENS[:2], (1, N, N), (1,)]),
+    "depthwise": (lambda x, w, b: depthwise_conv2d(x, w, b, scale=b, shift=b), [(2, 4, 5, 5), (4, 1, 3, 3), (4,)]),
+    "reduced": OPS["reduced"],
+}
+
+
+@pytest.mark.parametrize("name", REPEATS)
+def test_compile_fullgraph_where_a_tensor_is_given_twice(name: str, device: str) -> None:
+    op, shapes = REPEATS[name]
+    torch.manual_seed(0)
+    leaves = [torch.randn(shape, device=device, requires_grad=True) for shape in shapes]
+    compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
+    for got, want in zip(
+        torch.autograd.grad(compiled(*leaves).square().sum(), leaves),
+        torch.autograd.grad(op(*leaves).square().sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want)
