@@ -118,6 +118,8 @@ def _forward_kernels(
     residual: str,
     stats: bool,
 ) -> tuple[Tensor, Tensor]:
+    if not x.numel():  # nothing to launch for an empty batch
+        return _forward_plain(x, weight, bias, scale, shift, stride, padding, activation, residual, stats)
     g = _geometry(x, weight, stride, padding)
     flags = Flags(
         activation=activation,
@@ -153,6 +155,9 @@ def _backward_kernels(
     stats: bool,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if not x.numel():
+        rest = (weight, bias, scale, shift, stride, padding, activation, residual, stats, needs)
+        return _backward_plain(dy, dsums, x, *rest)
     g = _geometry(x, weight, stride, padding)
     need_x, need_w, need_bias, need_scale, need_shift = needs
     layout, matrix = is_channels_last(x), on_matrix_unit(x.dtype, stride)

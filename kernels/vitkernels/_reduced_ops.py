@@ -215,7 +215,7 @@ def _block(
     batch, tokens, channels = x.shape
     r = 1 if reduce_weight is None else reduce_weight.shape[-1]
     keys = tokens // (r * r)
-    if not kernels_run_on(x):
+    if not kernels_run_on(x) or not x.numel():  # nothing to launch for an empty batch
         if expanded:
             bias = bias[..., :keys].float() / LOG2E
         if scale is not None and shift is not None:

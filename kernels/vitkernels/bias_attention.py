@@ -98,7 +98,7 @@ def _bwd_fake(
 @torch.library.impl("vitkernels::bias_attention_fwd", ("cpu", "cuda"))
 def _fwd(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, need_lse: bool) -> tuple[Tensor, Tensor]:
     out, lse = _fwd_fake(q, k, v, bias, scale, need_lse)
-    if not kernels_run_on(q):
+    if not kernels_run_on(q) or not q.numel():  # nothing to launch for an empty batch
         with torch.autocast(q.device.type, enabled=False):
             return out.copy_(bias_attention_reference(q, k, v, bias, scale)), lse.zero_()
     q, k, v, bias = (last_contiguous(x) for x in (q, k, v, bias))
@@ -112,7 +112,7 @@ def _bwd(
     need_dbias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     dq, dk, dv, dbias = _bwd_fake(grad, q, k, v, bias, out, lse, scale, need_dbias)
-    if not kernels_run_on(q):
+    if not kernels_run_on(q) or not q.numel():  # nothing to launch for an empty batch
         grads = bias_reference_gradients(q, k, v, bias, grad, scale)
         for into, value in zip((dq, dk, dv, dbias) if need_dbias else (dq, dk, dv), grads, strict=False):
             into.copy_(value)

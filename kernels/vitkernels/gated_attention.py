@@ -335,7 +335,7 @@ def _fwd(
     q: Tensor, k: Tensor, v: Tensor, positional: Tensor, gate: Tensor, scale: float, need_lse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     out, lse, weights = _fwd_fake(q, k, v, positional, gate, scale, need_lse)
-    if not kernels_run_on(q):
+    if not kernels_run_on(q) or not q.numel():  # nothing to launch for an empty batch
         with torch.autocast(q.device.type, enabled=False):
             out.copy_(gated_attention_reference(q, k, v, positional, gate, scale))
         return out, lse.zero_(), weights.zero_()
@@ -351,7 +351,7 @@ def _bwd(
     weights: Tensor, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     into = _bwd_fake(grad, q, k, v, positional, gate, out, lse, weights, scale)
-    if not kernels_run_on(q):
+    if not kernels_run_on(q) or not q.numel():  # nothing to launch for an empty batch
         grads = gated_reference_gradients(q, k, v, positional, gate, grad, scale)
         for gradient, value in zip(into, grads, strict=True):
             gradient.copy_(value)

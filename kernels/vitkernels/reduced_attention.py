@@ -65,7 +65,7 @@ def reduced_attention(
 
     Returns: [B, N, C] in x's dtype.
 
-    Raises: ValueError on shape, dtype or device mismatch.
+    Raises: ValueError on shape, dtype or device mismatch, and in training on a single value per channel to normalise.
     """
     dtype = autocast_dtype(x)
     if dtype is not None:
@@ -150,11 +150,15 @@ def _train_norm(image: Tensor, w: ReducedAttentionWeights, r: int, momentum: flo
     assert w.bn_bias is not None
     y, sums = depthwise_conv2d_stats(image, w.reduce_weight, w.reduce_bias, r, 0)
     count = y.numel() // y.shape[1]
-    factor, shift, mean, variance = batch_norm_affine(sums, count, w.bn_weight, w.bn_bias, eps)
-    if w.bn_mean is not None and w.bn_var is not None:
+    if count == 1:
+        raise ValueError(
+            f"reduced_attention: training needs more than 1 value per channel to normalise; got {list(y.shape)}"
+        )
+    factor, shift, mean, variance = batch_norm_affine(sums, max(count, 1), w.bn_weight, w.bn_bias, eps)
+    if count and w.bn_mean is not None and w.bn_var is not None:
         with torch.no_grad():
             w.bn_mean.lerp_(mean.to(w.bn_mean.dtype), momentum)
-            w.bn_var.lerp_((variance * (count / max(count - 1, 1))).to(w.bn_var.dtype), momentum)
+            w.bn_var.lerp_((variance * (count / (count - 1))).to(w.bn_var.dtype), momentum)
     return (y.to(factor.dtype) * factor[:, None, None] + shift[:, None, None]).to(y.dtype)
 
 

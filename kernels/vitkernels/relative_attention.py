@@ -224,7 +224,7 @@ def _fwd_fake(q: Tensor, k: Tensor, v: Tensor, expanded: Tensor, scale: float, n
 @torch.library.impl("vitkernels::relative_attention_fwd", ("cpu", "cuda"))
 def _fwd(q: Tensor, k: Tensor, v: Tensor, expanded: Tensor, scale: float, need_lse: bool) -> tuple[Tensor, Tensor]:
     out, lse = _fwd_fake(q, k, v, expanded, scale, need_lse)
-    if not kernels_run_on(q):
+    if not kernels_run_on(q) or not q.numel():  # nothing to launch for an empty batch
         with torch.autocast(q.device.type, enabled=False):
             bias = expanded[..., : q.shape[2]].to(torch.promote_types(q.dtype, torch.float32)) / LOG2E
             return out.copy_(bias_attention_reference(q, k, v, bias, scale)), lse.zero_()
@@ -250,7 +250,7 @@ def _bwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     grid = (grid_h, grid_w)
     dq, dk, dv, dtable = _bwd_fake(grad, q, k, v, table, expanded, out, lse, scale, grid_h, grid_w, need_dtable)
-    if not kernels_run_on(q):
+    if not kernels_run_on(q) or not q.numel():  # nothing to launch for an empty batch
         grads = relative_reference_gradients(q, k, v, table, grad, grid, scale)
         for into, x in zip((dq, dk, dv, dtable) if need_dtable else (dq, dk, dv), grads, strict=False):
             into.copy_(x)

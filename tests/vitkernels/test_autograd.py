@@ -16,12 +16,16 @@ GRID = (2, 4)
 N = GRID[0] * GRID[1]
 
 
-def reduced(x: Tensor, bias: Tensor, weight: Tensor, taps: Tensor, vector: Tensor) -> Tensor:
+def reduced(x: Tensor, bias: Tensor, weight: Tensor, taps: Tensor, vector: Tensor, *, training: bool = False) -> Tensor:
     """Every parameter of one kind is the same tensor."""
     pair = (weight, vector)
-    norm = {"bn_weight": vector, "bn_bias": vector, "bn_mean": vector.detach(), "bn_var": vector.detach() ** 2}
+    norm = {"bn_weight": vector, "bn_bias": vector, "bn_mean": vector.detach().clone(), "bn_var": vector.detach() ** 2}
     weights = ReducedAttentionWeights(vector, vector, *pair, *pair, *pair, *pair, taps, vector, **norm)
-    return reduced_attention(x, bias, weights, GRID, 1)
+    return reduced_attention(x, bias, weights, GRID, 1, training=training)
+
+
+def trained(x: Tensor, *rest: Tensor) -> Tensor:
+    return reduced(x, *rest, training=True)
 
 
 def sums(x: Tensor, weight: Tensor) -> Tensor:
@@ -110,3 +114,31 @@ def test_compile_fullgraph_where_a_tensor_is_given_twice(name: str, device: str)
         strict=True,
     ):
         torch.testing.assert_close(got, want)
+
+
+EMPTY: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
+    **OPS,
+    "trained": (trained, OPS["reduced"][1]),
+    "strided": (lambda *x: depthwise_conv2d(*x, stride=2, activation="gelu"), OPS["depthwise"][1]),
+    "long-keys": (bias_attention, [(2, 1, 20, 16), *[(2, 1, 300, 16)] * 2, (1, 20, 300)]),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("name", EMPTY)
+def test_empty_batch(name: str, dtype: torch.dtype, device: str) -> None:
+    """An empty result with and without gradients; zero for what the images share."""
+    op, shapes = EMPTY[name]
+    batched = 3 if name in ("bias", "relative", "gated", "long-keys") else 1
+    whole = op(*(torch.ones(shape, device=device, dtype=dtype) for shape in shapes))
+    leaves = [
+        torch.ones((0, *shape[1:]) if index < batched else shape, device=device, dtype=dtype, requires_grad=True)
+        for index, shape in enumerate(shapes)
+    ]
+    out = op(*leaves)
+    assert out.shape == (whole.shape if name == "sums" else (0, *whole.shape[1:]))
+    with torch.no_grad():
+        assert op(*leaves).shape == out.shape
+    for leaf, grad in zip(leaves, torch.autograd.grad(out.sum(), leaves), strict=True):
+        assert grad.shape == leaf.shape
+        assert not grad.any()

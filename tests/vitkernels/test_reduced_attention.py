@@ -109,6 +109,16 @@ def test_inference_against_fp64(
     assert (got.double() - exact).abs().max().item() <= limit(low, exact, dtype, 2)
 
 
+def test_training_needs_two_values_per_channel_and_an_empty_batch_leaves_the_statistics(device: str) -> None:
+    x, bias, w = make(32, 2, (2, 2), 2, FULL, device, batch=1)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        reduced_attention(x, bias, w, (2, 2), 2, training=True)
+    before = w.bn_mean.clone(), w.bn_var.clone()
+    assert reduced_attention(x[:0], bias, w, (2, 2), 2, training=True).shape == (0, 4, 32)
+    assert torch.equal(w.bn_mean, before[0])
+    assert torch.equal(w.bn_var, before[1])
+
+
 def gradients(
     fn: Callable[..., Tensor], problem: Problem, grid: tuple[int, int], heads: int, training: bool
 ) -> tuple[Tensor, dict[str, Tensor], ReducedAttentionWeights]:
