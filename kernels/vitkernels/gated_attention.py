@@ -9,9 +9,10 @@ spare and the fp32 lanes have none: mixing P first, for one product, takes 25.6 
 sm_90 where this takes 16.5 (examples/kernels/gated_one_product.py has that design, and how to count both).
 Dividing P by its row sums, as the released models do, changes nothing: both softmaxes sum to 1.
 
-Gradients: with dP = dO v^T and delta = rowsum(softmax(S) * dP) = (rowsum(dO * O) - rowsum(dO * W v)) / (1 - g),
-dS = (1 - g) softmax(S) * (dP - delta), dv = P^T dO, and over all images and rows dgate = sum(dO * (W v - g O));
-the gradient of softmax(positional) is g times the sum of dP over the images, which goes through that softmax once.
+Gradients: with dP = dO v^T and delta = rowsum(softmax(S) * dP), dS = (1 - g) softmax(S) * (dP - delta), dv = P^T dO,
+and over all images and rows dgate = g (1 - g) (sum(softmax(positional) * dP) - sum(delta)); the gradient of
+softmax(positional) is g times the sum of dP over the images, which goes through that softmax once. delta comes from
+the scores again: from the rounded output it is a small difference divided by 1 - g, without digits at a gate of 6.
 The passes over scores are those of bias_attention_bwd.py.
 
 Cannot be avoided: q, k, v, out and positional (bytes), 4 B H N N D floating-point operations, B H N N exp2.

@@ -1,7 +1,7 @@
 """Gradients of gated_attention around the passes over scores that bias_attention_bwd.py makes.
 
-`_delta_kernel` finds delta of every row and the partial sums of the gate's gradient; `_logits_gradient_kernel` takes
-the summed gradient of the positional softmax through that softmax, once for all images. No atomics: see there.
+`_delta_kernel` finds delta of every row; `_logits_gradient_kernel` takes the summed gradient of the positional softmax
+through that softmax, once for all images. Both leave partial sums of the gate's gradient. No atomics: see there.
 """
 
 # Parameters of kernels are Triton values, which have no Python types.
@@ -14,19 +14,20 @@ import triton.language as tl
 from torch import Tensor
 
 from vitkernels._common import (
+    LOG2E,
     Call,
     aligned,
     cdiv,
-    load_rows,
     load_rows_or_last,
     padded_head_dim,
     reads_results_from_tensor_memory,
     rest_block,
     stride_alignment,
     sum_parts_call,
+    sum_rows,
     tall_tile,
 )
-from vitkernels.bias_attention_bwd import backward_calls, bias_slices
+from vitkernels.bias_attention_bwd import backward_calls, bias_slices, key_block
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -59,101 +60,98 @@ def load_weights(ptr, N, P, rows, cols):
 
 
 @triton.jit
-def _delta(
-    delta_ptr, dgate_ptr, out_ptr, out_row, do_ptr, do_row, positional, rows, N, logit, D: tl.constexpr,
-):  # fmt: skip
-    """delta of a tile of rows of one image, and the tile's sum for the gate."""
-    BLOCK_D: tl.constexpr = positional.shape[1]
-    do = load_rows(do_ptr, do_row, rows, N, D, BLOCK_D).to(tl.float32)
-    out = load_rows(out_ptr, out_row, rows, N, D, BLOCK_D).to(tl.float32)
-    from_all, from_weights = tl.sum(do * out, 1), tl.sum(do * positional, 1)
-    keep = tl.sigmoid(-logit)
-    # A gate shut so hard that 1 - g is 0 leaves the scores without a gradient.
-    delta = tl.where(keep > 0.0, (from_all - from_weights) / keep, 0.0)
-    tl.store(delta_ptr + rows, delta, mask=rows < N)
-    tl.store(dgate_ptr, tl.sum(from_weights - tl.sigmoid(logit) * from_all, 0))
+def _content_gradient(q, do, lse, k_ptr, k_row, v_ptr, v_row, keys, N, scale_log2, MASKED: tl.constexpr,
+                      D: tl.constexpr):  # fmt: skip
+    """(1 - g) softmax(S) * dP [R, K] of one block of keys, in fp32."""
+    k = load_rows_or_last(k_ptr, k_row, keys, N, D, q.shape[1])
+    s = tl.dot(q, tl.trans(k), input_precision="tf32x3") * scale_log2
+    if MASKED:
+        s = tl.where(keys[None, :] < N, s, -1.0e30)
+    v = load_rows_or_last(v_ptr, v_row, keys, N, D, q.shape[1])
+    return tl.math.exp2(s - lse[:, None]) * tl.dot(do, tl.trans(v), input_precision="tf32x3")
+
+
+@triton.jit
+def _row_sums(x, BY_PRODUCT: tl.constexpr):
+    if BY_PRODUCT:
+        return tl.max(sum_rows(x, tl.zeros([x.shape[0], 8], tl.float32)), 1)
+    return tl.sum(x, 1)
 
 
 @triton.jit
 def _delta_kernel(
     delta_ptr,  # [B, H, N] fp32
-    dgate_ptr,  # [B * tiles, H] fp32: sums over each tile of rows
+    dgate_ptr,  # [B * tiles, H] fp32: what each tile of rows subtracts
+    q_ptr,  # [B, H, N, D]
+    k_ptr,  # [B, H, N, D]
     v_ptr,  # [B, H, N, D]
-    weights_ptr,  # [H, N, P]
     gate_ptr,  # [H]
-    out_ptr,  # [B, H, N, D]
     do_ptr,  # [B, H, N, D]
+    lse_ptr,  # [B, H, N] log2(denominators / (1 - g))
+    q_stride_b,
+    q_stride_h,
+    q_stride_n,
+    k_stride_b,
+    k_stride_h,
+    k_stride_n,
     v_stride_b,
     v_stride_h,
     v_stride_n,
-    out_stride_b,
-    out_stride_h,
-    out_stride_n,
     do_stride_b,
     do_stride_h,
     do_stride_n,
-    B,
     H,
     N,
-    P,
+    scale_log2,
     ALIGN: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     REST: tl.constexpr,  # keys of a last, shorter block; 0 without one
-    IMAGES: tl.constexpr,  # 1 or 2 images share each tile of weights
+    BY_PRODUCT: tl.constexpr,  # sum rows by a matrix product
 ):
     pid = tl.program_id(0)
     tiles = tl.cdiv(N, BLOCK_N)
-    tile, h = pid % tiles, (pid // tiles) % H
-    # The last group of images starts early enough to be whole: what two programs compute, both store alike.
-    b64 = tl.minimum(pid // (tiles * H) * IMAGES, B - IMAGES).to(tl.int64)
-    h64 = tl.cast(h, tl.int64)
+    tile, h, b = pid % tiles, (pid // tiles) % H, pid // (tiles * H)
+    h64, b64 = h.to(tl.int64), b.to(tl.int64)
     rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    weights_ptr += h64 * N * P
-    v_step, v_row = aligned(v_stride_b, ALIGN), aligned(v_stride_n, ALIGN)
-    v_ptr += b64 * v_step + h64 * aligned(v_stride_h, ALIGN)
-    positional_0 = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    positional_1 = positional_0
-    whole = N // BLOCK_M * BLOCK_M
-    for start in range(0, whole, BLOCK_M):
-        cols = start + tl.arange(0, BLOCK_M)
-        weights = tl.load(weights_ptr + tl.minimum(rows, N - 1)[:, None] * P + cols[None, :])
-        v_0 = load_rows_or_last(v_ptr, v_row, cols, N, D, BLOCK_D)
-        positional_0 = tl.dot(weights, v_0, positional_0, input_precision="tf32x3")
-        if IMAGES > 1:
-            v_1 = load_rows_or_last(v_ptr + v_step, v_row, cols, N, D, BLOCK_D)
-            positional_1 = tl.dot(weights, v_1, positional_1, input_precision="tf32x3")
-    if REST > 0:
-        cols = whole + tl.arange(0, REST)
-        weights = load_weights(weights_ptr, N, P, rows, cols)
-        v_0 = load_rows_or_last(v_ptr, v_row, cols, N, D, BLOCK_D)
-        positional_0 = tl.dot(weights, v_0, positional_0, input_precision="tf32x3")
-        if IMAGES > 1:
-            v_1 = load_rows_or_last(v_ptr + v_step, v_row, cols, N, D, BLOCK_D)
-            positional_1 = tl.dot(weights, v_1, positional_1, input_precision="tf32x3")
-    out_step, do_step = aligned(out_stride_b, ALIGN), aligned(do_stride_b, ALIGN)
-    out_row, do_row = aligned(out_stride_n, ALIGN), aligned(do_stride_n, ALIGN)
-    out_ptr += b64 * out_step + h64 * aligned(out_stride_h, ALIGN)
-    do_ptr += b64 * do_step + h64 * aligned(do_stride_h, ALIGN)
-    delta_ptr += (b64 * H + h) * N
-    dgate_ptr += (b64 * tiles + tile) * H + h
+    q_ptr += h64 * aligned(q_stride_h, ALIGN) + b64 * aligned(q_stride_b, ALIGN)
+    k_ptr += h64 * aligned(k_stride_h, ALIGN) + b64 * aligned(k_stride_b, ALIGN)
+    v_ptr += h64 * aligned(v_stride_h, ALIGN) + b64 * aligned(v_stride_b, ALIGN)
+    do_ptr += h64 * aligned(do_stride_h, ALIGN) + b64 * aligned(do_stride_b, ALIGN)
+    k_row, v_row = aligned(k_stride_n, ALIGN), aligned(v_stride_n, ALIGN)
+    at = (b64 * H + h) * N
     logit = tl.load(gate_ptr + h).to(tl.float32)
-    _delta(delta_ptr, dgate_ptr, out_ptr, out_row, do_ptr, do_row, positional_0, rows, N, logit, D)
-    if IMAGES > 1:
-        _delta(
-            delta_ptr + H * N, dgate_ptr + tiles * H, out_ptr + out_step, out_row, do_ptr + do_step, do_row,
-            positional_1, rows, N, logit, D,
-        )  # fmt: skip
+    keep = tl.sigmoid(-logit)
+    q = load_rows_or_last(q_ptr, aligned(q_stride_n, ALIGN), rows, N, D, BLOCK_D)
+    do = load_rows_or_last(do_ptr, aligned(do_stride_n, ALIGN), rows, N, D, BLOCK_D)
+    lse = tl.load(lse_ptr + at + tl.minimum(rows, N - 1))
+    whole = N // BLOCK_M * BLOCK_M
+    dots = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for start in range(0, whole, BLOCK_M):
+        keys = start + tl.arange(0, BLOCK_M)
+        dots += _content_gradient(q, do, lse, k_ptr, k_row, v_ptr, v_row, keys, N, scale_log2, False, D)
+    delta = _row_sums(dots, BY_PRODUCT)
+    if REST > 0:
+        keys = whole + tl.arange(0, REST)
+        dots = _content_gradient(q, do, lse, k_ptr, k_row, v_ptr, v_row, keys, N, scale_log2, True, D)
+        delta += _row_sums(dots, BY_PRODUCT)
+    # A gate shut so hard that 1 - g is 0 leaves the scores without a gradient.
+    delta = tl.where(keep > 0.0, delta / keep, 0.0)
+    tl.store(delta_ptr + at + rows, delta, mask=rows < N)
+    from_rows = tl.sum(tl.where(rows < N, delta, 0.0), 0)
+    tl.store(dgate_ptr + (b64 * tiles + tile) * H + h, -tl.sigmoid(logit) * keep * from_rows)
 
 
 @triton.jit
 def _logits_gradient_kernel(
     dlogits_ptr,  # [H, N, N]
+    dgate_ptr,  # [tiles, H] fp32: what each tile of rows adds
     dp_ptr,  # [H, N, N] fp32: sum over the images of dO v^T
     logits_ptr,  # [H, N, N]
     gate_ptr,  # [H]
+    H,
     N,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -163,7 +161,8 @@ def _logits_gradient_kernel(
     head = tl.program_id(0) // tiles
     matrix = tl.cast(head, tl.int64) * N * N
     logits_ptr += matrix
-    gate = tl.sigmoid(tl.load(gate_ptr + head).to(tl.float32))
+    logit = tl.load(gate_ptr + head).to(tl.float32)
+    gate = tl.sigmoid(logit)
     largest, total = row_softmax(logits_ptr, rows, N, BLOCK_M)
     dots = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for start in range(0, N, BLOCK_M):
@@ -172,6 +171,8 @@ def _logits_gradient_kernel(
         dp = tl.load(dp_ptr + matrix + rows[:, None] * N + cols[None, :], mask=mask, other=0.0)
         dots += tl.math.exp2(load_logits(logits_ptr, rows, cols, N) - largest[:, None]) * dp
     mean = (tl.sum(dots, 1) / total)[:, None]
+    from_rows = tl.sum(tl.where(rows[:, None] < N, mean, 0.0))
+    tl.store(dgate_ptr + tl.program_id(0) % tiles * H + head, gate * tl.sigmoid(-logit) * from_rows)
     for start in range(0, N, BLOCK_M):
         cols = start + tl.arange(0, BLOCK_M)
         mask = (rows[:, None] < N) & (cols[None, :] < N)
@@ -188,37 +189,37 @@ def gated_backward_calls(
 ) -> list[Call]:  # fmt: skip
     """The launches that fill dq, dk, dv (token-major), dpositional (dense) and dgate."""
     B, H, N, D = q.shape
-    # Triton 3.7 cannot lower the row sum of a product in tensor memory (sm_100): 32 rows stay out of it.
-    tensor_memory = reads_results_from_tensor_memory(arch)
-    block_m = 64 if q.element_size() == 2 and not tensor_memory else 32
-    tall = tall_tile(q, arch) and not tensor_memory
-    block_n, images = (128, min(B, 2)) if tall else (block_m, 1)
+    block_m = key_block(D, q.element_size(), arch)
+    tall = tall_tile(q, arch)
+    block_n = 128 if tall else 64 if q.element_size() == 2 else 32 if D <= 64 else 16
     tiles = cdiv(N, block_n)
     delta = lse.new_empty(lse.shape)
-    gate_parts = lse.new_empty((B * tiles, H))
+    gate_parts = lse.new_empty((B * tiles + cdiv(N, 16), H))
     delta_args = {
-        "delta_ptr": delta, "dgate_ptr": gate_parts, "v_ptr": v, "weights_ptr": weights, "gate_ptr": gate,
-        "out_ptr": out, "do_ptr": grad,
+        "delta_ptr": delta, "dgate_ptr": gate_parts[: B * tiles], "q_ptr": q, "k_ptr": k, "v_ptr": v, "gate_ptr": gate,
+        "do_ptr": grad, "lse_ptr": lse,
+        "q_stride_b": q.stride(0), "q_stride_h": q.stride(1), "q_stride_n": q.stride(2),
+        "k_stride_b": k.stride(0), "k_stride_h": k.stride(1), "k_stride_n": k.stride(2),
         "v_stride_b": v.stride(0), "v_stride_h": v.stride(1), "v_stride_n": v.stride(2),
-        "out_stride_b": out.stride(0), "out_stride_h": out.stride(1), "out_stride_n": out.stride(2),
         "do_stride_b": grad.stride(0), "do_stride_h": grad.stride(1), "do_stride_n": grad.stride(2),
-        "B": B, "H": H, "N": N, "P": weights.shape[2], "ALIGN": stride_alignment(v, out, grad), "D": D,
+        "H": H, "N": N, "scale_log2": scale * LOG2E, "ALIGN": stride_alignment(q, k, v, grad), "D": D,
         "BLOCK_D": padded_head_dim(D), "BLOCK_N": block_n, "BLOCK_M": block_m, "REST": rest_block(N, block_m),
-        "IMAGES": images,
+        # Triton 3.7 cannot lower tl.sum over what comes out of tensor memory.
+        "BY_PRODUCT": reads_results_from_tensor_memory(arch),
     }  # fmt: skip
     parts = lse.new_empty((bias_slices(B, H, N, k.shape[2]), H, N, N))
     dp = parts[0] if parts.shape[0] == 1 else lse.new_empty((H, N, N))
     logits_args = {
-        "dlogits_ptr": dpositional, "dp_ptr": dp, "logits_ptr": positional, "gate_ptr": gate,
-        "N": N, "BLOCK_N": 16, "BLOCK_M": 128,
+        "dlogits_ptr": dpositional, "dgate_ptr": gate_parts[B * tiles :], "dp_ptr": dp, "logits_ptr": positional,
+        "gate_ptr": gate, "H": H, "N": N, "BLOCK_N": 16, "BLOCK_M": 128,
     }  # fmt: skip
     return [
-        Call(kernel=_delta_kernel, args=delta_args, grid=tiles * H * cdiv(B, images), pass_name="bwd_delta",
-             products=1, num_warps=8 if tall else 4, num_stages=1),
-        sum_parts_call(dgate, gate_parts, "bwd_sum_dgate"),
+        Call(kernel=_delta_kernel, args=delta_args, grid=tiles * H * B, pass_name="bwd_delta", products=2,
+             scores=B * H * N * N, num_warps=8 if tall else 4, num_stages=1),
         *backward_calls(
             dq, dk, dv, parts, delta, q, k, v, weights, out, lse, grad, scale, arch, expanded=True, gated=True
         ),
         *([sum_parts_call(dp, parts, "bwd_sum_dp")] if parts.shape[0] > 1 else []),
         Call(kernel=_logits_gradient_kernel, args=logits_args, grid=H * cdiv(N, 16), pass_name="bwd_logits"),
+        sum_parts_call(dgate, gate_parts, "bwd_sum_dgate"),
     ]  # fmt: skip
