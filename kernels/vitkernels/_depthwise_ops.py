@@ -52,6 +52,11 @@ def on_matrix_unit(dtype: torch.dtype, stride: int) -> bool:
     return stride == 1 and (dtype == torch.float16 or (dtype == torch.bfloat16 and not _INTERPRETED))
 
 
+def _precise(dtype: torch.dtype) -> bool:
+    """Whether results show more than the fast activations compute; the interpreter also takes fp64."""
+    return dtype not in (torch.float16, torch.bfloat16)
+
+
 def _strides(letter: str, t: Tensor) -> dict[str, int]:
     return {f"stride_{letter}{axis}": s for axis, s in zip("bchw", t.stride(), strict=True)}
 
@@ -83,7 +88,7 @@ def _convolve(
 ) -> Tensor | None:
     """Launch the forward kernel (or its gradient form) into `out`; returns the summed partial rows, if any."""
     matrix, layout = on_matrix_unit(x.dtype, g.stride), is_channels_last(x)
-    plan = plan_conv(g, flags, matrix=matrix, precise=x.dtype == torch.float32, channels_last=layout)
+    plan = plan_conv(g, flags, matrix=matrix, precise=_precise(x.dtype), channels_last=layout)
     taps = {"w_ptr": weight.contiguous()} if matrix else _direct_taps(weight, layout)
     rows = 3 if flags.grad else 2 if flags.stats else 0
     part = torch.empty((plan.slices, rows, g.C), dtype=torch.float32, device=x.device) if rows else None
@@ -194,7 +199,7 @@ def _backward_kernels(
             res = dy if residual == "post" else None
             _convolve(du, weight.flip(2, 3), None, None, None, res, None, g.transposed(), flags, dx)
         else:
-            plan = plan_dx(g, precise=x.dtype == torch.float32, channels_last=layout)
+            plan = plan_dx(g, precise=_precise(x.dtype), channels_last=layout)
             taps = _direct_taps(weight, layout)
             _launch(plan, dx_ptr=dx, du_ptr=du, **taps, **_strides("x", dx), **_strides("d", du))
     return (

@@ -50,7 +50,7 @@ def depthwise_conv2d(
         x: [B, C, H, W]; fp16, bf16 or fp32 (fp64 on the CPU); any strides, fastest as channels_last.
         weight: [C, 1, k, k] in x's dtype, k from 2 to 9.
         bias, scale, shift: [C], any floating dtype; used in fp32.
-        stride: 1 or more; padding: 0 to k - 1 on every side, default k // 2.
+        stride: 1 or more; padding: 0 to k - 1 on every side, default k // 2; one integer or a pair of equal ones.
         activation: "none", "relu", "silu", "gelu" (exact) or "gelu_tanh".
         residual: None or "none", "pre" (x joins before the activation) or "post" (x joins last); these need
             stride 1 and padding (k - 1) / 2.
@@ -161,7 +161,9 @@ def _apply(
     if dtype is not None:
         x, weight = x.to(dtype), weight.to(dtype)
     residual = residual or "none"
-    padding = weight.shape[-1] // 2 if padding is None else padding
+    _check_shapes(x, weight)
+    stride = _both("stride", stride)
+    padding = weight.shape[-1] // 2 if padding is None else _both("padding", padding)
     _validate(x, weight, {"bias": bias, "scale": scale, "shift": shift}, stride, padding, activation, residual)
     tensors = (x, weight, bias, scale, shift)
     config = (stride, padding, activation, residual, stats)
@@ -169,6 +171,29 @@ def _apply(
         y, sums = _DepthwiseConv2d.apply(*distinct(*tensors), *config)
         return y, sums
     return forward_op(*tensors, *config)
+
+
+def _require(good: bool, what: str) -> None:
+    if not good:
+        raise ValueError(f"depthwise_conv2d: {what}")
+
+
+def _check_shapes(x: Tensor, weight: Tensor) -> None:
+    _require(x.dim() == 4, f"x {list(x.shape)} should be [B, C, H, W], with weight {list(weight.shape)}")
+    k = weight.shape[-1] if weight.dim() else 0
+    _require(
+        tuple(weight.shape) == (x.shape[1], 1, k, k),
+        f"weight {list(weight.shape)} should be [C, 1, k, k] with the C of x {list(x.shape)}",
+    )
+    _require(2 <= k <= 9, f"kernel {k} x {k} of weight {list(weight.shape)} should be 2 x 2 to 9 x 9")
+
+
+def _both(name: str, value: Any) -> int:
+    """A stride or padding given as one integer or as a pair of equal ones."""
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    whole = all(isinstance(side, int | torch.SymInt) for side in pair)
+    _require(len(pair) == 2 and whole and pair[0] == pair[1], f"{name} {value} should be one integer for both sides")
+    return int(pair[0])
 
 
 def _validate(
@@ -180,36 +205,26 @@ def _validate(
     activation: str,
     residual: str,
 ) -> None:
-    def require(good: bool, what: str) -> None:
-        if not good:
-            raise ValueError(f"depthwise_conv2d: {what}")
-
-    require(x.dim() == 4, f"x {list(x.shape)} should be [B, C, H, W], with weight {list(weight.shape)}")
     k = weight.shape[-1]
-    require(
-        weight.dim() == 4 and tuple(weight.shape) == (x.shape[1], 1, k, k),
-        f"weight {list(weight.shape)} should be [C, 1, k, k] with the C of x {list(x.shape)}",
-    )
-    require(2 <= k <= 9, f"kernel {k} x {k} of weight {list(weight.shape)} should be 2 x 2 to 9 x 9")
     for name, t in vectors.items():
         if t is not None:
-            require(
+            _require(
                 tuple(t.shape) == (x.shape[1],), f"{name} {list(t.shape)} should be [C] with the C of x {list(x.shape)}"
             )
-            require(t.is_floating_point(), f"{name} is {t.dtype}, x is {x.dtype}; {name} should be floating point")
-            require(t.device == x.device, f"{name} is on {t.device}, x is on {x.device}")
-    require(x.dtype in _DTYPES, f"x is {x.dtype}, weight {weight.dtype}; x should be fp16, bf16 or fp32")
-    require(weight.dtype == x.dtype, f"weight is {weight.dtype}, x is {x.dtype}; they should be equal")
-    require(weight.device == x.device, f"weight is on {weight.device}, x is on {x.device}")
-    require(x.dtype != torch.float64 or x.device.type == "cpu", f"x is {x.dtype} on {x.device}; fp64 is for the CPU")
-    require(stride >= 1, f"stride {stride} should be 1 or more")
-    require(0 <= padding < k, f"padding {padding} should be from 0 to k - 1 = {k - 1}")
-    require(
+            _require(t.is_floating_point(), f"{name} is {t.dtype}, x is {x.dtype}; {name} should be floating point")
+            _require(t.device == x.device, f"{name} is on {t.device}, x is on {x.device}")
+    _require(x.dtype in _DTYPES, f"x is {x.dtype}, weight {weight.dtype}; x should be fp16, bf16 or fp32")
+    _require(weight.dtype == x.dtype, f"weight is {weight.dtype}, x is {x.dtype}; they should be equal")
+    _require(weight.device == x.device, f"weight is on {weight.device}, x is on {x.device}")
+    _require(x.dtype != torch.float64 or x.device.type == "cpu", f"x is {x.dtype} on {x.device}; fp64 is for the CPU")
+    _require(stride >= 1, f"stride {stride} should be 1 or more")
+    _require(0 <= padding < k, f"padding {padding} should be from 0 to k - 1 = {k - 1}")
+    _require(
         min(x.shape[2:]) + 2 * padding >= k, f"x {list(x.shape)} padded by {padding} is smaller than kernel {k} x {k}"
     )
-    require(activation in ACTIVATIONS, f"activation {activation!r} should be one of {', '.join(ACTIVATIONS)}")
-    require(residual in RESIDUALS, f"residual {residual!r} should be one of {', '.join(RESIDUALS)}")
-    require(
+    _require(activation in ACTIVATIONS, f"activation {activation!r} should be one of {', '.join(ACTIVATIONS)}")
+    _require(residual in RESIDUALS, f"residual {residual!r} should be one of {', '.join(RESIDUALS)}")
+    _require(
         residual == "none" or (stride == 1 and 2 * padding == k - 1),
         f"residual {residual!r} needs stride 1 and padding (k - 1) / 2, not stride {stride}, padding {padding}, k {k}",
     )

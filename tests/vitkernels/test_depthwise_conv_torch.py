@@ -18,6 +18,7 @@ from vitkernels._activations import ACTIVATIONS, activate, activate_with_slope
 from vitkernels.depthwise_conv import (
     batch_norm_affine,
     depthwise_conv2d,
+    depthwise_conv2d_reference,
     depthwise_conv2d_stats,
     depthwise_conv2d_work,
 )
@@ -40,6 +41,35 @@ def test_result_keeps_the_layout(k: int, stride: int, device: str) -> None:
         assert y.is_contiguous(memory_format=layout)
         y.sum().backward()
         assert laid.grad.is_contiguous(memory_format=layout)
+
+
+def test_stride_and_padding_as_pairs(device: str) -> None:
+    x, weight = inputs(device)
+    assert torch.equal(depthwise_conv2d(x, weight, None, (2, 2), [1, 1]), depthwise_conv2d(x, weight, None, 2, 1))
+    for wrong in ((1, 2), (1, 1, 1), 1.5, "same"):
+        with pytest.raises(ValueError, match=r"stride .* should be one integer"):
+            depthwise_conv2d(x, weight, None, wrong)
+        with pytest.raises(ValueError, match=r"padding .* should be one integer"):
+            depthwise_conv2d(x, weight, None, 1, wrong)
+
+
+def test_a_weight_without_dimensions(device: str) -> None:
+    x, _ = inputs(device)
+    with pytest.raises(ValueError, match=r"weight \[\] should be \[C, 1, k, k\]"):
+        depthwise_conv2d(x, torch.tensor(1.0, device=device))
+
+
+def test_fp64_in_the_interpreter_is_as_accurate_as_fp32(device: str) -> None:
+    if device != "cpu":
+        pytest.skip("fp64 is for the CPU")
+    x, weight = (t.requires_grad_() for t in inputs(device, torch.float64))
+    got = depthwise_conv2d(x, weight, activation="gelu")
+    want = depthwise_conv2d_reference(x, weight, activation="gelu")
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    for ours, exact in zip(
+        torch.autograd.grad(got.sum(), (x, weight)), torch.autograd.grad(want.sum(), (x, weight)), strict=True
+    ):
+        torch.testing.assert_close(ours, exact, atol=1e-4, rtol=1e-5)
 
 
 @triton.jit
