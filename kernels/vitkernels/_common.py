@@ -189,6 +189,10 @@ def check_qkv(op: str, q: Tensor, k: Tensor, v: Tensor, **others: Tensor) -> Non
         raise ValueError(
             f"{op}: q, k, v must share one of float16, bfloat16, float32; got q {q.dtype}, k {k.dtype}, v {v.dtype}"
         )
+    if q.dtype == torch.bfloat16 and INTERPRETED and q.device.type == "cpu":
+        raise ValueError(
+            f"{op}: Triton's interpreter computes bfloat16 wrongly; use float16 or float32, or unset TRITON_INTERPRET"
+        )
     if q.dtype == torch.float64 and kernels_run_on(q):
         raise ValueError(f"{op}: the kernels take float16, bfloat16 or float32; got {q.dtype}")
     for name, tensor in {"k": k, "v": v, **others}.items():

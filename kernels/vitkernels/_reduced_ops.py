@@ -248,4 +248,4 @@ torch.library.register_fake("vitkernels::reduced_attention_block", _block_fake, 
 @register_flop_formula(torch.ops.vitkernels.reduced_attention_block)
 def _block_flops(x: Any, bias: Any, *args: Any, **kwargs: Any) -> int:
     taps = args[10]  # reduce_weight: an expanded bias does not tell how many keys there are
-    return reduced_attention_work(x[0], x[1], bias[2] if taps is None else x[1] // taps[-1] ** 2, x[2])[0]
+    return reduced_attention_work(x[0], x[1], x[1] if taps is None else x[1] // taps[-1] ** 2, x[2])[0]

@@ -169,9 +169,21 @@ def _validate(x: Tensor, bias: Tensor, w: ReducedAttentionWeights, grid: tuple[i
 
     require(x.dim() == 3, f"x {list(x.shape)} should be [B, N, C]")
     tokens, channels = x.shape[1:]
+    require(len(grid) == 2, f"grid {tuple(grid)} should be (h, w)")
+    require(heads >= 1, f"heads {heads} should be 1 or more and divide the C of x {list(x.shape)}")
     require(grid[0] * grid[1] == tokens, f"grid {tuple(grid)} should hold the N of x {list(x.shape)}")
     require(channels % heads == 0, f"heads {heads} should divide the C of x {list(x.shape)}")
-    r = 1 if w.reduce_weight is None else w.reduce_weight.shape[-1]
+    r = 1
+    if w.reduce_weight is not None:
+        taps = list(w.reduce_weight.shape)
+        require(
+            len(taps) == 4 and taps[-1] > 1, f"reduce_weight {taps} should be [C, 1, r, r] with r from 2, or None at 1"
+        )
+        r = taps[-1]
+    require(
+        w.reduce_weight is not None or w.reduce_bias is None,
+        "reduce_bias needs a reduce_weight; at reduction 1 both are None",
+    )
     require(grid[0] % r == 0 and grid[1] % r == 0, f"grid {tuple(grid)} should be divisible by the reduction {r}")
     keys = (grid[0] // r) * (grid[1] // r)
     require(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from vitkernels import (
     relative_attention,
     relative_attention_reference,
 )
+from vitkernels.relative_attention import relative_index
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -353,6 +355,19 @@ def test_expanded_bias_gives_the_same_output_without_the_table(device: str) -> N
     assert torch.equal(
         relative_attention(q, k, v, table, (4, 5)), relative_attention(q, k, v, table, (4, 5), expanded=expanded)
     )
+
+
+@pytest.mark.parametrize(("low", "percent"), [(torch.bfloat16, 0.3), (torch.float16, 0.04)], ids=str)
+def test_rounding_the_expanded_bias_moves_the_output_as_documented(low: torch.dtype, percent: float) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(4, 4, 196, 32).to(low).double() for _ in range(3))
+    bias = torch.randn(27 * 27, 4).double()[relative_index((14, 14))].permute(2, 0, 1)
+    log2_e = math.log2(math.e)
+    exact = bias_attention_reference(q, k, v, bias)
+    moved = (bias_attention_reference(q, k, v, (bias * log2_e).to(low).double() / log2_e) - exact).norm() / exact.norm()
+    rounding = (exact.to(low).double() - exact).norm() / exact.norm()
+    assert moved.item() * 100 == pytest.approx(percent, rel=0.15)
+    assert rounding < moved < 2.2 * rounding
 
 
 def test_inputs_whose_last_dim_is_not_contiguous(device: str) -> None:

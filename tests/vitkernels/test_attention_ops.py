@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitkernels import (
     bias_attention,
     bias_attention_work,
+    expand_relative_bias,
     gated_attention,
     gated_attention_work,
     relative_attention,
@@ -156,6 +157,32 @@ def test_a_grid_that_does_not_hold_the_tokens(device: str) -> None:
     q, k, v, table = inputs("relative", device)
     with pytest.raises(ValueError, match="4x4 needs q, k, v of 16 tokens"):
         relative_attention(q, k, v, table, (4, 4))
+
+
+@pytest.mark.parametrize("grid", [(3, 5, 1), (-3, -5), 15], ids=str)
+def test_a_grid_that_is_no_grid(grid: object, device: str) -> None:
+    with pytest.raises(ValueError, match=r"grid must be \(h, w\) with h \* w = 15 tokens"):
+        relative_attention(*inputs("relative", device), grid)
+
+
+def test_an_expanded_bias_of_another_dtype_device_or_layout(device: str) -> None:
+    q, k, v, table = inputs("relative", device)
+    expanded = expand_relative_bias(table, GRID, q.dtype)
+    with pytest.raises(ValueError, match=r"float32 on .*got torch.float16"):
+        relative_attention(q, k, v, table, GRID, expanded=expanded.half())
+    with pytest.raises(ValueError, match=rf"{device}.*got .* on meta"):
+        relative_attention(q, k, v, table, GRID, expanded=expanded.to("meta"))
+    slice_of_wider = torch.nn.functional.pad(expanded, (0, 16), value=99.0)[..., :16]
+    want = relative_attention(q, k, v, table, GRID)
+    for other in (slice_of_wider, expanded.mT.contiguous().mT):
+        assert torch.equal(relative_attention(q, k, v, table, GRID, expanded=other), want)
+
+
+def test_bf16_in_the_interpreter_is_refused(name: str, device: str) -> None:
+    if device != "cpu":
+        pytest.skip("the interpreter runs on the CPU")
+    with pytest.raises(ValueError, match="interpreter computes bfloat16 wrongly"):
+        OPS[name](*inputs(name, device, torch.bfloat16))
 
 
 def test_an_expanded_bias_where_gradients_are_needed(device: str) -> None:

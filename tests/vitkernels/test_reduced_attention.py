@@ -109,6 +109,38 @@ def test_inference_against_fp64(
     assert (got.double() - exact).abs().max().item() <= limit(low, exact, dtype, 2)
 
 
+@pytest.mark.parametrize("dtype", [HALF, FULL], ids=str)
+def test_what_reduces_nothing_is_refused(dtype: torch.dtype, device: str) -> None:
+    """In half precision the whole-block kernels would leave such parts out."""
+    x, bias, w = make(32, 2, (4, 6), 1, dtype, device)
+    vector = torch.ones(32, device=device)
+    norm = {"bn_weight": vector, "bn_bias": vector, "bn_mean": vector, "bn_var": vector}
+    point = w._replace(reduce_weight=torch.ones(32, 1, 1, 1, device=device, dtype=dtype), **norm)
+    with pytest.raises(ValueError, match=r"reduce_weight \[32, 1, 1, 1\] should be .* r from 2"):
+        reduced_attention(x, bias, point, (4, 6), 2)
+    with pytest.raises(ValueError, match="reduce_bias needs a reduce_weight"):
+        reduced_attention(x, bias, w._replace(reduce_bias=vector), (4, 6), 2)
+
+
+def test_no_heads_and_a_grid_of_three(device: str) -> None:
+    x, bias, w = make(32, 2, (4, 6), 1, FULL, device)
+    with pytest.raises(ValueError, match="heads 0 should be 1 or more"):
+        reduced_attention(x, bias, w, (4, 6), 0)
+    with pytest.raises(ValueError, match=r"grid \(4, 6, 1\) should be \(h, w\)"):
+        reduced_attention(x, bias, w, (4, 6, 1), 2)
+
+
+@pytest.mark.parametrize("expanded", [False, True])
+def test_flops_of_the_block_without_reduction(expanded: bool, device: str) -> None:
+    """Fifteen keys, which an expanded bias pads to sixteen."""
+    x, bias, w = make(32, 2, (3, 5), 1, HALF, device)
+    table = expand_block_bias(bias, HALF) if expanded else bias
+    with FlopCounterMode(display=False) as counter:
+        block = torch.ops.vitkernels.reduced_attention_block
+        block(x, table, *w[:10], None, None, None, 5, 2, 1e-6, 0.25, expanded)
+    assert counter.get_total_flops() == reduced_attention_work(2, 15, 15, 32)[0]
+
+
 def test_training_needs_two_values_per_channel_and_an_empty_batch_leaves_the_statistics(device: str) -> None:
     x, bias, w = make(32, 2, (2, 2), 2, FULL, device, batch=1)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
