@@ -73,9 +73,13 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
 
 def arch_of(tensor: Tensor) -> int:
     """Compute capability of the tensor's GPU, 90 for sm_90; also 90 where the interpreter runs the kernels."""
-    if not tensor.is_cuda:
-        return 90
-    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return _arch_of_gpu(tensor.device) if tensor.is_cuda else 90
+
+
+@torch.compiler.assume_constant_result
+def _arch_of_gpu(device: torch.device) -> int:
+    """A constant of the graph for torch.compile, which would otherwise put the question into it."""
+    major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 
 

@@ -15,7 +15,7 @@ def audit_launches(arch: int) -> list[Launch]:
     """Both kernels at every case they serve, in bf16; the other cases run audited kernels of their own."""
     found: list[Launch] = []
     for case in REDUCED_ATTENTION_CASES:
-        if block_fits(case.C, case.heads, (case.h // case.r) ** 2, torch.bfloat16):
+        if block_fits(case.C, case.heads, (case.h // case.r) ** 2, torch.bfloat16, arch):
             found += _launches(case, arch)
     return found
 

@@ -30,16 +30,18 @@ from vitkernels._reduced_reference import (
 )
 
 
-def block_fits(channels: int, heads: int, keys: int, dtype: torch.dtype) -> bool:
+def block_fits(channels: int, heads: int, keys: int, dtype: torch.dtype, arch: int) -> bool:
     """Whether the whole-block kernels serve a shape: projections, keys and values of an image stay on chip.
 
     Widths that are no multiple of 16 (CMT-Ti, XS, B) would load two bytes at a time and spill registers, fp32 would
     multiply without the matrix unit, and scores of more than 64 keys leave no registers for the rest: library products
-    and `bias_attention` are better there.
+    and `bias_attention` are better there. More than 64 channels take 128 KB of shared memory, of which GPUs without a
+    data centre's (sm_86, sm_89, sm_120) have 99.
     """
     if dtype != torch.float16 and (dtype != torch.bfloat16 or INTERPRETED):
         return False
-    return channels <= 128 and channels % 16 == 0 and channels // heads >= 16 and keys <= 64
+    widest = 128 if arch in (80, 87) or 90 <= arch < 120 else 64
+    return channels <= widest and channels % 16 == 0 and channels // heads >= 16 and keys <= 64
 
 
 def _padded_keys(keys: int) -> int:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitkernels._common import autocast_dtype, kernels_run_on
+from vitkernels._common import arch_of, autocast_dtype, kernels_run_on
 from vitkernels._derived import derived, wants_grad
 from vitkernels._norm_act import activate, affine_of_sums, norm_act
 from vitkernels._reduced_ops import block_fits, block_op, expand_block_bias
@@ -270,7 +270,7 @@ def reduced_block_serves(x: Tensor, bias: Tensor, heads: int, modules: tuple[nn.
         return False
     if wants_grad(x, bias, *parameters):
         return False
-    return block_fits(x.shape[2], heads, bias.shape[2], compute_dtype(x))
+    return block_fits(x.shape[2], heads, bias.shape[2], compute_dtype(x), arch_of(x))
 
 
 def reduced_block(

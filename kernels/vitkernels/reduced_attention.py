@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitkernels._autograd import needs_grad
-from vitkernels._common import autocast_dtype
+from vitkernels._common import arch_of, autocast_dtype
 from vitkernels._reduced_ops import block_fits, block_op
 from vitkernels._reduced_reference import (
     ReducedAttentionWeights,
@@ -74,7 +74,11 @@ def reduced_attention(
         weights = weights._replace(**cast)
     _validate(x, bias, weights, grid, heads)
     scale = (x.shape[2] // heads) ** -0.5 if scale is None else float(scale)
-    if not training and block_fits(x.shape[2], heads, bias.shape[2], x.dtype) and not needs_grad(x, bias, *weights):
+    if (
+        not training
+        and block_fits(x.shape[2], heads, bias.shape[2], x.dtype, arch_of(x))
+        and not needs_grad(x, bias, *weights)
+    ):
         factor, offset = _evaluated_norm(weights, bn_eps)
         affine = (factor, _folded_shift(weights, factor, offset))
         w = weights

@@ -104,9 +104,15 @@ def test_inference_against_fp64(
     monkeypatch.undo()
     exact = reduced_attention_reference(*cast(problem, torch.float64), grid, heads)
     low = reduced_attention_reference(*problem, grid, heads)
-    assert block_fits(channels, heads, problem[1].shape[2], dtype) == ("block" in request.node.callspec.id)
+    assert block_fits(channels, heads, problem[1].shape[2], dtype, 90) == ("block" in request.node.callspec.id)
     assert got.dtype == dtype
     assert (got.double() - exact).abs().max().item() <= limit(low, exact, dtype, 2)
+
+
+def test_wide_blocks_are_for_gpus_with_shared_memory_for_them() -> None:
+    fits = {arch: block_fits(128, 2, 49, torch.float16, arch) for arch in (80, 86, 89, 90, 100, 103, 120)}
+    assert [arch for arch, fit in fits.items() if fit] == [80, 90, 100, 103]
+    assert block_fits(64, 1, 49, torch.float16, 86)
 
 
 @pytest.mark.parametrize("dtype", [HALF, FULL], ids=str)

@@ -13,6 +13,7 @@ from vitkernels import (
     reduced_attention_reference,
     reduced_attention_work,
 )
+from vitkernels._common import arch_of
 from vitkernels._reduced_ops import block_fits
 from vitkernels.reduced_attention import ReducedAttentionCase
 
@@ -97,7 +98,7 @@ def reduced_problem(case: ReducedAttentionCase, dtype_name: str, device: str, tr
 
     own = cast(dtype)
     # Only the kernels of the whole block are audited under this name; elsewhere it runs those of other operations.
-    whole = not train and block_fits(C, case.heads, keys, dtype)
+    whole = not train and block_fits(C, case.heads, keys, dtype, arch_of(inputs[0]))
     launches = "fwd_kv+fwd" if whole else ""
     impls = (
         Impl("fused", ours, unsupported=NEEDS_GPU if device == "cpu" else "", launches=launches),
