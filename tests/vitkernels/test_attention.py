@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
+import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from vitkernels import (
+    _common,
     bias_attention,
     bias_attention_reference,
     expand_relative_bias,
@@ -21,8 +22,9 @@ from vitkernels import (
     relative_attention,
     relative_attention_reference,
 )
-from vitkernels.relative_attention import relative_index
+from vitkernels._common import Call
 
+OPERATIONS = ("bias_attention", "relative_attention", "gated_attention")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -209,6 +211,72 @@ def test_tall_tiles_match_fp64(name: str, device: str, monkeypatch: pytest.Monke
     check(TALL_PROBLEMS[name](torch.float16, device))
 
 
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
+    """A list that fills with the launches that the operations make from now on."""
+    made: list[Call] = []
+
+    def run_all(calls: list[Call]) -> None:
+        made.extend(calls)
+        _common.run_all(calls)
+
+    for op in OPERATIONS:
+        monkeypatch.setattr(importlib.import_module(f"vitkernels.{op}"), "run_all", run_all)
+    return made
+
+
+def test_a_short_last_tile_of_queries(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CoAtNet's own path at 224 px: four images or more share a bias tile, and the last tile has 16 queries."""
+    made = launches(monkeypatch)
+    monkeypatch.setattr("vitkernels._common.PROGRAMS_WANTED", 1)
+    torch.manual_seed(0)
+    for B, H, grid, D in ((4, 1, (14, 14), 32), (5, 2, (10, 7), 20)):
+        check(relative_problem(B, H, grid, D, torch.float16, device))
+    check(bias_problem(7, 1, 70, 49, 32, torch.float16, device))
+    assert all(call.args["TAIL"] for call in made if call.pass_name == "fwd")
+
+
+@pytest.mark.parametrize(("B", "D", "short"), [(4, 32, 1), (5, 32, 2), (3, 64, 1)])
+def test_a_short_last_group_of_images(B: int, D: int, short: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = launches(monkeypatch)
+    torch.manual_seed(0)
+    check(bias_problem(B, 1, 20, 220, D, torch.float16, device))
+    if device == "cpu":  # as on sm_90
+        assert next(call for call in made if call.pass_name == "fwd").args["SHORT"] == short
+
+
+@pytest.mark.parametrize(("N", "M", "D", "half"), [(530, 49, 46, True), (530, 70, 16, True), (300, 20, 16, False)])
+def test_spans_of_queries(N: int, M: int, D: int, half: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = launches(monkeypatch)
+    torch.manual_seed(0)
+    check(bias_problem(1, 1, N, M, D, torch.float16 if half else torch.float32, device))
+    assert {"bwd_sum_dk", "bwd_sum_dv"} <= {call.pass_name for call in made}
+
+
+OTHER_GPU_PROBLEMS = {
+    "window-49": lambda *x: bias_problem(3, 2, 49, 49, 32, *x),
+    "few-keys": lambda *x: bias_problem(2, 1, 70, 25, 64, *x),
+    "long-keys": lambda *x: bias_problem(3, 1, 66, 220, 20, *x),
+    "wide-heads": lambda *x: bias_problem(2, 1, 66, 70, 76, *x),
+    "relative-70": lambda *x: relative_problem(5, 1, (10, 7), 32, *x),
+    "relative-144": lambda *x: relative_problem(2, 1, (12, 12), 48, *x),
+    "gated-70": lambda *x: gated_problem(3, 1, 70, 48, *x),
+    "gated-144": lambda *x: gated_problem(2, 1, 144, 64, *x),
+}
+
+
+@pytest.mark.parametrize("arch", [80, 100, 120])
+@pytest.mark.parametrize("programs", [1, 384])
+@pytest.mark.parametrize("name", OTHER_GPU_PROBLEMS)
+def test_blocks_by_arch(name: str, programs: int, arch: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if device != "cpu":
+        pytest.skip("a GPU runs its own block sizes in every other test")
+    monkeypatch.setattr("vitkernels._common.PROGRAMS_WANTED", programs)
+    for op in OPERATIONS:
+        monkeypatch.setattr(importlib.import_module(f"vitkernels.{op}"), "arch_of", lambda _: arch)
+    torch.manual_seed(0)
+    check(OTHER_GPU_PROBLEMS[name](torch.float16, device))
+
+
 def test_large_scores_leave_gradients_digits_where_lse_is_folded_into_products(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,8 +380,8 @@ def test_gradients_keep_their_digits_as_the_gate_saturates(logit: float, dtype: 
     eps = torch.finfo(dtype).eps  # the gate's gradient is a difference of sums that are tens of times its size
     for index, (ours, theirs, truth) in enumerate(zip(got, rival, exact, strict=True)):
         wrong, naive = ((x.double() - truth).norm() / truth.norm() for x in (ours, theirs))
-        assert wrong <= (4 if dtype == torch.float16 else 32) * eps, f"result {index}: {wrong:.1e}"
-        assert wrong <= naive + 4 * eps, f"result {index}: {wrong:.1e}, naive {naive:.1e}"
+        allowed = min((4 if dtype == torch.float16 else 32) * eps, naive + 4 * eps)
+        assert wrong <= allowed, f"result {index} is wrong by {wrong:.1e}, plain PyTorch by {naive:.1e}"
 
 
 def test_normalising_the_mixed_rows_changes_nothing(device: str) -> None:
@@ -357,19 +425,6 @@ def test_expanded_bias_gives_the_same_output_without_the_table(device: str) -> N
     )
 
 
-@pytest.mark.parametrize(("low", "percent"), [(torch.bfloat16, 0.3), (torch.float16, 0.04)], ids=str)
-def test_rounding_the_expanded_bias_moves_the_output_as_documented(low: torch.dtype, percent: float) -> None:
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(4, 4, 196, 32).to(low).double() for _ in range(3))
-    bias = torch.randn(27 * 27, 4).double()[relative_index((14, 14))].permute(2, 0, 1)
-    log2_e = math.log2(math.e)
-    exact = bias_attention_reference(q, k, v, bias)
-    moved = (bias_attention_reference(q, k, v, (bias * log2_e).to(low).double() / log2_e) - exact).norm() / exact.norm()
-    rounding = (exact.to(low).double() - exact).norm() / exact.norm()
-    assert moved.item() * 100 == pytest.approx(percent, rel=0.15)
-    assert rounding < moved < 2.2 * rounding
-
-
 def test_inputs_whose_last_dim_is_not_contiguous(device: str) -> None:
     torch.manual_seed(0)
     problem = bias_problem(2, 1, 20, 30, 32, torch.float32, device)
@@ -398,11 +453,6 @@ def test_frozen_bias_and_table_get_no_gradient(device: str) -> None:
         want = run(problem.reference, problem.inputs, problem.grad)
         assert leaves[3].grad is None
         torch.testing.assert_close(leaves[0].grad, want[1], atol=1e-5, rtol=1e-4)
-
-
-def test_empty_batch(device: str) -> None:
-    q = torch.zeros(0, 2, 20, 32, device=device)
-    assert bias_attention(q, q, q, torch.zeros(2, 20, 20, device=device)).shape == q.shape
 
 
 PROBLEMS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from vitkernels import (
     bias_attention,
+    bias_attention_reference,
     bias_attention_work,
     expand_relative_bias,
     gated_attention,
@@ -18,6 +20,7 @@ from vitkernels import (
     relative_attention,
     relative_attention_work,
 )
+from vitkernels.relative_attention import relative_index
 
 B, H, GRID, D = 2, 2, (3, 5), 16
 N = GRID[0] * GRID[1]
@@ -176,6 +179,19 @@ def test_an_expanded_bias_of_another_dtype_device_or_layout(device: str) -> None
     want = relative_attention(q, k, v, table, GRID)
     for other in (slice_of_wider, expanded.mT.contiguous().mT):
         assert torch.equal(relative_attention(q, k, v, table, GRID, expanded=other), want)
+
+
+@pytest.mark.parametrize(("low", "percent"), [(torch.bfloat16, 0.3), (torch.float16, 0.04)], ids=str)
+def test_rounding_the_expanded_bias_moves_the_output_as_documented(low: torch.dtype, percent: float) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(4, 4, 196, 32).to(low).double() for _ in range(3))
+    bias = torch.randn(27 * 27, 4).double()[relative_index((14, 14))].permute(2, 0, 1)
+    log2_e = math.log2(math.e)
+    exact = bias_attention_reference(q, k, v, bias)
+    moved = (bias_attention_reference(q, k, v, (bias * log2_e).to(low).double() / log2_e) - exact).norm() / exact.norm()
+    rounding = (exact.to(low).double() - exact).norm() / exact.norm()
+    assert moved.item() * 100 == pytest.approx(percent, rel=0.15)
+    assert rounding < moved < 2.2 * rounding
 
 
 def test_bf16_in_the_interpreter_is_refused(name: str, device: str) -> None:
