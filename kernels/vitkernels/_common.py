@@ -172,6 +172,11 @@ def kernels_run_on(tensor: Tensor) -> bool:
     return tensor.is_cuda or INTERPRETED
 
 
+def check_interpretable(q: Tensor) -> None:
+    if q.dtype == torch.bfloat16 and not q.is_cuda:
+        raise ValueError("Triton's interpreter computes bfloat16 wrongly; use float16, float32 or no TRITON_INTERPRET")
+
+
 def token_major(like: Tensor, n: int, dtype: torch.dtype | None = None) -> Tensor:
     """Empty [B, H, n, D] laid out as (B, n, H, D), for like of [B, H, ., D]."""
     b, h, _, d = like.shape
@@ -192,10 +197,6 @@ def check_qkv(op: str, q: Tensor, k: Tensor, v: Tensor, **others: Tensor) -> Non
     if not (q.dtype == k.dtype == v.dtype) or q.dtype not in (*_SHORT_TYPES, torch.float64):
         raise ValueError(
             f"{op}: q, k, v must share one of float16, bfloat16, float32; got q {q.dtype}, k {k.dtype}, v {v.dtype}"
-        )
-    if q.dtype == torch.bfloat16 and INTERPRETED and q.device.type == "cpu":
-        raise ValueError(
-            f"{op}: Triton's interpreter computes bfloat16 wrongly; use float16 or float32, or unset TRITON_INTERPRET"
         )
     if q.dtype == torch.float64 and kernels_run_on(q):
         raise ValueError(f"{op}: the kernels take float16, bfloat16 or float32; got {q.dtype}")
@@ -230,8 +231,7 @@ def softmax_gradient(softmax: Tensor, grad: Tensor) -> Tensor:
 
     Written out, as autograd is out of reach inside an operator that a TorchDispatchMode watches.
     """
-    of_rows = (softmax * grad).sum(-1, keepdim=True)
-    return softmax * (grad - of_rows)
+    return softmax * (grad - (softmax * grad).sum(-1, keepdim=True))
 
 
 @triton.jit

@@ -22,6 +22,7 @@ from vitkernels._common import (
     Shape,
     arch_of,
     autocast,
+    check_interpretable,
     check_qkv,
     check_shape,
     kernels_run_on,
@@ -101,6 +102,7 @@ def _fwd(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, need_lse: 
     if not kernels_run_on(q) or not q.numel():  # nothing to launch for an empty batch
         with torch.autocast(q.device.type, enabled=False):
             return out.copy_(bias_attention_reference(q, k, v, bias, scale)), lse.zero_()
+    check_interpretable(q)
     q, k, v, bias = (last_contiguous(x) for x in (q, k, v, bias))
     run_all(forward_calls(out, lse if need_lse else None, q, k, v, bias, scale, arch_of(q), False))
     return out, lse

@@ -11,9 +11,8 @@ Dividing P by its row sums, as the released models do, changes nothing: both sof
 
 Gradients: with dP = dO v^T and delta = rowsum(softmax(S) * dP), dS = (1 - g) softmax(S) * (dP - delta), dv = P^T dO,
 and over all images and rows dgate = g (1 - g) (sum(softmax(positional) * dP) - sum(delta)); the gradient of
-softmax(positional) is g times the sum of dP over the images, which goes through that softmax once. delta comes from
-the scores again: from the rounded output it is a small difference divided by 1 - g, without digits at a gate of 6.
-The passes over scores are those of bias_attention_bwd.py.
+softmax(positional) is g times the sum of dP over the images, through that softmax once. delta comes from the scores:
+from the rounded output it has no digits as g nears 1. The passes over scores are those of bias_attention_bwd.py.
 
 Cannot be avoided: q, k, v, out and positional (bytes), 4 B H N N D floating-point operations, B H N N exp2.
 """
@@ -40,6 +39,7 @@ from vitkernels._common import (
     arch_of,
     autocast,
     cdiv,
+    check_interpretable,
     check_qkv,
     check_shape,
     kernels_run_on,
@@ -340,6 +340,7 @@ def _fwd(
         with torch.autocast(q.device.type, enabled=False):
             out.copy_(gated_attention_reference(q, k, v, positional, gate, scale))
         return out, lse.zero_(), weights.zero_()
+    check_interpretable(q)
     q, k, v, gate = (last_contiguous(x) for x in (q, k, v, gate))
     positional = positional.contiguous()
     run_all(gated_forward_calls(out, lse if need_lse else None, weights, q, k, v, positional, gate, scale, arch_of(q)))

@@ -5,9 +5,8 @@ in CoAtNet (Dai et al., arXiv:2106.04803), Swin (arXiv:2103.14030) and BEiT (arX
 
 Gathering table entries inside the attention loop costs more instructions than the attention. So a small kernel expands
 the table once per step to a dense [H, N, N padded to 16] in q.dtype (fp32 for fp32), in units of log2, hugely negative
-in the padding, which bias_attention's kernels read in 16-byte rows; what the rounding to q.dtype moves is in the
-docstring of `relative_attention`. Its dense gradient goes back to the table by the inverse index: a program gathers,
-for one head, all pairs that are dy rows apart, in a fixed order.
+in the padding, which bias_attention's kernels read in 16-byte rows. Its dense gradient goes back to the table by the
+inverse index: a program gathers, for one head, all pairs that are dy rows apart, in a fixed order.
 
 Cannot be avoided: the bytes of q, k, v, the output and the table; 4 B H N N D floating-point operations; B H N N exp2.
 """
@@ -34,6 +33,7 @@ from vitkernels._common import (
     arch_of,
     autocast,
     cdiv,
+    check_interpretable,
     check_qkv,
     check_shape,
     kernels_run_on,
@@ -230,6 +230,7 @@ def _fwd(q: Tensor, k: Tensor, v: Tensor, expanded: Tensor, scale: float, need_l
         with torch.autocast(q.device.type, enabled=False):
             bias = expanded[..., : q.shape[2]].to(torch.promote_types(q.dtype, torch.float32)) / LOG2E
             return out.copy_(bias_attention_reference(q, k, v, bias, scale)), lse.zero_()
+    check_interpretable(q)
     q, k, v = (last_contiguous(x) for x in (q, k, v))
     run_all(forward_calls(out, lse if need_lse else None, q, k, v, expanded, scale, arch_of(q), True))
     return out, lse
