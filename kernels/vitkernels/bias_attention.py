@@ -3,7 +3,7 @@
 Fused: both products, the bias, the softmax. The N x M scores never leave the chip. Cannot be avoided: reading q, k, v
 and bias once and writing the output (bytes), 4 B H N M D floating-point operations, B H N M exp2.
 
-The kernels are in bias_attention_fwd.py, bias_attention_bwd.py (dQ, dBias) and bias_attention_bwd_key.py (dK, dV).
+The kernels are in bias_attention_fwd.py and in the files that bias_attention_bwd.py chooses from, by shape.
 Scaled dot-product attention: Vaswani et al., arXiv:1706.03762; the softmax in blocks: Milakov and Gimelshein,
 arXiv:1805.02867; Dao et al., arXiv:2205.14135.
 """

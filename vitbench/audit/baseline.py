@@ -94,6 +94,11 @@ def load(path: Path, rows: Sequence[Row]) -> list[Row]:
     return [row for arch, triton in pairs for row in read_csv(baseline_file(path, arch, triton))]
 
 
+def weaker(instruction: str, other: str) -> bool:
+    """Whether a matrix instruction (or none: "") belongs to an older unit than the other one."""
+    return _MATRIX_RANK.get(instruction, 3) < _MATRIX_RANK.get(other, 3)
+
+
 def matrix_instructions(path: Path) -> dict[tuple[str, str], str]:
     """The matrix instruction of each launch and architecture of a baseline, of whichever Triton version it is."""
     files = [path] if path.suffix == ".csv" else sorted(path.glob("audit-*.csv"))
@@ -152,7 +157,7 @@ def _losses(before: Row, after: Row, forward: bool = True) -> list[str]:
     lost = []
     if after.spill_bytes > before.spill_bytes:
         lost.append(told("spill bytes", before.spill_bytes, after.spill_bytes))
-    if _MATRIX_RANK.get(after.matrix_instruction, 3) < _MATRIX_RANK.get(before.matrix_instruction, 3):
+    if weaker(after.matrix_instruction, before.matrix_instruction):
         names = (before.matrix_instruction or "none", after.matrix_instruction or "none")
         lost.append(told("matrix instruction", *names))
     if (after.narrowest_hot_load_bytes or 99) < (before.narrowest_hot_load_bytes or 99):

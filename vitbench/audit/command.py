@@ -149,6 +149,6 @@ def _fault(item: Audited, matrix: Mapping[tuple[str, str], str]) -> str:
     if item.launch.matrix_flops and not row.matrix_instruction:
         return "multiplies matrices without the matrix unit"
     wanted = matrix.get((row.launch_id, row.arch), row.matrix_instruction)
-    if row.matrix_instruction != wanted:
+    if baseline.weaker(row.matrix_instruction, wanted):
         return f"multiplies matrices by {row.matrix_instruction or 'none'}, where the baseline has {wanted}"
     return ""
