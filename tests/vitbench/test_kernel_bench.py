@@ -359,7 +359,8 @@ def test_the_command_measures_compiled_rivals_too(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vitbench.kernel_bench", "--device", "cpu", "--kernel", pattern]
     command += ["--out", str(out), "--max-time", "0.05"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert "vitbench: " not in done.stderr  # torch.compile may warn of what the machine lacks
     assert "1 problems measured" in done.stdout
     status = {row.impl: row.status for row in read(out)}
     assert {name for name, what in status.items() if what == "ok"} == {"eager", "sdpa-math", "flex", "compile"}

@@ -450,8 +450,10 @@ def test_another_version_of_a_known_class_is_left(timm: ModuleType, monkeypatch:
     assert "calls it with (x, key_mask)" in reasons["called"]
 
 
-def test_an_error_in_fuse_leaves_the_model_as_it_was(timm: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _, _ = make("efficientnet", timm)
+def test_an_error_in_fuse_leaves_the_model_as_it_was(
+    timm: ModuleType, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _, _ = make("efficientnet", timm, device)
     last = model[2]
 
     def altered(module: nn.Module) -> None:
@@ -465,7 +467,7 @@ def test_an_error_in_fuse_leaves_the_model_as_it_was(timm: ModuleType, monkeypat
 
 
 @pytest.mark.parametrize("name", ["convmixer", "efficientnet", "maxvit", "mobilenet_v4", "torchvision_mobilenet"])
-def test_norms_that_are_replaced_after_fusing_are_called(name: str, timm: ModuleType) -> None:
+def test_norms_that_are_replaced_after_fusing_are_called(name: str, timm: ModuleType, device: str) -> None:
     class Own(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return 3 * x
@@ -477,7 +479,7 @@ def test_norms_that_are_replaced_after_fusing_are_called(name: str, timm: Module
                     setattr(module, child, Own())
         return model
 
-    model, inputs, _ = make(name, timm)
+    model, inputs, _ = make(name, timm, device)
     vitkernels.fuse(model.eval())
     with torch.no_grad():
         model(*inputs)
@@ -500,8 +502,8 @@ def test_training_on_one_value_per_channel_raises_as_torch_does(timm: ModuleType
 
 
 @pytest.mark.parametrize("name", ["swin", "convnext", "efficientnet", "transformers_beit"])
-def test_fp64_goes_through_the_modules_own_forward(name: str, timm: ModuleType) -> None:
-    model, inputs, _ = make(name, timm)
+def test_fp64_goes_through_the_modules_own_forward(name: str, timm: ModuleType, device: str) -> None:
+    model, inputs, _ = make(name, timm, device)
     model.double().eval()
     inputs = tuple(x.double() for x in inputs)
     with torch.no_grad():
@@ -510,8 +512,8 @@ def test_fp64_goes_through_the_modules_own_forward(name: str, timm: ModuleType) 
         assert torch.equal(model(*inputs), want)
 
 
-def test_parameters_can_be_swapped_for_others_after_a_pass(timm: ModuleType) -> None:
-    model, inputs, _ = make("swin", timm)
+def test_parameters_can_be_swapped_for_others_after_a_pass(timm: ModuleType, device: str) -> None:
+    model, inputs, _ = make("swin", timm, device)
     vitkernels.fuse(model.eval())
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
