@@ -123,3 +123,12 @@ def test_what_no_dtype_can_tell_is_not_timed(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(Unverifiable, match=r"even in fp32 rounding decides \d+ of \d+ tensors") as raised:
         check(workload, checker, case)
     assert classify(raised.value)[0] == "unsupported"
+
+
+def test_torch_compile_alone_is_not_compiled_again_for_the_check() -> None:
+    case = Case("efficientnet_b0", "compile", "train", "bf16", "nhwc", (64, 64), 2, "cpu")
+    workload = Doctored(lambda _: [])
+    checker = Checker(workload)
+    row = check(workload, checker, case)  # with the module as it is: what compiling makes of it is not the point
+    assert row["reason"].endswith(" of 214 tensors: those are held to their size")
+    assert not checker._right_in_fp32
