@@ -62,6 +62,7 @@ def _launches(case: DepthwiseCase, dtype: str, *, channels_last: bool) -> Iterat
             special=special,
             num_warps=plan.num_warps,
             num_stages=plan.num_stages,
+            options={} if plan.maxnreg is None else {"maxnreg": plan.maxnreg},
         )
 
     def conv(pass_name: str, sizes: Geometry, flags: Flags) -> Launch:

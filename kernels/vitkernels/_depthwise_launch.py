@@ -16,6 +16,7 @@ from vitkernels._depthwise_matrix import depthwise_matrix_dw_kernel, depthwise_m
 
 # Programs that fill the largest target about four times over (132 SMs, two programs each).
 _PROGRAMS = 1056
+_MULTIPROCESSORS = 132
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Plan:
     slices: int
     num_warps: int
     num_stages: int
+    maxnreg: int | None = None
 
 
 def _cdiv(a: int, b: int) -> int:
@@ -91,11 +93,25 @@ def _flag_args(flags: Flags) -> dict[str, Any]:
 
 
 def _rows_per_program(base: int, rows: int, halo: int) -> int:
-    """Output rows a program walks: whole columns where programs abound, else pieces of at least 6 halos (1 if idle)."""
-    pieces = min(_cdiv(_PROGRAMS, base), max(1, rows // (6 * halo)))
-    if base * pieces < _PROGRAMS // 8:
-        pieces = min(_cdiv(_PROGRAMS // 8, base), max(1, rows // halo))
-    return _cdiv(rows, pieces)
+    """Output rows that each of `base` programs walks, or a piece of them: what keeps the busiest SM least busy.
+
+    A program reads `halo` rows more than it writes, and sets itself up in the time of about four rows.
+    """
+
+    def cost(pieces: int) -> tuple[int, int]:
+        return _cdiv(base * pieces, _MULTIPROCESSORS) * (_cdiv(rows, pieces) + halo + 4), pieces
+
+    return _cdiv(rows, min(range(1, rows + 1), key=cost))
+
+
+def _window(k: int, columns: int) -> tuple[int, int]:
+    """Outputs that one window of 16 inputs serves, and their place in the product: 8 or 16.
+
+    A window serves up to 17 - k outputs; as many leave fewer inputs to be read twice and to be reordered, unless the
+    row leaves much of its last window empty (14 for 3 x 3: rows of 56, 28 and 14 fill theirs).
+    """
+    most = 17 - k
+    return (most, 16) if 8 < most and 16 * _cdiv(columns, most) <= 1.2 * 8 * _cdiv(columns, 8) else (8, 8)
 
 
 @lru_cache(maxsize=4096)
@@ -103,24 +119,31 @@ def plan_conv(g: Geometry, flags: Flags, *, matrix: bool, precise: bool, channel
     """The forward kernel, or with `flags.grad` its gradient-of-the-epilogue form."""
     sizes = {"C": g.C, "H": g.H, "W": g.W, "OH": g.OH, "OW": g.OW, "pad": g.pad}
     if matrix:
-        # Two 16-window tiles per warp share the bands they read from shared memory; the accumulators of both leave
-        # no registers for the gradient's epilogue, for the sums beyond 7 x 7, nor, beyond 3 x 3, for the pointers of
-        # loads narrower than 16 bytes. A third stage costs one instruction per output and keeps 32 KiB in flight
-        # where one program fills an SM.
+        # With windows of 8 outputs, two 16-window tiles per warp share the bands they read from shared memory; the
+        # accumulators of both leave no registers for the gradient's epilogue, for the sums beyond 7 x 7, nor, beyond
+        # 3 x 3, for the pointers of loads narrower than 16 bytes.
         block_c, warps = 16, 8
         wide = channels_last and g.C % 8 == 0
-        block_m = 16 if flags.grad or ((7 if flags.stats else 9) if wide else 3) < g.K else 32
+        out, width = _window(g.K, g.OW) if wide or not flags.grad else (8, 8)
+        strips, c_blocks = _cdiv(g.OW, out), _cdiv(g.C, block_c)
+        block_m = 16 if flags.grad or ((7 if flags.stats else 9) if wide else 3) < g.K or width > 8 else 32
+        if _cdiv(g.B * strips, 32) * c_blocks < _MULTIPROCESSORS // 2:
+            block_m = 16
         if flags.stats and not flags.grad and not wide and g.K > 3:
             block_c, warps = 8, 4  # as many channels per warp; ptxas spills when it aims at two programs of eight warps
-        strips = _cdiv(g.OW, 8)
-        tiles, c_blocks = _cdiv(g.B * strips, block_m), _cdiv(g.C, block_c)
+            c_blocks = _cdiv(g.C, block_c)
+        tiles = _cdiv(g.B * strips, block_m)
         rows = _rows_per_program(tiles * c_blocks, g.OH, g.K - 1)
         grid = (tiles * c_blocks, _cdiv(g.OH, rows))
-        blocks = {"BLOCK_C": block_c, "BLOCK_M": block_m}
+        blocks = {"BLOCK_C": block_c, "BLOCK_M": block_m, "OUT": out, "WIDTH": width}
         sizes |= {"strips": strips, "windows": g.B * strips, "c_blocks": c_blocks, "rows": rows}
-        whole = g.OW % 8 == 0 and g.B * strips % block_m == 0
+        whole = out == width and g.OW % out == 0 and g.B * strips % block_m == 0
         args = sizes | {"K": g.K, "WHOLE": whole} | _flag_args(flags) | blocks
-        return Plan(depthwise_matrix_kernel, grid, args, tiles * grid[1], warps, 3 if wide else 2)
+        # Rows on their way: 32 KiB an SM, by two programs of two rows or by one of four. ptxas would rather spill a
+        # little and fit three programs where two fit without, and the sums leave no registers for a third stage.
+        limit = 128 if wide and width > 8 and not flags.grad else None
+        stages = 2 if not wide or (limit and flags.stats) else 3 if grid[0] * grid[1] > _MULTIPROCESSORS else 5
+        return Plan(depthwise_matrix_kernel, grid, args, tiles * grid[1], warps, stages, limit)
     # A tile is eight elements of each of 128 threads, along the contiguous axis.
     elements = 1024
     # Outputs that share inputs, as many as fit in registers; where nothing is shared, one.
@@ -157,7 +180,8 @@ def plan_dw(g: Geometry, *, matrix: bool, total: bool, channels_last: bool) -> P
     sizes = {"C": g.C, "H": g.H, "W": g.W, "OH": g.OH, "OW": g.OW}
     if matrix:
         block_c, block_m, warps = 16, 16, 8
-        strips = _cdiv(g.OW, 8)
+        out, width = _window(g.K, g.OW) if g.C % 8 == 0 or not channels_last else (8, 8)
+        strips = _cdiv(g.OW, out)
         c_blocks, blocks_m = _cdiv(g.C, block_c), _cdiv(g.B * strips, block_m)
         # The diagonals are summed once per program: give each several tiles when there are programs to spare.
         tiles = max(1, min(8, blocks_m * c_blocks // (_PROGRAMS // 2)))
@@ -168,7 +192,7 @@ def plan_dw(g: Geometry, *, matrix: bool, total: bool, channels_last: bool) -> P
         group = 4 if g.K <= 7 else 2
         sizes |= {"strips": strips, "windows": g.B * strips, "c_blocks": c_blocks, "tiles": tiles, "rows": rows}
         consts = {"K": g.K, "PAD": g.pad, "SUM": total}
-        args = sizes | consts | {"BLOCK_C": block_c, "BLOCK_M": block_m, "GROUP": group}
+        args = sizes | consts | {"BLOCK_C": block_c, "BLOCK_M": block_m, "OUT": out, "WIDTH": width, "GROUP": group}
         return Plan(depthwise_matrix_dw_kernel, grid, args, slices * grid[1], warps, 1)
     block_c = min(32, _pow2(g.C)) if channels_last else 2
     block_p = 512 // block_c if channels_last else 256

@@ -1,13 +1,15 @@
 """Depthwise convolution of stride 1 on the matrix unit, for fp16 and bf16 and kernels up to 9 x 9.
 
-Eight neighbouring outputs of a row read a window of 8 + k - 1 <= 16 inputs: for one channel and one kernel row that
-is a product [windows, 16] x [16, 8] with a banded (Toeplitz) matrix of the kernel's taps, exactly one m16n8k16
-instruction. A program owns BLOCK_C channels and BLOCK_M windows (from several images where rows are short) and walks
-down the rows: each input row is loaded once, and multiplied by the k bands into the accumulators of the k output rows
-it touches. The accumulators are in fp32 and begin as the bias; "pre" adds one more band that holds a single 1.
+OUT neighbouring outputs of a row read a window of OUT + k - 1 <= 16 inputs: for one channel and one kernel row that
+is a product [windows, 16] x [16, OUT] with a banded (Toeplitz) matrix of the kernel's taps, one m16n8k16 instruction
+for 8 outputs or two for up to 16 (14 at 3 x 3). A program owns BLOCK_C channels and BLOCK_M windows (from several
+images where rows are short) and walks down the rows: each input row is loaded once, and multiplied by the k bands into
+the accumulators of the k output rows it touches. The accumulators are in fp32 and begin as the bias; "pre" adds one
+more band that holds a single 1.
 
 Per output this issues about 7-14 instructions where multiply-adds alone would issue k * k, so bytes bind even at
-9 x 9. Channels are a batch dimension, for which neither wgmma nor tcgen05 has a form: HMMA runs on every architecture.
+9 x 9. What is read twice is k - 1 columns a window and k - 1 rows a program. Channels are a batch dimension, for which
+neither wgmma nor tcgen05 has a form: HMMA runs on every architecture.
 """
 
 # ruff: noqa: RUF005 - Triton joins tuples by + only
@@ -20,6 +22,12 @@ import triton
 import triton.language as tl
 
 from vitkernels._activations import activate, activate_with_slope
+
+
+@triton.jit
+def _pairs(x):
+    """Sums of neighbouring outputs of a row, which one thread holds: half the registers of sums kept for each."""
+    return tl.sum(tl.reshape(x, [x.shape[0], x.shape[1], x.shape[2] // 2, 2]), 3)
 
 
 @triton.jit
@@ -67,6 +75,8 @@ def depthwise_matrix_kernel(
     WHOLE: tl.constexpr,  # every window is inside the result: sums need no masks
     BLOCK_C: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    OUT: tl.constexpr,  # outputs of a window, at most 17 - K
+    WIDTH: tl.constexpr,  # OUT rounded up to 8 or 16
 ):
     pid = tl.program_id(0)
     first = tl.program_id(1) * rows
@@ -76,20 +86,20 @@ def depthwise_matrix_kernel(
     image = (offs_m // strips).to(tl.int64)
     strip = offs_m % strips
     offs_k = tl.arange(0, 16)
-    offs_n = tl.arange(0, 8)
+    offs_n = tl.arange(0, WIDTH)
     c = offs_c[:, None, None]
     mask_c = c < C
     mask_m = offs_m < windows
 
     tap = offs_k[:, None] - offs_n[None, :]  # [16, 8]: which tap of the kernel row joins input k to output n
-    mask_tap = mask_c & ((tap >= 0) & (tap < K))[None]
+    mask_tap = mask_c & ((tap >= 0) & (tap < K) & (offs_n < OUT)[None, :])[None]
     bands = ()
     for ky in tl.static_range(K):
         bands = bands + (tl.load(w_ptr + c * (K * K) + (ky * K + tap)[None], mask=mask_tap, other=0.0),)
     if PRE:
         unit = tl.where(mask_c & (tap == K // 2)[None], 1.0, 0.0).to(bands[0].dtype)
 
-    start = tl.zeros([BLOCK_C, BLOCK_M, 8], tl.float32)
+    start = tl.zeros([BLOCK_C, BLOCK_M, WIDTH], tl.float32)
     if HAS_BIAS:
         start += tl.load(bias_ptr + c, mask=mask_c, other=0.0).to(tl.float32)
     if HAS_SCALE:
@@ -99,18 +109,20 @@ def depthwise_matrix_kernel(
     if GRAD and STATS:
         dsum = tl.load(dstats_ptr + c, mask=mask_c, other=0.0)
         dsquare = 2.0 * tl.load(dstats_ptr + C + c, mask=mask_c, other=0.0)
-    if GRAD or STATS:
-        part0 = tl.zeros([BLOCK_C, BLOCK_M, 8], tl.float32)
-        part1 = tl.zeros([BLOCK_C, BLOCK_M, 8], tl.float32)
     if GRAD:
-        part2 = tl.zeros([BLOCK_C, BLOCK_M, 8], tl.float32)
+        part0 = tl.zeros([BLOCK_C, BLOCK_M, WIDTH], tl.float32)
+        part1 = tl.zeros([BLOCK_C, BLOCK_M, WIDTH], tl.float32)
+        part2 = tl.zeros([BLOCK_C, BLOCK_M, WIDTH], tl.float32)
+    elif STATS:
+        part0 = tl.zeros([BLOCK_C, BLOCK_M, WIDTH // 2], tl.float32)
+        part1 = tl.zeros([BLOCK_C, BLOCK_M, WIDTH // 2], tl.float32)
 
-    col = strip[:, None] * 8 - pad + offs_k[None, :]  # [M, 16]
+    col = strip[:, None] * OUT - pad + offs_k[None, :]  # [M, 16]
     # Columns that no tap reaches are left out: the overlap of neighbouring windows comes from L2.
-    mask_x = mask_c & (mask_m[:, None] & (col >= 0) & (col < W) & (offs_k < K + 7)[None, :])[None]
+    mask_x = mask_c & (mask_m[:, None] & (col >= 0) & (col < W) & (offs_k < OUT + K - 1)[None, :])[None]
     x_base = x_ptr + (image[:, None] * stride_xb + col * stride_xw)[None] + c * stride_xc
-    out_col = strip[:, None] * 8 + offs_n[None, :]  # [M, 8]
-    mask_y = mask_c & (mask_m[:, None] & (out_col < OW))[None]
+    out_col = strip[:, None] * OUT + offs_n[None, :]  # [M, 8]
+    mask_y = mask_c & (mask_m[:, None] & (out_col < OW) & (offs_n < OUT)[None, :])[None]
     y_base = y_ptr + (image[:, None] * stride_yb + out_col * stride_yw)[None] + c * stride_yc
     if POST or GRAD:
         r_base = res_ptr + (image[:, None] * stride_rb + out_col * stride_rw)[None] + c * stride_rc
@@ -146,8 +158,8 @@ def depthwise_matrix_kernel(
                 y = activate(u, ACT, False)
                 if STATS:
                     a = y if WHOLE else tl.where(mask_y, y, 0.0)
-                    part0 += a
-                    part1 += a * a
+                    part0 += _pairs(a)
+                    part1 += _pairs(a * a)
                 if HAS_SCALE:
                     y = y * scale
                 if HAS_SHIFT:
@@ -194,6 +206,8 @@ def depthwise_matrix_dw_kernel(
     SUM: tl.constexpr,  # also sum du
     BLOCK_C: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    OUT: tl.constexpr,  # columns of du in a window, at most 17 - K
+    WIDTH: tl.constexpr,  # OUT rounded up to 8 or 16
     GROUP: tl.constexpr,  # rows of x whose GROUP + K - 1 rows of du are loaded together
 ):
     """For one kernel row, windows^T x du is [16, 8]; its diagonals, summed, are that row of the weight's gradient."""
@@ -203,14 +217,14 @@ def depthwise_matrix_dw_kernel(
     offs_c = (pid % c_blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
     slice_m = pid // c_blocks
     offs_k = tl.arange(0, 16)
-    offs_n = tl.arange(0, 8)
+    offs_n = tl.arange(0, WIDTH)
     c = offs_c[:, None, None]
     mask_c = c < C
 
     acc = ()
     for _ in tl.static_range(K):
-        acc = acc + (tl.zeros([BLOCK_C, 16, 8], tl.float32),)
-    total = tl.zeros([BLOCK_C, 16, 8], tl.float32)
+        acc = acc + (tl.zeros([BLOCK_C, 16, WIDTH], tl.float32),)
+    total = tl.zeros([BLOCK_C, 16, WIDTH], tl.float32)
     ones = tl.full([BLOCK_C, 16, BLOCK_M], 1.0, x_ptr.dtype.element_ty)
 
     for t in range(tiles):
@@ -218,11 +232,11 @@ def depthwise_matrix_dw_kernel(
         image = (offs_m // strips).to(tl.int64)
         strip = offs_m % strips
         mask_m = offs_m < windows
-        col = strip[None, :] * 8 - PAD + offs_k[:, None]  # [16, M]
-        mask_x = mask_c & (mask_m[None, :] & (col >= 0) & (col < W) & (offs_k < K + 7)[:, None])[None]
+        col = strip[None, :] * OUT - PAD + offs_k[:, None]  # [16, M]
+        mask_x = mask_c & (mask_m[None, :] & (col >= 0) & (col < W) & (offs_k < OUT + K - 1)[:, None])[None]
         x_base = x_ptr + (image[None, :] * stride_xb + col * stride_xw)[None] + c * stride_xc
-        out_col = strip[:, None] * 8 + offs_n[None, :]  # [M, 8]
-        mask_d = mask_c & (mask_m[:, None] & (out_col < OW))[None]
+        out_col = strip[:, None] * OUT + offs_n[None, :]  # [M, 8]
+        mask_d = mask_c & (mask_m[:, None] & (out_col < OW) & (offs_n < OUT)[None, :])[None]
         d_base = du_ptr + (image[:, None] * stride_db + out_col * stride_dw)[None] + c * stride_dc
         for g in range(first, last, GROUP):
             dus = ()

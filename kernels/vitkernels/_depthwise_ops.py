@@ -71,7 +71,9 @@ def _direct_taps(weight: Tensor, channels_last: bool) -> dict[str, Any]:
 
 def _launch(plan: Plan, **tensors: Any) -> None:
     with on_device_of(next(tensor for tensor in tensors.values() if isinstance(tensor, Tensor))):
-        plan.kernel[plan.grid](**tensors, **plan.args, num_warps=plan.num_warps, num_stages=plan.num_stages)
+        plan.kernel[plan.grid](
+            **tensors, **plan.args, num_warps=plan.num_warps, num_stages=plan.num_stages, maxnreg=plan.maxnreg
+        )
 
 
 def _convolve(

@@ -56,6 +56,9 @@ SHAPES = [
     Shape(B=3, C=1, H=5, W=5, k=2, padding=0),
     Shape(k=4, padding=3, activation="silu"),
     Shape(k=2, channels_last=False, dtype=FULL),
+    Shape(B=2, C=8, H=5, W=14, activation="gelu", residual="pre", affine=True),  # a row is one window of 14
+    Shape(C=8, H=4, W=27, activation="silu", affine=True),  # the last of two such windows lacks a column
+    Shape(C=17, H=4, W=14, activation="gelu", affine=True, channels_last=False),
     Shape(H=1, W=1, residual="post"),
     Shape(H=8, W=16, k=8, stride=8, padding=0, affine=True),
     Shape(H=8, W=12, k=4, stride=4, padding=0, activation="silu", channels_last=False),
@@ -249,6 +252,7 @@ def test_strided_inputs(dtype: torch.dtype, device: str) -> None:
         Shape(B=2, H=8, W=8, k=4, stride=4, padding=0, dtype=FULL),
         Shape(B=2, activation="silu", dtype=FULL, channels_last=False),
         Shape(B=16, H=4, W=16, activation="silu"),  # every window is whole
+        Shape(B=3, C=8, H=4, W=14, activation="gelu", residual="pre"),  # windows of 14
     ],
     ids=str,
 )
