@@ -21,7 +21,8 @@ from vitkernels._launch import Launch
 Shape = tuple[int, int, int, int]
 LOG2E = 1.4426950408889634
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton saw it when it was imported, just now
-PROGRAMS_WANTED = 384  # about three programs for each SM of an H100 or H200: the last wave stays short
+MULTIPROCESSORS = 132  # of an H100 or H200
+PROGRAMS_WANTED = 384  # about three programs for each of them: the last wave stays short
 _TRITON_TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32"}
 _SHORT_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
@@ -120,6 +121,13 @@ def tall_tile(q: Tensor, arch: int) -> bool:
     return fits and N > 64 and cdiv(N, 128) * H * B >= PROGRAMS_WANTED
 
 
+def tallest_tile(q: Tensor, keys: int) -> bool:
+    """Whether tall tiles may have 256 queries: one piece of keys leaves them registers, and little is padding."""
+    B, H, N, D = q.shape
+    padded = cdiv(N, 256) * 256
+    return keys <= 64 and D <= 64 and padded <= 1.07 * N and cdiv(N, 256) * H * B >= PROGRAMS_WANTED
+
+
 def rest_block(size: int, block: int) -> int:
     """Size of the masked tile that takes what whole tiles leave: 16 where that is enough, 0 where nothing is left."""
     rest = size % block
@@ -130,6 +138,15 @@ def images_per_program(batch: int, programs_per_image: int) -> int:
     """How many images one program walks through with its bias tile held: as many as leave enough programs."""
     groups = min(batch, max(1, cdiv(PROGRAMS_WANTED, programs_per_image)))
     return cdiv(batch, groups)
+
+
+def images_in_one_wave(batch: int, programs_per_image: int) -> int:
+    """The same where one program fills a multiprocessor: what keeps the busiest of them least busy."""
+
+    def cost(images: int) -> tuple[int, int]:
+        return cdiv(cdiv(batch, images) * programs_per_image, MULTIPROCESSORS) * images, -images
+
+    return min(range(1, batch + 1), key=cost)
 
 
 def pieces(n: int, count: int, most: int) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from vitkernels._common import MULTIPROCESSORS, cdiv
 from vitkernels._depthwise_direct import (
     depthwise_direct_dw_kernel,
     depthwise_direct_dx_kernel,
@@ -16,7 +17,6 @@ from vitkernels._depthwise_matrix import depthwise_matrix_dw_kernel, depthwise_m
 
 # Programs that fill the largest target about four times over (132 SMs, two programs each).
 _PROGRAMS = 1056
-_MULTIPROCESSORS = 132
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,6 @@ class Plan:
     maxnreg: int | None = None
 
 
-def _cdiv(a: int, b: int) -> int:
-    return -(-a // b)
-
-
 def _pow2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
@@ -99,9 +95,9 @@ def _rows_per_program(base: int, rows: int, halo: int) -> int:
     """
 
     def cost(pieces: int) -> tuple[int, int]:
-        return _cdiv(base * pieces, _MULTIPROCESSORS) * (_cdiv(rows, pieces) + halo + 4), pieces
+        return cdiv(base * pieces, MULTIPROCESSORS) * (cdiv(rows, pieces) + halo + 4), pieces
 
-    return _cdiv(rows, min(range(1, rows + 1), key=cost))
+    return cdiv(rows, min(range(1, rows + 1), key=cost))
 
 
 def _window(k: int, columns: int) -> tuple[int, int]:
@@ -111,7 +107,7 @@ def _window(k: int, columns: int) -> tuple[int, int]:
     row leaves much of its last window empty (14 for 3 x 3: rows of 56, 28 and 14 fill theirs).
     """
     most = 17 - k
-    return (most, 16) if 8 < most and 16 * _cdiv(columns, most) <= 1.2 * 8 * _cdiv(columns, 8) else (8, 8)
+    return (most, 16) if most > 8 and 16 * cdiv(columns, most) <= 1.2 * 8 * cdiv(columns, 8) else (8, 8)
 
 
 @lru_cache(maxsize=4096)
@@ -125,16 +121,16 @@ def plan_conv(g: Geometry, flags: Flags, *, matrix: bool, precise: bool, channel
         block_c, warps = 16, 8
         wide = channels_last and g.C % 8 == 0
         out, width = _window(g.K, g.OW) if wide or not flags.grad else (8, 8)
-        strips, c_blocks = _cdiv(g.OW, out), _cdiv(g.C, block_c)
+        strips, c_blocks = cdiv(g.OW, out), cdiv(g.C, block_c)
         block_m = 16 if flags.grad or ((7 if flags.stats else 9) if wide else 3) < g.K or width > 8 else 32
-        if _cdiv(g.B * strips, 32) * c_blocks < _MULTIPROCESSORS // 2:
+        if cdiv(g.B * strips, 32) * c_blocks < MULTIPROCESSORS // 2:
             block_m = 16
         if flags.stats and not flags.grad and not wide and g.K > 3:
             block_c, warps = 8, 4  # as many channels per warp; ptxas spills when it aims at two programs of eight warps
-            c_blocks = _cdiv(g.C, block_c)
-        tiles = _cdiv(g.B * strips, block_m)
+            c_blocks = cdiv(g.C, block_c)
+        tiles = cdiv(g.B * strips, block_m)
         rows = _rows_per_program(tiles * c_blocks, g.OH, g.K - 1)
-        grid = (tiles * c_blocks, _cdiv(g.OH, rows))
+        grid = (tiles * c_blocks, cdiv(g.OH, rows))
         blocks = {"BLOCK_C": block_c, "BLOCK_M": block_m, "OUT": out, "WIDTH": width}
         sizes |= {"strips": strips, "windows": g.B * strips, "c_blocks": c_blocks, "rows": rows}
         whole = out == width and g.OW % out == 0 and g.B * strips % block_m == 0
@@ -142,7 +138,7 @@ def plan_conv(g: Geometry, flags: Flags, *, matrix: bool, precise: bool, channel
         # Rows on their way: 32 KiB an SM, by two programs of two rows or by one of four. ptxas would rather spill a
         # little and fit three programs where two fit without, and the sums leave no registers for a third stage.
         limit = 128 if wide and width > 8 and not flags.grad else None
-        stages = 2 if not wide or (limit and flags.stats) else 3 if grid[0] * grid[1] > _MULTIPROCESSORS else 5
+        stages = 2 if not wide or (limit and flags.stats) else 3 if grid[0] * grid[1] > MULTIPROCESSORS else 5
         return Plan(depthwise_matrix_kernel, grid, args, tiles * grid[1], warps, stages, limit)
     # A tile is eight elements of each of 128 threads, along the contiguous axis.
     elements = 1024
@@ -151,9 +147,9 @@ def plan_conv(g: Geometry, flags: Flags, *, matrix: bool, precise: bool, channel
     columns = (1 if g.stride >= g.K else 2 if fewer else 4) if channels_last else 1
     block_c = min(64, _pow2(g.C)) if channels_last else 2
     block_p = elements // block_c if channels_last else 128
-    strips = _cdiv(g.OW, columns)
+    strips = cdiv(g.OW, columns)
     positions = g.B * g.OH * strips
-    tiles, c_blocks = _cdiv(positions, block_p), _cdiv(g.C, block_c)
+    tiles, c_blocks = cdiv(positions, block_p), cdiv(g.C, block_c)
     sizes |= {"strips": strips, "positions": positions, "c_blocks": c_blocks}
     consts = {"K": g.K, "STRIDE": g.stride, "PRECISE": precise}
     blocks = {"BLOCK_C": block_c, "BLOCK_P": block_p, "COLUMNS": columns}
@@ -167,7 +163,7 @@ def plan_dx(g: Geometry, *, precise: bool, channels_last: bool) -> Plan:
     block_c = min(64, _pow2(g.C)) if channels_last else 2
     block_p = (512 if precise else 1024) // block_c if channels_last else 256
     positions = g.B * g.H * g.W
-    tiles, c_blocks = _cdiv(positions, block_p), _cdiv(g.C, block_c)
+    tiles, c_blocks = cdiv(positions, block_p), cdiv(g.C, block_c)
     sizes = {"C": g.C, "H": g.H, "W": g.W, "OH": g.OH, "OW": g.OW, "pad": g.pad}
     sizes |= {"positions": positions, "c_blocks": c_blocks}
     consts = {"K": g.K, "STRIDE": g.stride, "BLOCK_C": block_c, "BLOCK_P": block_p}
@@ -181,13 +177,13 @@ def plan_dw(g: Geometry, *, matrix: bool, total: bool, channels_last: bool) -> P
     if matrix:
         block_c, block_m, warps = 16, 16, 8
         out, width = _window(g.K, g.OW) if g.C % 8 == 0 or not channels_last else (8, 8)
-        strips = _cdiv(g.OW, out)
-        c_blocks, blocks_m = _cdiv(g.C, block_c), _cdiv(g.B * strips, block_m)
+        strips = cdiv(g.OW, out)
+        c_blocks, blocks_m = cdiv(g.C, block_c), cdiv(g.B * strips, block_m)
         # The diagonals are summed once per program: give each several tiles when there are programs to spare.
         tiles = max(1, min(8, blocks_m * c_blocks // (_PROGRAMS // 2)))
-        slices = _cdiv(blocks_m, tiles)
+        slices = cdiv(blocks_m, tiles)
         rows = _rows_per_program(slices * c_blocks, max(g.H, g.OH), g.K)
-        grid = (slices * c_blocks, _cdiv(max(g.H, g.OH), rows))
+        grid = (slices * c_blocks, cdiv(max(g.H, g.OH), rows))
         # A group's rows are all loaded at once: pipelining them as well only costs registers.
         group = 4 if g.K <= 7 else 2
         sizes |= {"strips": strips, "windows": g.B * strips, "c_blocks": c_blocks, "tiles": tiles, "rows": rows}
@@ -196,10 +192,10 @@ def plan_dw(g: Geometry, *, matrix: bool, total: bool, channels_last: bool) -> P
         return Plan(depthwise_matrix_dw_kernel, grid, args, slices * grid[1], warps, 1)
     block_c = min(32, _pow2(g.C)) if channels_last else 2
     block_p = 512 // block_c if channels_last else 256
-    positions, c_blocks = g.B * g.OH * g.OW, _cdiv(g.C, block_c)
-    blocks_p = _cdiv(positions, block_p)
+    positions, c_blocks = g.B * g.OH * g.OW, cdiv(g.C, block_c)
+    blocks_p = cdiv(positions, block_p)
     tiles = max(1, min(64, blocks_p * c_blocks * g.K // _PROGRAMS))
-    slices = _cdiv(blocks_p, tiles)
+    slices = cdiv(blocks_p, tiles)
     sizes |= {"pad": g.pad, "positions": positions, "c_blocks": c_blocks, "tiles": tiles}
     consts = {"K": g.K, "STRIDE": g.stride, "SUM": total, "BLOCK_C": block_c, "BLOCK_P": block_p}
     return Plan(depthwise_direct_dw_kernel, (slices * c_blocks, g.K), sizes | consts, slices, 4, 2)

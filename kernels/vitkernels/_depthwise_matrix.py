@@ -130,7 +130,8 @@ def depthwise_matrix_kernel(
     acc = ()
     for _ in tl.static_range(K):
         acc = acc + (start,)
-    for i in range(tl.minimum(rows, OH - first) + K - 1):
+    # Rows above the image would only shift accumulators that still hold their start.
+    for i in range(tl.maximum(pad - first, 0), tl.minimum(rows, OH - first) + K - 1):
         row = first - pad + i
         x = tl.load(x_base + row * stride_xh, mask=mask_x & (row >= 0) & (row < H), other=0.0)  # [C, M, 16]
         touched = ()

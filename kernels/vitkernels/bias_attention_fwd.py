@@ -24,6 +24,7 @@ from vitkernels._common import (
     aligned,
     cdiv,
     has_tail,
+    images_in_one_wave,
     images_per_program,
     last_tile,
     load_bias,
@@ -38,6 +39,7 @@ from vitkernels._common import (
     stride_alignment,
     sum_rows,
     tall_tile,
+    tallest_tile,
 )
 
 
@@ -408,7 +410,7 @@ def forward_calls(
     tail = short and D <= 32 and has_tail(N, block_n) and images_per_program(B, cdiv(N, block_n) * H) >= 4
     warps = 8 if short and D > 64 else 4
     if tall_tile(q, arch) and not tail and warps == 4 and not (short and reads_results_from_tensor_memory(arch)):
-        block_n, warps = 128, 8
+        block_n, warps = 256 if short and tallest_tile(q, M) else 128, 8
     tiles = cdiv(N, block_n)
     args = {
         "out_ptr": out, "lse_ptr": lse, "q_ptr": q, "k_ptr": k, "v_ptr": v, "bias_ptr": bias,
@@ -422,6 +424,8 @@ def forward_calls(
     }  # fmt: skip
     if short:
         images = images_per_program(B, cdiv(N, 64 if block_n == 128 else block_n) * H)
+        if block_n == 256:  # its registers leave room for one program on an SM
+            images = images_in_one_wave(B, tiles * H)
         keys = pieces(M, 3, 128)
         args |= {"IMAGES": images, "KEYS_0": keys[0], "KEYS_1": keys[1], "KEYS_2": keys[2], "TAIL": tail}
         kernel = _fwd_short_kernel

@@ -30,6 +30,7 @@ class Chip:
     older_matrix_share: float  # of that rate, for HMMA where a newer matrix instruction exists
     fp32_lanes: int  # multiply-adds per clock and multiprocessor
     shared_bytes: int  # per multiprocessor
+    l1_bytes: int  # per multiprocessor, shared memory included
     max_warps: int = 64
     registers: int = 65536
     max_programs: int = 32
@@ -45,10 +46,10 @@ class Chip:
 
 
 CARDS = (
-    Chip("A100-SXM4-80GB", 80, 108, 1.410, 1.83e6, 3.9e6, 250e6, 1.0, 64, 164 * 1024),
-    Chip("H200", 90, 132, 1.755, 4.3e6, 6.0e6, 790e6, 0.62, 128, 228 * 1024),
-    Chip("H100 80GB HBM3", 90, 132, 1.755, 3.0e6, 6.0e6, 798e6, 0.62, 128, 228 * 1024),
-    Chip("B200", 100, 148, 1.850, 7.2e6, 7.1e6, 1800e6, 0.31, 128, 228 * 1024),
+    Chip("A100-SXM4-80GB", 80, 108, 1.410, 1.83e6, 3.9e6, 250e6, 1.0, 64, 164 * 1024, 192 * 1024),
+    Chip("H200", 90, 132, 1.755, 4.3e6, 6.0e6, 790e6, 0.62, 128, 228 * 1024, 256 * 1024),
+    Chip("H100 80GB HBM3", 90, 132, 1.755, 3.0e6, 6.0e6, 798e6, 0.62, 128, 228 * 1024, 256 * 1024),
+    Chip("B200", 100, 148, 1.850, 7.2e6, 7.1e6, 1800e6, 0.31, 128, 228 * 1024, 256 * 1024),
 )
 #: The card that the audit models for an architecture: the first of them.
 CHIPS = {arch: next(card for card in CARDS if card.arch == arch) for arch in dict.fromkeys(c.arch for c in CARDS)}

@@ -16,19 +16,26 @@ from vitbench.audit import cfg, execute, sass
 from vitbench.audit.job import Compiled
 from vitbench.audit.model import Row, failure, model, resources
 from vitbench.audit.profile import launched, profile
+from vitbench.audit.traffic import Traffic
 
 
 @dataclass(frozen=True)
 class Examined:
-    """A launch's machine code, how often its blocks run (None when that could not be found out), and its row."""
+    """A launch's machine code, how often its blocks run, what its loads and stores move, and its row.
+
+    What could not be found out is None.
+    """
 
     compiled: Compiled
     executions: execute.Executions | None
     row: Row
+    traffic: Traffic | None = None
 
 
-def examine(launch: Launch, compiled: Compiled, arch: int, cache: Path) -> Examined:
+def examine(launch: Launch, compiled: Compiled, arch: int, cache: Path, traffic: Traffic | None = None) -> Examined:
     """Count and model a launch; control flow that does not end is a row with status "error".
+
+    Without traffic, bytes are those that load and store instructions can move, masked lanes included.
 
     Without machine code the row holds the resources alone, status "compiled".
     """
@@ -40,12 +47,12 @@ def examine(launch: Launch, compiled: Compiled, arch: int, cache: Path) -> Exami
     except execute.RanAway as problem:
         return Examined(compiled, None, failure(launch, arch, compiled.triton, f"not counted: {problem}"))
     counted = profile(graph, executions, launch, compiled, arch)
-    return Examined(compiled, executions, model(launch, compiled, counted, arch))
+    return Examined(compiled, executions, model(launch, compiled, counted, arch, traffic), traffic)
 
 
 def _executions(graph: cfg.Graph, seen: execute.Launched, compiled: Compiled, cache: Path) -> execute.Executions:
     """Run the control flow, or read what it gave the last time that the same code ran with the same arguments."""
-    shown = (_source(), compiled.sass, sorted(seen.constants.items()), seen.grid, seen.num_warps)
+    shown = (source_fingerprint(), compiled.sass, sorted(seen.constants.items()), seen.grid, seen.num_warps)
     stored = cache / (hashlib.sha256(repr(shown).encode()).hexdigest() + ".counts.gz")
     if stored.exists():
         found = json.loads(gzip.decompress(stored.read_bytes()))
@@ -61,7 +68,7 @@ def _executions(graph: cfg.Graph, seen: execute.Launched, compiled: Compiled, ca
 
 
 @once
-def _source() -> str:
+def source_fingerprint() -> str:
     """Fingerprint of this package: other code may count otherwise."""
     files = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()

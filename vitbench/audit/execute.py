@@ -233,7 +233,7 @@ def _sample(machine: Machine, launched: Launched, axes: Sequence[int], threads: 
     steps = _Tally(machine, launched).run((0, 0, 0), threads)
     limit = max(MIN_PROGRAMS, min(MAX_PROGRAMS, MAX_STEPS // max(steps, 1)))
     tally = _Tally(machine, launched)
-    programs = _spread(axes, limit)
+    programs = spread(axes, limit)
     for program in programs:
         tally.run(program, threads)
     return tally, len(programs)
@@ -270,7 +270,7 @@ class _Tally:
         return steps
 
 
-def _spread(axes: Sequence[int], limit: int) -> list[tuple[int, int, int]]:
+def spread(axes: Sequence[int], limit: int) -> list[tuple[int, int, int]]:
     """At most about `limit` grid points: short axes whole, long ones in strata, jittered against periods."""
     kept = list(axes)
     while math.prod(kept) > limit:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import importlib.util
 import inspect
+import os
+import sys
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any
 
 from vitkernels._launch import Launch
@@ -35,6 +41,38 @@ def reference(function: Any) -> FunctionRef:
     if "<locals>" in name:
         raise ValueError(f"kernel {name} is defined inside a function; define it at the top level of a module")
     return FunctionRef(plain.__module__, plain.__code__.co_filename, name)
+
+
+def _module(ref: FunctionRef) -> ModuleType:
+    if ref.module != "__main__":
+        try:
+            module = importlib.import_module(ref.module)
+        except ImportError:
+            pass
+        else:
+            if os.path.realpath(module.__file__ or "") == os.path.realpath(ref.file):
+                return module
+    name = "vitbench_audited_" + hashlib.sha256(ref.file.encode()).hexdigest()[:16]
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, ref.file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"cannot import {ref.file}, which defines kernel {ref.name}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def resolve(ref: FunctionRef) -> Any:
+    """The function that a reference stands for.
+
+    Raises: ImportError, AttributeError.
+    """
+    found: Any = _module(ref)
+    for part in ref.name.split("."):
+        found = getattr(found, part)
+    return found
 
 
 @dataclass(frozen=True)

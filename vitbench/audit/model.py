@@ -15,11 +15,16 @@ from vitkernels._launch import Launch
 from vitbench.audit.chips import Chip, Occupancy, chip_of, occupancy
 from vitbench.audit.job import Compiled
 from vitbench.audit.profile import Profile
+from vitbench.audit.traffic import Traffic
 
 
 @dataclass(frozen=True)
 class Row:
-    """The audit's columns, in CSV order. `pass_` is the column "pass". Times in microseconds per launch."""
+    """The audit's columns, in CSV order. `pass_` is the column "pass". Times in microseconds per launch.
+
+    `loaded_bytes` and `stored_bytes` pass between the L2 cache and the multiprocessors, `bytes_ratio` is their sum over
+    the bytes that cannot be avoided.
+    """
 
     kernel: str
     case: str
@@ -82,10 +87,15 @@ def _norm(times: list[float]) -> float:
     return float(sum(t**4 for t in times) ** 0.25)
 
 
-def model(launch: Launch, compiled: Compiled, counted: Profile, arch: int) -> Row:
-    """The row of a launch that compiled."""
+def model(launch: Launch, compiled: Compiled, counted: Profile, arch: int, traffic: Traffic | None = None) -> Row:
+    """The row of a launch that compiled; without traffic, its bytes are those of the instructions' widths."""
     chip = chip_of(arch)
     fits = _fits(chip, compiled)
+    loaded, stored = counted.load_bytes, counted.store_bytes
+    if traffic is not None:
+        resident = max(fits.programs, 1)
+        loaded = traffic.loaded(counted.bypasses, chip.l1_bytes / resident - compiled.shared_bytes)
+        stored = traffic.stored
     balance = -(-launch.programs // chip.multiprocessors) * chip.multiprocessors / launch.programs
     share = chip.older_matrix_share if counted.older_matrix else 1.0
     times = {
@@ -95,7 +105,7 @@ def model(launch: Launch, compiled: Compiled, counted: Profile, arch: int) -> Ro
         "lsu": chip.sm_cycles_us(counted.cycles["lsu"]) * balance,
         "fp32": chip.scheduler_cycles_us(counted.cycles["fp32"]) * balance,
         "alu": chip.scheduler_cycles_us(counted.cycles["alu"]) * balance,
-        "l2": (counted.load_bytes + counted.store_bytes) / chip.l2_bytes_per_us,
+        "l2": (loaded + stored) / chip.l2_bytes_per_us,
         "bytes": (launch.moved_bytes or launch.bytes) / chip.dram_bytes_per_us,
     }
     modelled = _norm(list(times.values()))
@@ -130,9 +140,9 @@ def model(launch: Launch, compiled: Compiled, counted: Profile, arch: int) -> Ro
         bound_by=max(times, key=lambda name: times[name]),
         floor_us=floor,
         floor_share=floor / modelled if modelled else 0.0,
-        loaded_bytes=round(counted.load_bytes),
-        stored_bytes=round(counted.store_bytes),
-        bytes_ratio=(counted.load_bytes + counted.store_bytes) / launch.bytes if launch.bytes else 0.0,
+        loaded_bytes=round(loaded),
+        stored_bytes=round(stored),
+        bytes_ratio=(loaded + stored) / launch.bytes if launch.bytes else 0.0,
         occupancy_limit=fits.limit,
         exact=not counted.guessed and not counted.sampled,
         status="ok" if fits.programs else "error",

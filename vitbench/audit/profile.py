@@ -45,6 +45,7 @@ class Profile:
     matrix_multiply_adds: float = 0.0
     older_matrix: bool = False
     matrix_instruction: str = ""
+    bypasses: bool = False  # copies to shared memory around the L1 cache
     load_bytes: float = 0.0
     store_bytes: float = 0.0
     widths: dict[int, float] = field(default_factory=dict)
@@ -126,6 +127,7 @@ def _add(result: Profile, i: sass.Instruction, used: pipes.Use, active: float) -
     result.matrix_multiply_adds += active * used.multiply_adds
     if used.pipe == "sfu":
         result.special += active if i.name == "MUFU" else 0.0
+    result.bypasses = result.bypasses or (active > 0 and i.name == "LDGSTS" and "BYPASS" in i.modifiers)
     if pipes.is_global_load(i):
         result.load_bytes += active * 32 * i.width_bytes
         result.widths[i.width_bytes] = result.widths.get(i.width_bytes, 0.0) + active

@@ -43,7 +43,7 @@ def show(item: Audited) -> str:
         f"registers {r.registers}  stack {r.spill_bytes} B  shared {r.shared_bytes} B  {limit}",
         f"grid {item.launch.grid}  programs {r.programs}  warps {r.num_warps}  stages {r.num_stages}",
         f"issue slots per element {r.issue_slots_per_element:.3f}  special functions per element "
-        f"{r.sfu_per_element:.3f}  bytes issued / unavoidable {r.bytes_ratio:.3f}",
+        f"{r.sfu_per_element:.3f}  L2 bytes / unavoidable {r.bytes_ratio:.3f}",
         "time us: "
         + "  ".join(
             f"{name} {getattr(r, name + '_us'):.2f}"
@@ -94,7 +94,7 @@ def advice(item: Audited) -> list[str]:
             "sizes multiples of 16 (or hint it), and masks constant over groups of 16 bytes"
         )
     if r.bytes_ratio > 1.5:
-        hints.append(f"issues {r.bytes_ratio:.1f} times the unavoidable bytes: padding, or tensors read again from L2")
+        hints.append(f"L2 moves {r.bytes_ratio:.1f} times the unavoidable bytes: tensors read again by other programs")
     if counted.special and r.sfu_per_element > 1.3 * max(1.0, item.launch.special / item.launch.elements):
         hints.append(f"{r.sfu_per_element:.2f} special functions per element: padding, rescaling or divisions")
     conversions = sum(names[name] for name in ("F2FP", "PRMT", "F2F", "I2F", "F2I"))

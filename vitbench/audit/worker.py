@@ -9,8 +9,6 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-import importlib
-import importlib.util
 import json
 import os
 import pickle
@@ -20,43 +18,16 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from vitbench.audit.examine import Examined, examine
-from vitbench.audit.job import Compiled, Failed, FunctionRef, Job
+from vitbench.audit.examine import Examined, examine, source_fingerprint
+from vitbench.audit.job import Compiled, Failed, FunctionRef, Job, resolve
+from vitbench.audit.process import Worker
+from vitbench.audit.traffic import Traffic
 
 _CACHE_VERSION = 3
 _PARAMETER_BASE = {9: 0x210, 8: 0x160}  # bank 0 offset of the first kernel parameter, by major version
 _PTX_PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.([busf](?:8|16|32|64))[^,)]*?_param_\d+(?:\[(\d+)\])?")
-
-
-def _module(ref: FunctionRef) -> ModuleType:
-    if ref.module != "__main__":
-        try:
-            module = importlib.import_module(ref.module)
-        except ImportError:
-            pass
-        else:
-            if os.path.realpath(module.__file__ or "") == os.path.realpath(ref.file):
-                return module
-    name = "vitbench_audited_" + hashlib.sha256(ref.file.encode()).hexdigest()[:16]
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, ref.file)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"cannot import {ref.file}, which defines kernel {ref.name}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def resolve(ref: FunctionRef) -> Any:
-    found: Any = _module(ref)
-    for part in ref.name.split("."):
-        found = getattr(found, part)
-    return found
 
 
 def _integer_type(value: int) -> str:
@@ -208,11 +179,32 @@ def _warps(ptx: str, asked: int) -> int:
     return int(found.group(1)) // 32 if found else asked
 
 
-def answer(line: bytes, cache: Path) -> bytes:
+def _traffic(job: Job, cache: Path, interpreter: Worker) -> Traffic | None:
+    """The bytes that the launch's loads and stores move, or None where the interpreter cannot follow them."""
+    arguments = sorted(map(repr, job.launch.args.items()))
+    shown = (source_fingerprint(), resolve(job.kernel).cache_key, arguments, job.launch.grid)
+    stored = cache / (hashlib.sha256(repr(shown).encode()).hexdigest() + ".traffic.gz")
+    if stored.exists():
+        record: dict[str, Any] = json.loads(gzip.decompress(stored.read_bytes()))
+        known: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in record.items()}
+        return Traffic(**known)
+    found = interpreter.ask(job)
+    if not isinstance(found, Traffic):
+        print(f"{job.launch.id}: bytes without masks: {found.reason}\n{found.detail}", file=sys.stderr)
+        return None
+    draft = stored.with_suffix(f".{os.getpid()}.part")
+    draft.write_bytes(gzip.compress(json.dumps(vars(found)).encode(), 3))
+    draft.replace(stored)
+    return found
+
+
+def answer(line: bytes, cache: Path, interpreter: Worker) -> bytes:
     job = pickle.loads(base64.b64decode(line))
     result: Examined | Failed
     try:
-        result = examine(job.launch, compile_job(job, cache), job.arch, cache)
+        compiled = compile_job(job, cache)
+        traffic = _traffic(job, cache, interpreter) if compiled.sass else None
+        result = examine(job.launch, compiled, job.arch, cache, traffic)
     except Exception as problem:  # every failure of the compiler is a row of the audit, with its reason
         result = Failed(_one_line(problem), traceback.format_exc())
     return base64.b64encode(pickle.dumps(result))
@@ -230,9 +222,11 @@ def main() -> None:
     # The compiler prints; answers keep a descriptor of their own, and everything else goes to standard error.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    interpreter = Worker("vitbench.audit.addresses", interprets=True)
     for line in sys.stdin.buffer:
-        answers.write(answer(line.strip(), cache) + b"\n")
+        answers.write(answer(line.strip(), cache, interpreter) + b"\n")
         answers.flush()
+    interpreter.close()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ CASES = (
 )
 _HEADER = (
     "kernel", "case", "pass", "registers", "spill bytes", "occupancy", "matrix instruction", "issue slots / element",
-    "special / element", "modelled us", "floor share", "bound by",
+    "special / element", "L2 bytes / unavoidable", "modelled us", "floor share", "bound by",
 )  # fmt: skip
 
 
@@ -47,6 +47,6 @@ def _line(name: str, row: Row) -> str:
     cells = (
         row.kernel, row.case, name, row.registers, row.spill_bytes, f"{row.occupancy:.2f}",
         row.matrix_instruction or "none", f"{row.issue_slots_per_element:.3g}", f"{row.sfu_per_element:.3g}",
-        f"{row.modelled_us:.3g}", f"{row.floor_share:.2f}", row.bound_by,
+        f"{row.bytes_ratio:.3g}", f"{row.modelled_us:.3g}", f"{row.floor_share:.2f}", row.bound_by,
     )  # fmt: skip
     return "| " + " | ".join(str(cell) for cell in cells) + " |"
