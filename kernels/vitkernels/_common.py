@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -140,6 +141,7 @@ def images_per_program(batch: int, programs_per_image: int) -> int:
     return cdiv(batch, groups)
 
 
+@lru_cache(maxsize=4096)
 def images_in_one_wave(batch: int, programs_per_image: int) -> int:
     """The same where one program fills a multiprocessor: what keeps the busiest of them least busy."""
 

@@ -135,10 +135,13 @@ def plan_conv(g: Geometry, flags: Flags, *, matrix: bool, precise: bool, channel
         sizes |= {"strips": strips, "windows": g.B * strips, "c_blocks": c_blocks, "rows": rows}
         whole = out == width and g.OW % out == 0 and g.B * strips % block_m == 0
         args = sizes | {"K": g.K, "WHOLE": whole} | _flag_args(flags) | blocks
-        # Rows on their way: 32 KiB an SM, by two programs of two rows or by one of four. ptxas would rather spill a
-        # little and fit three programs where two fit without, and the sums leave no registers for a third stage.
+        # Rows on their way: 32 KiB an SM, by two programs of two rows or by one of four, or in larger tiles by one of
+        # two. ptxas would rather spill a little and fit three programs where two fit without; the sums, and the
+        # gradient at 5 x 5, leave two programs no registers for a third stage.
         limit = 128 if wide and width > 8 and not flags.grad else None
-        stages = 2 if not wide or (limit and flags.stats) else 3 if grid[0] * grid[1] > MULTIPROCESSORS else 5
+        alone = block_m == 16 and grid[0] * grid[1] <= MULTIPROCESSORS
+        few = not wide or (limit and flags.stats) or (flags.grad and g.K == 5)
+        stages = 2 if few else 5 if alone else 3
         return Plan(depthwise_matrix_kernel, grid, args, tiles * grid[1], warps, stages, limit)
     # A tile is eight elements of each of 128 threads, along the contiguous axis.
     elements = 1024

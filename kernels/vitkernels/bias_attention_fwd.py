@@ -41,6 +41,7 @@ from vitkernels._common import (
     tall_tile,
     tallest_tile,
 )
+from vitkernels.bias_attention_fwd_few_keys import few_keys, few_keys_calls
 
 
 @triton.jit
@@ -405,6 +406,8 @@ def forward_calls(
     """The launch that fills out and, where given, lse [B, H, N] fp32. An expanded bias is [H, N, M padded to 16]."""
     B, H, N, D = q.shape
     M = k.shape[2]
+    if few_keys(q, M, arch):
+        return few_keys_calls(out, lse, q, k, v, bias, scale, expanded)
     short = cdiv(M, 16) * 16 <= short_limit(D, q.element_size(), arch)
     block_n = 64 if q.element_size() == 2 else 32
     tail = short and D <= 32 and has_tail(N, block_n) and images_per_program(B, cdiv(N, block_n) * H) >= 4

@@ -188,6 +188,8 @@ TALL_PROBLEMS = {
     "few-keys": lambda *x: bias_problem(2, 1, 200, 49, 64, *x),
     "few-keys-256": lambda *x: bias_problem(3, 1, 250, 49, 64, *x),
     "few-keys-512": lambda *x: bias_problem(2, 1, 500, 36, 52, *x),
+    "keys-held-144": lambda *x: bias_problem(3, 2, 580, 144, 64, *x),
+    "keys-held-81": lambda *x: bias_problem(1, 1, 330, 81, 52, *x),
     "last-tile-16": lambda *x: bias_problem(2, 1, 144, 144, 64, *x),
     "short-rows": lambda *x: bias_problem(2, 1, 130, 200, 32, *x),
     "wide-heads": lambda *x: bias_problem(1, 1, 150, 70, 128, *x),
@@ -237,15 +239,17 @@ def test_a_short_last_tile_of_queries(device: str, monkeypatch: pytest.MonkeyPat
     assert all(call.args["TAIL"] for call in made if call.pass_name == "fwd")
 
 
-def test_few_keys_get_tiles_of_256_queries(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CMT's own path in its first stage; not where a sixth of the tile would be padding, nor with more keys."""
+def test_few_keys_get_tall_tiles_or_stand_still(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CMT's own paths in its first stages; not where a sixth of the tile would be padding, nor with as many keys."""
     made = launches(monkeypatch)
     monkeypatch.setattr("vitkernels._common.PROGRAMS_WANTED", 1)
     if device == "cuda" and torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("tiles are as tall on compute capability 9.0 only")
-    for N, M in ((250, 49), (220, 49), (250, 100)):
+    for N, M in ((250, 49), (220, 49), (250, 100), (400, 100)):
         check(bias_problem(1, 1, N, M, 64, torch.float16, device))
-    assert [call.args["BLOCK_N"] for call in made if call.pass_name == "fwd"] == [256, 128, 128]
+    made = [call for call in made if call.pass_name == "fwd"]
+    assert [call.args["BLOCK_N"] for call in made] == [256, 128, 128, 128]
+    assert [call.kernel.__name__ for call in made] == [*["_fwd_short_kernel"] * 3, "_fwd_few_keys_kernel"]
 
 
 @pytest.mark.parametrize(("B", "D", "short"), [(4, 32, 1), (5, 32, 2), (3, 64, 1)])
