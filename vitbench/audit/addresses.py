@@ -33,8 +33,8 @@ from vitbench.audit.job import Failed, FunctionRef, Job, resolve
 from vitbench.audit.traffic import CAPACITIES, SECTOR, Traffic, total
 
 Array = npt.NDArray[Any]
-MIN_PROGRAMS, MAX_PROGRAMS = 8, 24
-_ELEMENTS = 6_000_000  # addresses followed per launch: about half a second
+MIN_PROGRAMS, MAX_PROGRAMS = 4, 12
+_ELEMENTS = 3_000_000  # addresses followed per launch: about a third of a second
 _MAX_OPERATIONS = 50_000  # of a program that waits for memory to change
 
 
