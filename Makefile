@@ -88,7 +88,7 @@ bench-harness: $(READY)
 	$(PY) -m pytest tests/vitbench/bench_harness.py --benchmark-only --benchmark-json $(or $(OUT),bench-harness.json) $(ARGS)
 
 bench-compare: $(READY)
-	$(PY) -m pytest tests/vitbench/bench_compare.py --benchmark-only --benchmark-json $(or $(OUT),bench-compare.json) $(ARGS)
+	$(PY) -m pytest tests/vitbench/gate/bench_compare.py --benchmark-only --benchmark-json $(or $(OUT),bench-compare.json) $(ARGS)
 
 audit: $(READY)
 	$(PY) -m vitbench audit --arch sm_90 --baseline results/baseline $(ARGS)
@@ -112,7 +112,7 @@ audit-accept: $(READY)
 	git diff --cached --quiet -- results/baseline || git commit --quiet -m 'Accept the audit as the baseline' -- results/baseline
 
 audit-picture: $(READY)
-	$(PY) -m vitbench.report.audit_picture results/baseline
+	$(PY) -m vitbench.audit.picture results/baseline
 
 gate: $(READY)
 	$(PY) -m vitbench gate --against $(or $(AGAINST),main) $(ARGS)
@@ -128,7 +128,7 @@ wheels: $(READY)
 	$(PY) -m vitbench.certify.wheels $(or $(OUT),build/wheels) $(ARGS)
 
 readme: $(READY)
-	$(PY) -m vitbench.report.readme README.md kernels/README.md
+	$(PY) -m vitbench.readme README.md kernels/README.md
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

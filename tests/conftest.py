@@ -21,6 +21,14 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["TRITON_INTERPRET"] = "1"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that ask for `device` with `on_device`."""
+    for item in items:
+        if "device" in getattr(item, "fixturenames", ()):
+            item.add_marker("on_device")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, object]) -> None:
     """Puts into a benchmark's JSON what `vitbench compare` refuses to mix: GPU, driver, torch, triton, threads."""

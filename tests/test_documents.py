@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vitbench.report.readme import fill
+from vitbench.readme import fill
 
 ROOT = Path(__file__).parents[1]
 

@@ -89,7 +89,7 @@ def bench(
     baseline: BaselineOption = None,
 ) -> None:
     """Measure a grid of cases into a CSV, print its table and draw its curves."""
-    from vitbench import session
+    from vitbench.bench import command as session
 
     cases = session.plan(model, resolution, batch, impl, dtype, mode, layout, device)
     if dry_run:
@@ -116,7 +116,7 @@ def memory_curves(
     fresh: FreshOption = False,
 ) -> None:
     """Peak memory over the batch size, predicted and measured, as CSV and picture."""
-    from vitbench import session
+    from vitbench.bench import command as session
 
     cases = session.plan(model, resolution, batch, "eager", dtype, mode, "nchw", device)
     out = out or session.default_out(f"memory-{model}", cases)
@@ -129,7 +129,7 @@ def list_models(
     format: Annotated[str, typer.Option(help="table, csv or json.")] = "table",
 ) -> None:
     """The models: size, resolution and what is published about each."""
-    from vitbench import listing
+    from vitbench.bench import listing
 
     listing.print_models(pattern, format)
 
@@ -137,7 +137,7 @@ def list_models(
 @app.command()
 def doctor() -> None:
     """What this machine can measure, what not, and why."""
-    from vitbench import doctor
+    from vitbench.measure import doctor
 
     doctor.print_report()
 
@@ -149,7 +149,7 @@ def report(
     baseline: BaselineOption = None,
 ) -> None:
     """Print the table of an earlier sweep and draw its curves again."""
-    from vitbench import session
+    from vitbench.bench import command as session
 
     session.report(csv, export, baseline)
 
@@ -182,12 +182,11 @@ def compare(
     A case is slower when the samples differ and the change passes the threshold; a case that is missing or fails in NEW
     counts as slower. Exit code: 0 no regression, 1 a regression, 2 not comparable or bad input.
     """
-    from vitbench import measured
-    from vitbench.compare import compare, parse_thresholds
-    from vitbench.report import verdicts
+    from vitbench.gate import measurements, verdicts
+    from vitbench.gate.compare import compare, parse_thresholds
 
     thresholds = parse_thresholds(threshold or [])
-    result = compare(measured.load(base), measured.load(new), thresholds, cross_environment)
+    result = compare(measurements.load(base), measurements.load(new), thresholds, cross_environment)
     verdicts.emit(result, markdown, json)
     raise typer.Exit(result.exit_code)
 
@@ -218,7 +217,7 @@ def gate(
 
     Exit code: 0 no regression, 1 a regression, 2 not comparable or bad input.
     """
-    from vitbench.gate import run
+    from vitbench.gate.command import run
 
     audited = ["--kernel", kernel, "--arch", arch, "--kernels", kernels]
     raise typer.Exit(run(against, baseline, device, rounds, threshold or [], markdown, json, audited, benchmarks))

@@ -1,13 +1,25 @@
 """Fused Triton kernels for vision transformers, each with an eager PyTorch reference."""
 
-from vitkernels._launch import Launch
-from vitkernels.bias_attention import (
+from vitkernels.attention.bias import (
     BIAS_ATTENTION_CASES,
     bias_attention,
     bias_attention_reference,
     bias_attention_work,
 )
-from vitkernels.depthwise_conv import (
+from vitkernels.attention.gated import (
+    GATED_ATTENTION_CASES,
+    gated_attention,
+    gated_attention_reference,
+    gated_attention_work,
+)
+from vitkernels.attention.relative import (
+    RELATIVE_ATTENTION_CASES,
+    expand_relative_bias,
+    relative_attention,
+    relative_attention_reference,
+    relative_attention_work,
+)
+from vitkernels.depthwise.conv import (
     DEPTHWISE_CONV2D_CASES,
     batch_norm_affine,
     depthwise_conv2d,
@@ -15,27 +27,15 @@ from vitkernels.depthwise_conv import (
     depthwise_conv2d_stats,
     depthwise_conv2d_work,
 )
-from vitkernels.fuse import FuseReport, fuse, is_fused, refresh, unfuse
-from vitkernels.gated_attention import (
-    GATED_ATTENTION_CASES,
-    gated_attention,
-    gated_attention_reference,
-    gated_attention_work,
-)
-from vitkernels.reduced_attention import (
+from vitkernels.fusing.fuse import FuseReport, fuse, is_fused, refresh, unfuse
+from vitkernels.reduced.attention import (
     REDUCED_ATTENTION_CASES,
     ReducedAttentionWeights,
     reduced_attention,
     reduced_attention_reference,
     reduced_attention_work,
 )
-from vitkernels.relative_attention import (
-    RELATIVE_ATTENTION_CASES,
-    expand_relative_bias,
-    relative_attention,
-    relative_attention_reference,
-    relative_attention_work,
-)
+from vitkernels.runtime.launch import Launch
 
 __all__ = [
     "BIAS_ATTENTION_CASES",

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from vitbench import plan, sweep
+from vitbench.bench import plan, sweep
+from vitbench.bench.plan import Case, Grid
+from vitbench.bench.sweep import SweepOptions
 from vitbench.catalog import catalog
 from vitbench.measure import device as devices
-from vitbench.plan import Case, Grid
-from vitbench.results import Row
-from vitbench.sweep import SweepOptions
+from vitbench.ops.names import IMPLS
+from vitbench.results.row import Row
 
 MEASURING = ("building", "compiling", "predicting", "memory", "timing", "idle power", "energy")
 
@@ -31,7 +32,7 @@ def test_command(benchmark: BenchmarkFixture, arguments: list[str]) -> None:
 def test_plan_100_000_cases(benchmark: BenchmarkFixture) -> None:
     grid = Grid(
         models=[name for name, entry in catalog().items() if entry.family == "vit"][:25],
-        impls=plan.IMPLS[:3],
+        impls=IMPLS[:3],
         modes=plan.MODES,
         dtypes=plan.DTYPES,
         layouts=plan.LAYOUTS,

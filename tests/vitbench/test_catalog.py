@@ -7,11 +7,11 @@ import io
 
 import pytest
 
+from vitbench.bench.listing import print_models
+from vitbench.bench.selection import match
 from vitbench.catalog import CatalogEntry, catalog, published
 from vitbench.errors import InputError
-from vitbench.listing import print_models
 from vitbench.models import MODELS
-from vitbench.selection import match
 
 QUOTED = [
     "coatnet_vit_rel",

@@ -15,9 +15,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vitbench import cli, results
+from vitbench import cli
 from vitbench.catalog import catalog
 from vitbench.models import create_model
+from vitbench.results import journal
 
 
 def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
@@ -200,7 +201,7 @@ def test_a_sweep_with_weights_and_pictures_writes_table_csv_and_drawings(tmp_pat
         str(tmp_path / "w.safetensors"), "--images", str(tmp_path / "photos"), "--out", str(out), "--export", "timm",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    rows = results.read(out)
+    rows = journal.read(out)
     assert [row.status for row in rows] == ["ok"] * 4
     assert {row.weights for row in rows} == {"w.safetensors"}
     assert {row.input for row in rows} == {f"images in {tmp_path / 'photos'}"}

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vitbench.audit.model import Row
-from vitbench.audit.records import read_csv, write_csv
+from vitbench.audit.records import Row, read_csv, write_csv
 from vitbench.errors import InputError
 from vitbench.patterns import matches
 

@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vitbench.audit import baseline, validate
-from vitbench.audit.model import Row
-from vitbench.audit.records import write_csv
+from vitbench.audit.records import Row, write_csv
 from vitbench.audit.run import Audited, audit, parse_arch
 from vitbench.audit.show import show, table
 from vitbench.errors import InputError

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
-from vitkernels._launch import Launch
+from vitkernels import Launch
 
 
 @dataclass(frozen=True)

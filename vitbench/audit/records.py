@@ -4,12 +4,66 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from vitbench.audit.model import Row
 from vitbench.errors import InputError
+
+
+@dataclass(frozen=True)
+class Row:
+    """The audit's columns, in CSV order. `pass_` is the column "pass". Times in microseconds per launch.
+
+    `loaded_bytes` and `stored_bytes` pass between the L2 cache and the multiprocessors, `bytes_ratio` is their sum over
+    the bytes that cannot be avoided.
+    """
+
+    kernel: str
+    case: str
+    pass_: str
+    arch: str
+    dtype: str
+    triton: str
+    num_warps: int
+    num_stages: int
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    occupancy: float
+    programs: int
+    matrix_instruction: str
+    narrowest_hot_load_bytes: int | None
+    issue_slots_per_element: float
+    sfu_per_element: float
+    issue_us: float
+    sfu_us: float
+    matrix_us: float
+    lsu_us: float
+    fp32_us: float
+    alu_us: float
+    l2_us: float
+    bytes_us: float
+    modelled_us: float
+    bound_by: str
+    floor_us: float
+    floor_share: float
+    loaded_bytes: int
+    stored_bytes: int
+    bytes_ratio: float
+    occupancy_limit: str
+    exact: bool
+    status: str
+    reason: str
+
+    @property
+    def launch_id(self) -> str:
+        """As `vitkernels.Launch.id`: op/case/pass/dtype."""
+        return f"{self.kernel}/{self.case}/{self.pass_}/{self.dtype}"
+
+    @property
+    def key(self) -> str:
+        return f"{self.launch_id}/{self.arch}"
 
 
 def column(name: str) -> str:

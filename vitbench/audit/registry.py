@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from vitkernels._launch import Launch
+from vitkernels import Launch
 
 from vitbench.errors import InputError
 from vitbench.patterns import matches

@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from vitkernels._launch import Launch
+from vitkernels import Launch
 
-from vitbench.audit import cfg, registry, sass
-from vitbench.audit.chips import CHIPS
-from vitbench.audit.examine import Examined
-from vitbench.audit.execute import Executions
+from vitbench.audit import registry
 from vitbench.audit.job import Compiled, Failed, job_of
-from vitbench.audit.model import Row, failure
-from vitbench.audit.pool import examine_all
-from vitbench.audit.profile import Profile, profile
+from vitbench.audit.model.chips import CHIPS
+from vitbench.audit.model.profile import Profile, profile
+from vitbench.audit.model.time import failure
+from vitbench.audit.records import Row
+from vitbench.audit.sass import listing
+from vitbench.audit.sass.execute import Executions
+from vitbench.audit.sass.graph import build_graph
+from vitbench.audit.workers.examine import Examined
+from vitbench.audit.workers.pool import examine_all
 from vitbench.errors import InputError
 
 
@@ -36,7 +39,7 @@ class Audited:
         """Counts by instruction and loop, made when asked for; None when the launch failed."""
         if self.compiled is None or self.executions is None:
             return None
-        graph = cfg.build(sass.parse(self.compiled.sass))
+        graph = build_graph(listing.parse(self.compiled.sass))
         return profile(graph, self.executions, self.launch, self.compiled, self.arch)
 
 

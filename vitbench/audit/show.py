@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
-from vitbench.audit import pipes
-from vitbench.audit.chips import chip_of
-from vitbench.audit.profile import Profile, tensor_tile
+from vitbench.audit.model.chips import chip_of
+from vitbench.audit.model.profile import Profile, tensor_tile
 from vitbench.audit.run import Audited
+from vitbench.audit.sass import pipes
 
 
 def table(items: list[Audited]) -> str:

@@ -1,6 +1,6 @@
 """What a launch's loads and stores move between the L2 cache and the multiprocessors, masks and reuse included.
 
-`vitbench.audit.addresses` finds the addresses; this file says which of the loads the L1 cache serves.
+`vitbench.audit.workers.follow` finds the addresses; this file says which of the loads the L1 cache serves.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from vitbench.audit.model import Row
+from vitbench.audit.records import Row
 from vitbench.errors import InputError
 
 COLUMNS = ("kernel", "case", "pass", "dtype", "median_us")

@@ -7,22 +7,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitbench import results
-from vitbench.certify import correctness, kernels, memory, models, power, prediction, summary
+from vitbench.certify import summary
 from vitbench.certify.stage import FAIL, NOT_RUN, PASS, Context, Stage
+from vitbench.certify.stages import STAGES, parse_stages
 from vitbench.console import console
-from vitbench.errors import InputError, nearest
+from vitbench.errors import InputError
 from vitbench.measure import device as devices
-
-#: Most valuable first: what is wrong, then what is slow, then what it costs.
-STAGES: tuple[Stage, ...] = (
-    correctness.STAGE,
-    kernels.STAGE,
-    models.STAGE,
-    power.STAGE,
-    memory.STAGE,
-    prediction.STAGE,
-)
+from vitbench.results.row import changes
 
 
 def run(budget: float, stage: str, out: Path | None, device: str) -> int:
@@ -49,19 +40,6 @@ def run(budget: float, stage: str, out: Path | None, device: str) -> int:
     counts = ", ".join(f"{verdicts.count(name)} {name}" for name in (PASS, FAIL, NOT_RUN))
     console().print(f"{counts}; wrote {path}", soft_wrap=True)
     return 130 if interrupted else int(any(line.verdict == FAIL for one in chosen for line in judged[one]))
-
-
-def parse_stages(text: str) -> list[Stage]:
-    """The stages named, commas between, in their own order; "all" is every stage.
-
-    Raises: InputError naming the nearest.
-    """
-    known = {stage.name: stage for stage in STAGES}
-    wanted = [name.strip() for name in text.split(",") if name.strip()]
-    for name in wanted or [text]:
-        if name not in (*known, "all"):
-            raise InputError(f"--stage {name!r} is unknown: {nearest(name, [*known, 'all'])}")
-    return [stage for stage in STAGES if "all" in wanted or stage.name in wanted]
 
 
 def _run_stages(chosen: Sequence[Stage], context: Context, deadline: float) -> bool:
@@ -95,7 +73,7 @@ def _claim(out: Path, environment: dict[str, object]) -> None:
         if path.exists():
             with path.open(newline="", encoding="utf-8") as handle:
                 before = next(csv.DictReader(handle), {})
-            if changed := results.changes({name: before.get(name) for name in now}, dict(now)):
+            if changed := changes({name: before.get(name) for name in now}, dict(now)):
                 raise InputError(
                     f"{out} was measured elsewhere or otherwise ({'; '.join(changed)}): give another --out"
                 )

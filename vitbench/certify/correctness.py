@@ -1,4 +1,7 @@
-"""Stage 1: the kernels' own tests, on the device, in every dtype; one row a test in correctness.csv."""
+"""Stage 1: the kernels' own tests, on the device, in every dtype; one row a test in correctness.csv.
+
+Which tests need a device they say themselves: the marker `on_device`, and `rehearsal` for the few that a CPU runs.
+"""
 
 from __future__ import annotations
 
@@ -16,26 +19,14 @@ from vitbench.certify.recorder import FAILED, OPEN, PASSED, PLANNED, SKIPPED, ST
 from vitbench.certify.stage import FAIL, NOT_RUN, PASS, Context, Line, Stage
 
 _ROOT = Path(__file__).resolve().parents[2]
-_TESTS = Path("tests") / "vitkernels"
-#: The kernels as whole models of ours call them, last; what else the file tests is the same without a GPU.
-_MODELS = tuple(
-    f"{Path('tests', 'vitbench', 'test_fused.py')}::{name}"
-    for name in (
-        "test_inference_agrees_with_eager",
-        "test_training_agrees_with_eager_in_every_gradient_and_statistic",
-        "test_autocast_and_half_precision_err_no_more_than_eager",
-    )
-)
-#: Of the rehearsal on a CPU: each kernel's reference path once, which takes seconds.
-_SMALL = (f"{_TESTS}/test_attention_ops.py", "-k", "token_major or flops")
-#: What they prove, compilation for any card and the CPU's own path, needs no GPU and is proved without one.
-_ELSEWHERE = ("test_attention_on_cpu.py", "test_depthwise_aot.py")
+#: Where the kernels are tested, alone and in whole models; last those that take longest.
+_TESTS = (Path("tests", "vitkernels"), Path("tests", "vitbench", "ops"))
 #: Compiling takes most of a test's time and one core; the tests' tensors are small.
 _PROCESSES = 4
 
 
 def _why_not() -> str:
-    if not (_ROOT / _TESTS).is_dir():
+    if not (_ROOT / _TESTS[0]).is_dir():
         return "the tests are in vitbench's repository, not in the installed package"
     missing = [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]
     return f"{', '.join(missing)} not installed; `make wheels` prepares what a machine lacks" if missing else ""
@@ -50,11 +41,12 @@ def _run(context: Context, deadline: float) -> bool:
         return False
     count = 1 if context.small else min(_PROCESSES, os.cpu_count() or 1)
     path = _path(context).resolve()
-    without = (f"--ignore={_TESTS / name}" for name in _ELSEWHERE)
-    chosen = _SMALL if context.small else (str(_TESTS), *_MODELS, *without)
+    marked = "rehearsal" if context.small else "on_device"
+    folders = [str(folder) for folder in _TESTS if (_ROOT / folder).is_dir()]
     command = [
-        sys.executable, "-m", "pytest", *chosen, "--device", context.device, "-q", "-p", "no:cacheprovider",
-        "-p", "vitbench.certify.recorder", "--record-to", str(path), "--continue-on-collection-errors",
+        sys.executable, "-m", "pytest", *folders, "-m", marked, "--device", context.device, "-q",
+        "-p", "no:cacheprovider", "-p", "vitbench.certify.recorder", "--record-to", str(path),
+        "--continue-on-collection-errors",
     ]  # fmt: skip
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment = {**own, "PYTHONPATH": os.pathsep.join(map(str, (_ROOT, _ROOT / "kernels", *filter(None, sys.path))))}

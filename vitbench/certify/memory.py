@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from vitbench.bench.plan import Case
+from vitbench.bench.sweep import SweepOptions
 from vitbench.certify import sweeping
 from vitbench.certify.stage import NOT_RUN, Context, Line, Stage, verdict
-from vitbench.plan import Case
 from vitbench.report import curves
-from vitbench.results import Row
-from vitbench.sweep import SweepOptions
+from vitbench.results.row import Row
 
 #: How far a prediction may be off the measurement, as a share of it.
 TOLERANCE = 0.05

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+from vitbench.bench.plan import Case
+from vitbench.bench.sweep import SweepOptions
 from vitbench.catalog import Resolution
 from vitbench.certify import sweeping
 from vitbench.certify.stage import NOT_RUN, Context, Line, Stage, verdict
-from vitbench.plan import Case
-from vitbench.results import Row
-from vitbench.sweep import SweepOptions
+from vitbench.results.row import Row
 
 #: Throughput over torch.compile's that is aimed at, bf16, batch 64, 224 px.
 AIMS = {"infer": 1.5, "train": 1.2}

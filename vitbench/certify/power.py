@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from vitbench.bench.plan import Case
+from vitbench.bench.sweep import SweepOptions
 from vitbench.certify import sweeping
 from vitbench.certify.stage import NOT_RUN, Context, Line, Stage, verdict
 from vitbench.measure import power
-from vitbench.plan import Case
-from vitbench.sweep import SweepOptions
 
 _FILE = "power.csv"
 _MODELS = ("cmt_s", "coatnet_0", "vit_base_patch16_224", "resnet50")

@@ -8,10 +8,10 @@ import statistics
 import time
 from fnmatch import fnmatchcase
 
-from vitkernels._launch import Launch
+from vitkernels import Launch
 
 from vitbench.audit import records, validate
-from vitbench.audit.model import Row
+from vitbench.audit.records import Row
 from vitbench.certify import kernels
 from vitbench.certify.stage import NOT_RUN, Context, Line, Stage, verdict
 from vitbench.errors import InputError
@@ -51,8 +51,9 @@ def _wanted(launch: Launch, measured: list[dict[str, str]]) -> bool:
 
 
 def _run(context: Context, deadline: float) -> bool:
-    from vitbench.audit import chips, registry
-    from vitbench.audit.model import on_card
+    from vitbench.audit import registry
+    from vitbench.audit.model import chips
+    from vitbench.audit.model.time import on_card
     from vitbench.audit.run import audit_launches
 
     arch, measured = arch_of(context), _measured(context)

@@ -39,7 +39,7 @@ def of_folder(out: Path) -> str:
 
     Raises: InputError where a file is damaged or of another version.
     """
-    from vitbench.certify.command import STAGES
+    from vitbench.certify.stages import STAGES
 
     with (out / ENVIRONMENT).open(newline="", encoding="utf-8") as handle:
         found = next(csv.DictReader(handle), {})

@@ -6,15 +6,16 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitbench import results, selection, sweep
+from vitbench.bench import selection, sweep
+from vitbench.bench.plan import Case, group
+from vitbench.bench.progress import ConsoleProgress
+from vitbench.bench.sweep import SweepOptions
 from vitbench.certify.stage import FAIL, NOT_RUN, PASS, Context, Line
 from vitbench.console import console
 from vitbench.errors import InputError
 from vitbench.measure import device as devices
-from vitbench.plan import Case, group
-from vitbench.progress import ConsoleProgress
-from vitbench.results import Row
-from vitbench.sweep import SweepOptions
+from vitbench.results import journal
+from vitbench.results.row import Row
 
 
 def missing(model: str) -> str:
@@ -46,14 +47,14 @@ def measure(cases: Sequence[Case], path: Path, options: SweepOptions, deadline: 
     with ConsoleProgress(console()) as progress:
         done = sweep.run(here, path, environment, options, progress, deadline)
     for case in done.cut_off:
-        results.append_line(cut_off, ("" if cut_off.exists() else "case\n") + case.id + "\n")
+        journal.append_line(cut_off, ("" if cut_off.exists() else "case\n") + case.id + "\n")
     return done.interrupted
 
 
 def rows_of(context: Context, file: str) -> dict[str, Row]:
     """The rows of one of the folder's CSVs by case id; none where it is not there yet."""
     path = context.out / file
-    return {row.case: row for row in results.read(path)} if path.exists() else {}
+    return {row.case: row for row in journal.read(path)} if path.exists() else {}
 
 
 def progress_line(what: str, cases: Sequence[Case], rows: dict[str, Row]) -> Line:
@@ -81,7 +82,7 @@ def progress_line(what: str, cases: Sequence[Case], rows: dict[str, Row]) -> Lin
 
 def _served(row: Row) -> bool:
     """Whether there are kernels for the row's model."""
-    from vitbench.fused import UNSERVED
+    from vitbench.ops.fused import UNSERVED
 
     return row.family not in UNSERVED
 

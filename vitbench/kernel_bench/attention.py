@@ -18,13 +18,13 @@ from vitkernels import (
     relative_attention_reference,
     relative_attention_work,
 )
-from vitkernels.bias_attention import BiasAttentionCase
-from vitkernels.gated_attention import GatedAttentionCase
-from vitkernels.relative_attention import RelativeAttentionCase
+from vitkernels.attention.bias import BiasAttentionCase
+from vitkernels.attention.gated import GatedAttentionCase
+from vitkernels.attention.relative import RelativeAttentionCase
 
-from vitbench import ops
 from vitbench.kernel_bench.peers import aligned, cast, compiled, sdpa_impls
 from vitbench.kernel_bench.problem import DTYPES, NEEDS_GPU, Impl, Problem
+from vitbench.ops import bundle
 
 _FUSED_LAUNCHES = {False: "fwd", True: "fwd+bwd*"}
 
@@ -65,10 +65,10 @@ def bias_problem(case: BiasAttentionCase, dtype_name: str, device: str, train: b
 
     impls = [
         Impl("fused", bias_attention, unsupported=_no_gpu(device), launches=_FUSED_LAUNCHES[train]),
-        Impl("eager", ops.eager_attention, own),
-        *sdpa_impls(ops.sdpa_attention, with_aligned_mask, N, train),
-        Impl("flex", ops.flex_attention, own),
-        Impl("compile", compiled(ops.eager_attention), own),
+        Impl("eager", bundle.eager_attention, own),
+        *sdpa_impls(bundle.sdpa_attention, with_aligned_mask, N, train),
+        Impl("flex", bundle.flex_attention, own),
+        Impl("compile", compiled(bundle.eager_attention), own),
     ]
     work = [bias_attention_work(B, H, N, M, D, dtype.itemsize, backward=b) for b in (False, True)[: 1 + train]]
     return Problem(inputs, _grad(inputs[0], train), bias_attention_reference, tuple(impls), tuple(work), 3, H * N * M)
@@ -96,20 +96,20 @@ def relative_problem(case: RelativeAttentionCase, dtype_name: str, device: str, 
         return relative_attention_reference(q, k, v, table, grid)
 
     def dense(tensors: list[Tensor]) -> list[Tensor]:
-        return [*tensors[:3], ops.relative_bias(tensors[3], grid).to(dtype)]
+        return [*tensors[:3], bundle.relative_bias(tensors[3], grid).to(dtype)]
 
     def dense_aligned(tensors: list[Tensor]) -> list[Tensor]:
         *qkv, bias = dense(tensors)
         return [*qkv, aligned(bias)]
 
     def eager_train(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
-        return ops.eager_relative_attention(q, k, v, table, grid)
+        return bundle.eager_relative_attention(q, k, v, table, grid)
 
     def sdpa_train(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
-        return ops.sdpa_attention(q, k, v, aligned(ops.relative_bias(table, grid).to(q.dtype)))
+        return bundle.sdpa_attention(q, k, v, aligned(bundle.relative_bias(table, grid).to(q.dtype)))
 
     def flex_train(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
-        return ops.flex_relative_attention(q, k, v, table, grid)
+        return bundle.flex_relative_attention(q, k, v, table, grid)
 
     no_gpu = _no_gpu(device)
     if train:
@@ -124,10 +124,10 @@ def relative_problem(case: RelativeAttentionCase, dtype_name: str, device: str, 
         impls = [
             Impl("fused", fused_kept, lambda t: [*t, expand_relative_bias(t[3], grid, dtype)], no_gpu, launches="fwd"),
             Impl("fused+expand", fused, unsupported=no_gpu, launches="expand+fwd"),
-            Impl("eager", ops.eager_attention, dense),
-            *sdpa_impls(ops.sdpa_attention, dense_aligned, N, train),
-            Impl("flex", ops.flex_attention, dense),
-            Impl("compile", compiled(ops.eager_attention), dense),
+            Impl("eager", bundle.eager_attention, dense),
+            *sdpa_impls(bundle.sdpa_attention, dense_aligned, N, train),
+            Impl("flex", bundle.flex_attention, dense),
+            Impl("compile", compiled(bundle.eager_attention), dense),
         ]
     work = [relative_attention_work(B, H, grid, D, dtype.itemsize, backward=b) for b in (False, True)[: 1 + train]]
     return Problem(inputs, _grad(inputs[0], train), reference, tuple(impls), tuple(work), 3, H * N * N)
@@ -150,10 +150,10 @@ def gated_problem(case: GatedAttentionCase, dtype_name: str, device: str, train:
     launches = {False: "fwd_weights+fwd", True: "fwd_weights+fwd+bwd*"}[train]
     impls = [
         Impl("fused", gated_attention, unsupported=_no_gpu(device), launches=launches),
-        Impl("eager", ops.eager_gated_attention, own),
-        *sdpa_impls(ops.sdpa_gated_attention, own, 0, train),  # without a mask cuDNN's bug is not met
-        Impl("flex", ops.flex_gated_attention, own),
-        Impl("compile", compiled(ops.eager_gated_attention), own),
+        Impl("eager", bundle.eager_gated_attention, own),
+        *sdpa_impls(bundle.sdpa_gated_attention, own, 0, train),  # without a mask cuDNN's bug is not met
+        Impl("flex", bundle.flex_gated_attention, own),
+        Impl("compile", compiled(bundle.eager_gated_attention), own),
     ]
     work = [gated_attention_work(B, H, N, D, dtype.itemsize, backward=b) for b in (False, True)[: 1 + train]]
     return Problem(inputs, _grad(inputs[0], train), gated_attention_reference, tuple(impls), tuple(work), 3, H * N * N)

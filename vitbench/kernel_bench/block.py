@@ -13,13 +13,13 @@ from vitkernels import (
     reduced_attention_reference,
     reduced_attention_work,
 )
-from vitkernels._common import arch_of
-from vitkernels._reduced_ops import block_fits
-from vitkernels.reduced_attention import ReducedAttentionCase
+from vitkernels.reduced.attention import ReducedAttentionCase
+from vitkernels.reduced.operators import block_fits
+from vitkernels.runtime.device import arch_of
 
-from vitbench import ops
 from vitbench.kernel_bench.peers import cast, compiled, sdpa_impls
 from vitbench.kernel_bench.problem import DTYPES, NEEDS_GPU, Call, Impl, Problem
+from vitbench.ops import bundle
 
 
 def small_reduced(case: ReducedAttentionCase) -> ReducedAttentionCase:
@@ -91,10 +91,10 @@ def reduced_problem(case: ReducedAttentionCase, dtype_name: str, device: str, tr
         return reduced_attention_reference(x, bias, packed(tensors), (case.h, case.h), case.heads, training=train)
 
     def eager(x: Tensor, bias: Tensor, *tensors: Tensor) -> Tensor:
-        return _separate(ops.eager_attention, packed(tensors), x, bias, case.h, case.heads, train)
+        return _separate(bundle.eager_attention, packed(tensors), x, bias, case.h, case.heads, train)
 
     def sdpa(x: Tensor, bias: Tensor, *tensors: Tensor) -> Tensor:
-        return _separate(ops.sdpa_attention, packed(tensors), x, bias, case.h, case.heads, train)
+        return _separate(bundle.sdpa_attention, packed(tensors), x, bias, case.h, case.heads, train)
 
     own = cast(dtype)
     # Only the kernels of the whole block are audited under this name; elsewhere it runs those of other operations.

@@ -14,14 +14,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from vitbench import verify
-from vitbench.audit.chips import card_named
+from vitbench.audit.model.chips import card_named
 from vitbench.kernel_bench import timing
 from vitbench.kernel_bench.cases import Planned
 from vitbench.kernel_bench.problem import DTYPES, Impl, Problem, outcome, reference_outcome
 from vitbench.kernel_bench.rows import KernelRow
 from vitbench.measure import device as devices
 from vitbench.measure.latency import Latency
+from vitbench.verify import judge
+from vitbench.verify.outcome import Outcome, relative_error
 
 T = TypeVar("T")
 
@@ -117,9 +118,9 @@ def _verify(contenders: Sequence[Contender], problem: Problem, dtype: torch.dtyp
     open_ = [c for c in contenders if c.status == "ok"]
     eager = next(impl for impl in problem.impls if impl.name == "eager")
 
-    def yardstick() -> tuple[verify.Outcome, float]:
+    def yardstick() -> tuple[Outcome, float]:
         want = reference_outcome(problem)
-        return want, verify.limit(verify.relative_error(outcome(problem.step(eager)()), want), dtype)
+        return want, judge.limit(relative_error(outcome(problem.step(eager)()), want), dtype)
 
     found = _attempt(open_, yardstick, device, "nothing to verify against: ")
     if found is None:
@@ -135,7 +136,7 @@ def _verify(contenders: Sequence[Contender], problem: Problem, dtype: torch.dtyp
         if not got.finite():
             contender.status, contender.reason, contender.step = "incorrect", "it gives NaN or infinity", None
             continue
-        contender.error = verify.relative_error(got, want)
+        contender.error = relative_error(got, want)
         if contender.error > limit:
             contender.status, contender.step = "incorrect", None
             contender.reason = f"error {contender.error:.2g} against fp64, {limit:.2g} allowed"

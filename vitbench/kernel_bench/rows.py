@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from vitbench import results
 from vitbench.errors import InputError
+from vitbench.results import journal
 
 STATUSES = ("ok", "unsupported", "incorrect", "oom", "error", "crashed")
 
@@ -115,7 +115,7 @@ def read(path: Path) -> list[KernelRow]:
     """
     if not path.exists():
         return []
-    text, _ = results.complete_lines(path)
+    text, _ = journal.complete_lines(path)
     lines = csv.reader(io.StringIO(text))
     header = tuple(next(lines, ()))
     if header and header != COLUMNS:
@@ -141,10 +141,10 @@ def append(path: Path, row: KernelRow, samples_us: Sequence[float] = ()) -> None
     path.parent.mkdir(parents=True, exist_ok=True)
     if samples_us:
         record = {"id": row.id, "started_at": row.started_at, "us": [round(s, 4) for s in samples_us]}
-        results.append_line(results.samples_path(path), json.dumps(record) + "\n")
+        journal.append_line(journal.samples_path(path), json.dumps(record) + "\n")
     if not path.exists() or path.stat().st_size == 0:
-        results.append_line(path, ",".join(COLUMNS) + "\n")
-    results.append_line(path, to_line(row))
+        journal.append_line(path, ",".join(COLUMNS) + "\n")
+    journal.append_line(path, to_line(row))
 
 
 def check_environment(path: Path, rows: Sequence[KernelRow], environment: dict[str, object]) -> None:

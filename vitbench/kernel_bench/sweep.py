@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from vitbench import results
+from vitbench.bench.build import use_device
 from vitbench.kernel_bench import group, rows, timing
 from vitbench.kernel_bench.cases import Planned, plan
 from vitbench.kernel_bench.rows import KernelRow
 from vitbench.measure import device as devices
-from vitbench.workload import use_device
+from vitbench.results import journal
 
 DONE, BUDGET, DEVICE_LOST = "done", "budget", "device lost"
 
@@ -84,7 +84,7 @@ def run(
     written: list[KernelRow] = []
     measured = resumed = 0
     stopped = DONE
-    with results.locked(out), exact_fp32():
+    with journal.locked(out), exact_fp32():
         old = rows.read(out)
         rows.check_environment(out, old, environment)
         done: dict[str, dict[str, KernelRow]] = {}

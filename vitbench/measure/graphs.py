@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 
 from vitbench.measure.step import Step
-from vitbench.objective import Output
+from vitbench.models.outputs import Output
 
 Result = TypeVar("Result")
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vitbench import objective
-from vitbench.objective import Output
+from vitbench.models import outputs
+from vitbench.models.outputs import Output
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class Step:
                 return self.model(self.x)
         assert self.targets is not None
         with self._precision():
-            loss = objective.loss(self.model(self.x), self.targets)
+            loss = outputs.loss(self.model(self.x), self.targets)
         loss.backward()
         self.update()
         return loss.detach()

@@ -10,7 +10,6 @@ from torch import nn
 
 from vitbench.catalog import Resolution, catalog, format_resolution, parse_resolution
 from vitbench.errors import InputError, nearest
-from vitbench.implementations import ops_for
 from vitbench.models import (
     cmt,
     coatnet,
@@ -27,7 +26,9 @@ from vitbench.models import (
     yolos,
 )
 from vitbench.models.spec import ModelSpec, Preprocessing
-from vitbench.plan import IMPLS, WHOLLY_COMPILED
+from vitbench.models.weights import load_weights
+from vitbench.ops.implementations import ops_for
+from vitbench.ops.names import IMPLS, WHOLLY_COMPILED
 
 
 def _merge(*families: dict[str, ModelSpec]) -> dict[str, ModelSpec]:
@@ -123,49 +124,12 @@ def unserved(name: str, impl: str = "fused", resolution: Resolution | None = Non
     if not impl.startswith("fused"):
         return foreign.unserved(name, impl) if foreign.is_foreign(name) else None
     try:
-        from vitbench.fused import UNSERVED
+        from vitbench.ops.fused import UNSERVED
     except ModuleNotFoundError as error:
         return f"it needs the package {error.name}, which is not installed"
     if foreign.is_foreign(name):
         return foreign.unserved(name, impl, resolution)
     return UNSERVED.get(catalog()[name].family)
-
-
-def load_weights(model: nn.Module, name: str, path: Path) -> None:
-    """Loads a .safetensors file strictly, resampling what depends on the resolution.
-
-    Raises: InputError when the file is missing, not safetensors, or of another network.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(path)
-    except FileNotFoundError as error:
-        raise InputError(f"weights file {path} does not exist") from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is not a readable .safetensors file ({error})") from error
-    resize = getattr(model, "resize_state_dict", None)
-    own = model.state_dict()
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if missing or extra:
-        raise InputError(
-            f"{path} is not {name}: {len(missing)} tensors missing{_example(missing)}, "
-            f"{len(extra)} unknown{_example(extra)}"
-        )
-    if resize is not None:
-        try:
-            state = resize(state)
-        except ValueError as error:
-            raise InputError(f"{path} does not fit {name}: {error}") from error
-    for key, tensor in own.items():
-        if state[key].shape != tensor.shape:
-            raise InputError(f"{path} is not {name}: {key} is {list(state[key].shape)}, needs {list(tensor.shape)}")
-    model.load_state_dict(state, strict=True)
-
-
-def _example(keys: list[str]) -> str:
-    return f" (such as {keys[0]})" if keys else ""
 
 
 __all__ = ["MODELS", "ModelSpec", "Preprocessing", "compiled", "create_model", "load_weights", "spec_of", "unserved"]

@@ -20,7 +20,7 @@ from vitbench.catalog import Resolution, format_resolution
 from vitbench.models.drop_path import DropPath
 from vitbench.models.resample import resample_grid
 from vitbench.models.spec import ModelSpec, Preprocessing
-from vitbench.ops import Ops
+from vitbench.ops.bundle import Ops
 
 STAGES = ("a", "b", "c", "d")
 HEADS = (1, 2, 4, 8)

@@ -34,7 +34,7 @@ from vitbench.models.coatnet_blocks import (
 )
 from vitbench.models.resample import Grid, resample_grid, source_grid
 from vitbench.models.spec import ModelSpec, Preprocessing
-from vitbench.ops import Ops
+from vitbench.ops.bundle import Ops
 
 PATCH = 16
 

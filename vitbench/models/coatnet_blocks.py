@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vitbench.models.drop_path import DropPath
 from vitbench.models.resample import Grid
-from vitbench.ops import Ops
+from vitbench.ops.bundle import Ops
 
 Pool = Literal["max2", "avg2", "max3"]
 Activation = Literal["gelu", "silu", "relu"]

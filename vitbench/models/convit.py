@@ -19,7 +19,7 @@ from vitbench.catalog import Resolution, format_resolution
 from vitbench.models.drop_path import DropPath
 from vitbench.models.resample import Grid, resample_positions
 from vitbench.models.spec import ModelSpec, Preprocessing
-from vitbench.ops import Ops
+from vitbench.ops.bundle import Ops
 
 PATCH = 16
 PUBLISHED_GRID = (14, 14)

@@ -18,7 +18,7 @@ from vitbench.catalog import Resolution, format_resolution
 from vitbench.models.detection import MLP, Detections
 from vitbench.models.resnet import Bottleneck, ResNetConfig, ResNetFeatures
 from vitbench.models.spec import ModelSpec, Preprocessing
-from vitbench.ops import Ops
+from vitbench.ops.bundle import Ops
 
 _TEMPERATURE = 10_000
 #: Scale of every residual branch at first. Statistics of a trained backbone keep its sums in bounds; frozen

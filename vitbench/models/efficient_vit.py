@@ -32,7 +32,7 @@ from vitbench.models.efficientnet import (
 )
 from vitbench.models.hybrid_resnet import pad_same
 from vitbench.models.spec import ModelSpec, Preprocessing
-from vitbench.ops import Ops
+from vitbench.ops.bundle import Ops
 
 _NAMES = Names(
     depthwise=("_depthwise_conv", "_bn1"),

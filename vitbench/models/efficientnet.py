@@ -19,7 +19,7 @@ from vitbench.catalog import Resolution, format_resolution
 from vitbench.models.drop_path import DropPath
 from vitbench.models.hybrid_resnet import pad_same
 from vitbench.models.spec import ModelSpec, Preprocessing
-from vitbench.ops import Ops
+from vitbench.ops.bundle import Ops
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from vitbench.catalog import CatalogEntry, Resolution
 from vitbench.errors import InputError, nearest
 from vitbench.models import transformers_configs
 from vitbench.models.spec import ModelSpec, Preprocessing
-from vitbench.ops import Ops
+from vitbench.ops.bundle import Ops
 
 _CLASSES = 1000
 #: Implementations that one model of another library can have.
@@ -214,7 +214,7 @@ def unserved(name: str, impl: str, resolution: Resolution | None = None) -> str 
         return None
     import vitkernels
 
-    from vitbench.ops import EAGER
+    from vitbench.ops.bundle import EAGER
 
     made = spec(name)
     report = vitkernels.fuse(made.build(EAGER, resolution or made.resolution, made.num_classes))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitbench.catalog import Resolution, format_resolution
 from vitbench.models.spec import ModelSpec, Preprocessing
-from vitbench.ops import Ops
+from vitbench.ops.bundle import Ops
 
 _WIDTHS = (64, 128, 256, 512)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from vitbench.catalog import Resolution
-from vitbench.ops import Ops
+from vitbench.ops.bundle import Ops
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ModelSpec:
     build(ops, resolution, num_classes) returns the module, randomly initialised as the family's
     authors do. A module whose parameters depend on the resolution has a method
     `resize_state_dict(state) -> state` that resamples them to the module's own resolution.
-    What it returns, a tensor of logits or a detector's dictionary, `vitbench.objective` knows how to use.
+    What it returns, a tensor of logits or a detector's dictionary, `vitbench.models.outputs` knows how to use.
 
     num_classes: of the published model.
     """

@@ -21,7 +21,7 @@ from vitbench.catalog import Resolution, format_resolution
 from vitbench.models.drop_path import DropPath
 from vitbench.models.resample import resample_positions
 from vitbench.models.spec import ModelSpec, Preprocessing
-from vitbench.ops import Ops
+from vitbench.ops.bundle import Ops
 
 PATCH = 16
 WORD_STRIDE = 4

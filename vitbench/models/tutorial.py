@@ -29,7 +29,7 @@ from vitbench.models import coatnet
 from vitbench.models.coatnet_blocks import MBConvConfig, TransformerConfig
 from vitbench.models.resample import resample_positions
 from vitbench.models.spec import ModelSpec, Preprocessing
-from vitbench.ops import Ops
+from vitbench.ops.bundle import Ops
 
 PATCH = 16
 PUBLISHED_GRID = (14, 14)

@@ -19,7 +19,7 @@ from vitbench.models.drop_path import DropPath
 from vitbench.models.hybrid_resnet import Bottleneck, backbone_stride, make_backbone
 from vitbench.models.resample import Grid, resample_positions
 from vitbench.models.spec import ModelSpec, Preprocessing
-from vitbench.ops import Ops
+from vitbench.ops.bundle import Ops
 
 _MLP_RATIO = 4
 _NORM_EPS = 1e-6

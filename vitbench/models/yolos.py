@@ -19,7 +19,7 @@ from vitbench.models.detection import MLP, Detections
 from vitbench.models.resample import Grid, resample_grid
 from vitbench.models.spec import ModelSpec, Preprocessing
 from vitbench.models.vit import Block, PatchEmbed, Size, ViTConfig
-from vitbench.ops import Ops
+from vitbench.ops.bundle import Ops
 
 _PATCH = 16
 

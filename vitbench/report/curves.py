@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from vitbench.results import Row
+from vitbench.results.row import Row
 
 INSTALL = "pip install altair vl-convert-python"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vitbench.report import curves
 from vitbench.report.tables import sweep_table
-from vitbench.results import ENVIRONMENT, Row
+from vitbench.results.row import ENVIRONMENT, Row
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px; padding: 0 1rem; color: #1b1f24 }

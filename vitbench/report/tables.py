@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from vitbench.results import Row
-from vitbench.timm_csv import Baseline
+from vitbench.report.timm import Baseline
+from vitbench.results.row import Row
 
 
 def _number(value: float | None, digits: int = 4) -> str:

@@ -6,7 +6,7 @@ import os
 
 import triton
 import triton.language as tl
-from vitkernels._launch import Launch
+from vitkernels import Launch
 
 
 @triton.jit

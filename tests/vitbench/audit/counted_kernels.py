@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from vitkernels._launch import Launch
+from vitkernels import Launch
 
 WIDTH = 128  # elements per tensor: one per thread of four warps
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import triton
 import triton.language as tl
-from vitkernels._launch import Launch
+from vitkernels import Launch
 
 TOKENS, DIM = 1024, 32
 

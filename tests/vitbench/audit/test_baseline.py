@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from vitbench.audit import baseline
-from vitbench.audit.model import Row
-from vitbench.audit.records import read_csv, write_csv
+from vitbench.audit.records import Row, read_csv, write_csv
 from vitbench.audit.run import audit
 from vitbench.errors import InputError
 

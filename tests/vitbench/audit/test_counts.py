@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vitbench.audit.profile import Profile
+from vitbench.audit.model.profile import Profile
 from vitbench.audit.run import Audited, audit
 
 KERNELS = str(Path(__file__).with_name("counted_kernels.py"))

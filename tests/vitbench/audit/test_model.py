@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import defaultdict
 
 import pytest
-from vitkernels._launch import Launch
+from vitkernels import Launch
 
-from vitbench.audit import cfg, model, sass
-from vitbench.audit.chips import CHIPS, card_named, chip_of, occupancy
-from vitbench.audit.execute import Executions
 from vitbench.audit.job import Compiled
-from vitbench.audit.profile import Profile, profile
+from vitbench.audit.model import time
+from vitbench.audit.model.chips import CHIPS, card_named, chip_of, occupancy
+from vitbench.audit.model.profile import Profile, profile
 from vitbench.audit.run import Audited
+from vitbench.audit.sass import listing
+from vitbench.audit.sass.execute import Executions
+from vitbench.audit.sass.graph import build_graph
 from vitbench.audit.show import advice, show, table
 from vitbench.errors import InputError
 
@@ -40,7 +42,7 @@ def _compiled(**changes: object) -> Compiled:
 
 
 def _profile(issued: float = 0.0, **cycles: float) -> Profile:
-    graph = cfg.build(sass.parse(TEXT))
+    graph = build_graph(listing.parse(TEXT))
     tally: defaultdict[str, float] = defaultdict(float, cycles)
     return Profile(graph, [1.0], issued=issued, cycles=tally)
 
@@ -68,7 +70,7 @@ def test_tensor_memory_limits_occupancy() -> None:
 
 
 def test_bytes_bind_a_copy() -> None:
-    row = model.model(_launch(), _compiled(), _profile(issued=1000), 90)
+    row = time.model(_launch(), _compiled(), _profile(issued=1000), 90)
     assert row.bytes_us == pytest.approx(1.0)
     assert row.floor_us == pytest.approx(1.0)
     assert (row.bound_by, row.status) == ("bytes", "ok")
@@ -77,26 +79,26 @@ def test_bytes_bind_a_copy() -> None:
 
 def test_issue_time_is_one_instruction_per_scheduler_and_clock() -> None:
     issued = 4 * 132 * 1755 * 3.0  # three microseconds of the whole card
-    row = model.model(_launch(bytes=0), _compiled(), _profile(issued=issued), 90)
+    row = time.model(_launch(bytes=0), _compiled(), _profile(issued=issued), 90)
     assert row.issue_us == pytest.approx(3.0)
     assert row.issue_slots_per_element == pytest.approx(issued * 32 / 1e6)
 
 
 def test_busiest_multiprocessor_decides() -> None:
     counted = _profile(issued=4 * 132 * 1755.0)
-    even = model.model(_launch(grid=(132,)), _compiled(), counted, 90)
-    uneven = model.model(_launch(grid=(133,)), _compiled(), counted, 90)
+    even = time.model(_launch(grid=(132,)), _compiled(), counted, 90)
+    uneven = time.model(_launch(grid=(133,)), _compiled(), counted, 90)
     assert uneven.issue_us / even.issue_us == pytest.approx(2 * 132 / 133)
 
 
 def test_floor_is_the_slowest_kind_of_unavoidable_work() -> None:
     exp2 = 132 * 16 * 1755 * 5
-    assert model.floor_us(_launch(bytes=0, special=exp2), H200) == pytest.approx(5.0)
-    assert model.floor_us(_launch(bytes=0, matrix_flops=790_000_000 * 2), H200) == pytest.approx(2.0)
-    assert model.floor_us(_launch(bytes=0, fma=132 * 128 * 1755), H200) == pytest.approx(1.0)
+    assert time.floor_us(_launch(bytes=0, special=exp2), H200) == pytest.approx(5.0)
+    assert time.floor_us(_launch(bytes=0, matrix_flops=790_000_000 * 2), H200) == pytest.approx(2.0)
+    assert time.floor_us(_launch(bytes=0, fma=132 * 128 * 1755), H200) == pytest.approx(1.0)
     # kernels.md, CoAtNet-0 S3 at 224 pixels, batch 64: 38.5 MB in 9.0 us and 8.0 us of exp2.
-    assert model.floor_us(_launch(bytes=38_535_168), H200) == pytest.approx(9.0, abs=0.05)
-    assert model.floor_us(_launch(bytes=0, special=64 * 12 * 196 * 196), H200) == pytest.approx(8.0, abs=0.05)
+    assert time.floor_us(_launch(bytes=38_535_168), H200) == pytest.approx(9.0, abs=0.05)
+    assert time.floor_us(_launch(bytes=0, special=64 * 12 * 196 * 196), H200) == pytest.approx(8.0, abs=0.05)
 
 
 def test_a_row_on_another_card_of_the_architecture() -> None:
@@ -106,19 +108,19 @@ def test_a_row_on_another_card_of_the_architecture() -> None:
     assert card_named("NVIDIA H200") is H200
     assert card_named("NVIDIA T4") is None
     launch = _launch()
-    row = model.model(launch, _compiled(), _profile(issued=4 * 132 * 1755 * 0.5), 90)
-    moved = model.on_card(row, launch, h100)
+    row = time.model(launch, _compiled(), _profile(issued=4 * 132 * 1755 * 0.5), 90)
+    moved = time.on_card(row, launch, h100)
     assert moved.bytes_us == pytest.approx(4.3 / 3.0)
     assert moved.issue_us == row.issue_us == pytest.approx(0.5)
     assert moved.floor_us == pytest.approx(4.3 / 3.0)
     assert moved.modelled_us == pytest.approx((0.5**4 + (4.3 / 3.0) ** 4) ** 0.25)
-    assert model.on_card(row, launch, H200) == row
+    assert time.on_card(row, launch, H200) == row
     with pytest.raises(ValueError, match="cannot be modelled on the B200"):
-        model.on_card(row, launch, CHIPS[100])
+        time.on_card(row, launch, CHIPS[100])
 
 
 def test_kernel_that_does_not_fit_is_an_error_row() -> None:
-    row = model.model(_launch(), _compiled(shared_bytes=240 * 1024), _profile(issued=1), 90)
+    row = time.model(_launch(), _compiled(shared_bytes=240 * 1024), _profile(issued=1), 90)
     assert (row.status, row.occupancy) == ("error", 0.0)
     assert "does not fit" in row.reason
 
@@ -132,9 +134,9 @@ def test_text_reports_name_the_launch_and_what_to_try() -> None:
     launch = _launch(matrix_flops=10, grid=(2,))
     compiled = _compiled(stack_bytes=16, sass=NARROW)
     ran = Executions([8.0], {}, frozenset(), False)
-    counted = profile(cfg.build(sass.parse(NARROW)), ran, launch, compiled, 90)
+    counted = profile(build_graph(listing.parse(NARROW)), ran, launch, compiled, 90)
     assert (counted.issued, counted.narrowest_hot_load_bytes) == (16, 2)
-    item = Audited(launch, 90, model.model(launch, compiled, counted, 90), compiled, ran)
+    item = Audited(launch, 90, time.model(launch, compiled, counted, 90), compiled, ran)
     hints = " ".join(advice(item))
     assert "16 bytes of stack" in hints
     assert "no matrix instruction" in hints
@@ -142,6 +144,6 @@ def test_text_reports_name_the_launch_and_what_to_try() -> None:
     assert "leave multiprocessors idle" in hints
     assert "EXIT" in show(item)
     assert launch.id in table([item])
-    failed = Audited(launch, 90, model.failure(launch, 90, "", "CompilationError: no"))
+    failed = Audited(launch, 90, time.failure(launch, 90, "", "CompilationError: no"))
     assert "CompilationError: no" in table([failed])
     assert "CompilationError: no" in show(failed)

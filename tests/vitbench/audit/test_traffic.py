@@ -8,9 +8,9 @@ import pytest
 
 from vitbench.audit import registry
 from vitbench.audit.job import job_of
-from vitbench.audit.process import Worker
 from vitbench.audit.run import Audited, audit
 from vitbench.audit.traffic import CAPACITIES, Traffic
+from vitbench.audit.workers.process import Worker
 
 KERNELS = str(Path(__file__).with_name("followed_kernels.py"))
 KIB = 1024
@@ -27,7 +27,7 @@ def items(cache: Path) -> dict[str, Audited]:
 
 
 def followed(case: str, *arguments: str) -> Traffic:
-    worker = Worker("vitbench.audit.addresses", arguments, interprets=True)
+    worker = Worker("vitbench.audit.workers.follow", arguments, interprets=True)
     (launch,) = registry.launches([KERNELS], 90, f"followed/{case}/*")
     found = worker.ask(job_of(launch, 90))
     worker.close()

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from vitkernels._launch import Launch
+from vitkernels import Launch
 
-from vitbench.audit.model import Row, failure
+from vitbench.audit.model.time import failure
+from vitbench.audit.records import Row
 from vitbench.audit.validate import pairs, rank_correlation, summary
 from vitbench.errors import InputError
 

@@ -12,21 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from vitbench import cli, results
+from vitbench import cli
+from vitbench.bench.plan import Case
+from vitbench.bench.sweep import Summary, SweepOptions
 from vitbench.certify import command, correctness, memory, models, power, sweeping
 from vitbench.certify.stage import FAIL, NOT_RUN, PASS, Context, Line, Stage
 from vitbench.certify.summary import markdown
 from vitbench.errors import InputError
-from vitbench.plan import Case
-from vitbench.report.readme import fill
-from vitbench.sweep import Summary, SweepOptions
+from vitbench.readme import fill
+from vitbench.results import journal
 
 RESULT = re.compile(r"^\| (.+) \| (pass|fail|not run) \| (.*) \|$", re.MULTILINE)
 
 
 def stamps(out: Path) -> dict[str, list[str]]:
     """When each measured row was, and how long each test took: what measuring again would change."""
-    swept = {f"{name}.csv": [row.started_at or "" for row in results.read(out / f"{name}.csv")]
+    swept = {f"{name}.csv": [row.started_at or "" for row in journal.read(out / f"{name}.csv")]
              for name in ("models", "power", "memory")}  # fmt: skip
     return swept | {
         name: (out / name).read_text().splitlines() for name in ("correctness.csv", "kernels.csv", "audit.csv")
@@ -46,7 +47,7 @@ def test_the_rehearsal_measures_judges_and_resumes(
     text = (tmp_path / "summary.md").read_text(encoding="utf-8")
     assert re.findall(r"^## (\w+):", text, re.MULTILINE) == [stage.name for stage in command.STAGES]
     told = {what: (verdict, detail) for what, verdict, detail in RESULT.findall(text)}
-    assert told["tests/vitkernels/test_attention_ops.py"][0] == PASS
+    assert told["tests/vitkernels/attention/test_operators.py"][0] == PASS
     assert told["cmt_s infer, bf16, batch 64, 224 px: at least 1.5x the throughput of torch.compile"][0] == NOT_RUN
     assert next(v for k, v in told.items() if k.startswith("convit_tiny: every"))[0] == NOT_RUN
     predicted = [v for k, v in told.items() if "predicted within 5%" in k]
@@ -55,7 +56,7 @@ def test_the_rehearsal_measures_judges_and_resumes(
     assert saved.endswith("not measured"), "without a GPU nothing fused is measured"
     assert told["kernels"] == (NOT_RUN, "1 cases rehearsed; speed needs an NVIDIA GPU")
     assert "2 launches audited" in told["modelled kernel times rank kernels as the GPU does"][1]
-    rows = {row.case: row for row in results.read(tmp_path / "models.csv")}
+    rows = {row.case: row for row in journal.read(tmp_path / "models.csv")}
     assert rows.keys() == {case.id for case in models.cases(Context(tmp_path, "cpu"))}
     fused = rows["convit_tiny/fused/train/fp32/nhwc/32/b2/cpu"]
     assert (fused.status, fused.img_per_s) == ("unsupported", None)
@@ -154,7 +155,7 @@ def test_summary_escapes_and_names_the_environment() -> None:
 
 
 def test_the_full_plan_can_be_built_and_begins_with_the_aims(timm: object, tmp_path: Path) -> None:
-    from vitbench.selection import check_resolution
+    from vitbench.bench.selection import check_resolution
 
     context = Context(tmp_path, "cuda")
     planned = models.cases(context)
@@ -192,13 +193,17 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> tu
     """A checkout whose only tests are `text`, and where they are."""
     tests = tmp_path / "tests" / "vitkernels"
     tests.mkdir(parents=True)
-    (tmp_path / "tests" / "conftest.py").write_text("def pytest_addoption(parser): parser.addoption('--device')\n")
-    (tests / "test_attention_ops.py").write_text(text)
+    (tmp_path / "tests" / "conftest.py").write_text(
+        "def pytest_addoption(parser): parser.addoption('--device')\n"
+        "def pytest_configure(config): config.addinivalue_line('markers', 'rehearsal')\n"
+        "def pytest_itemcollected(item): item.add_marker('rehearsal')\n"
+    )
+    (tests / "test_operators.py").write_text(text)
     monkeypatch.setattr(correctness, "_ROOT", tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(Path(correctness.__file__).parents[2]))
     context = Context(tmp_path / "out", "cpu")
     context.out.mkdir()
-    return context, tests / "test_attention_ops.py"
+    return context, tests / "test_operators.py"
 
 
 def outcomes(context: Context) -> list[tuple[str, str]]:
@@ -284,8 +289,13 @@ def test_on_a_gpu_the_models_on_those_kernels_are_tested_too(tmp_path: Path, mon
     done = subprocess.run([*command, "--collect-only", "-q"], cwd=correctness._ROOT, capture_output=True, text=True)
     collected = {line.partition("[")[0] for line in done.stdout.splitlines() if "::" in line}
     assert done.returncode == 0, done.stdout
-    assert {name for name in collected if "vitbench" in name} == set(correctness._MODELS)
-    assert any(name.startswith("tests/vitkernels/test_fuse.py::") for name in collected)
+    assert {name.partition("::")[2] for name in collected if "vitbench" in name} == {
+        "test_inference_agrees_with_eager",
+        "test_training_agrees_with_eager_in_every_gradient_and_statistic",
+        "test_autocast_and_half_precision_err_no_more_than_eager",
+    }
+    assert any(name.startswith("tests/vitkernels/fusing/test_fuse.py::") for name in collected)
+    assert not any("test_compiled" in name or "test_on_cpu" in name for name in collected)
 
 
 def test_what_cannot_start_fails_until_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

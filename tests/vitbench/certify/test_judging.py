@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from vitbench import results
-from vitbench.audit.model import Row as AuditRow
 from vitbench.audit.records import COLUMNS, write_csv
+from vitbench.audit.records import Row as AuditRow
+from vitbench.bench.plan import Case
+from vitbench.bench.sweep import blank_row
 from vitbench.certify import kernels, memory, models, power, prediction
 from vitbench.certify.stage import FAIL, NOT_RUN, PASS, Context, Line
-from vitbench.plan import Case
-from vitbench.sweep import blank_row
+from vitbench.results import journal
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def write(context: Context, file: str, case: Case, **known: Any) -> None:
     row = blank_row(case, {"device_name": "a GPU", "input": "noise", "weights": "random"})
     for name, value in {"status": "ok", **known}.items():
         setattr(row, name, value)
-    results.append(context.out / file, row)
+    journal.append(context.out / file, row)
 
 
 def aimed(context: Context) -> Line:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitbench.catalog import CatalogEntry, catalog
 from vitbench.models import cmt
 from vitbench.models.drop_path import DropPath
-from vitbench.ops import EAGER, SDPA, Ops
+from vitbench.ops.bundle import EAGER, SDPA, Ops
 
 ENTRIES = [entry for entry in catalog().values() if entry.family == "cmt"]
 TINY = cmt.CMTConfig(4, (8, 16, 16, 16), (1, 2, 1, 1), mlp_ratio=2, dropout=0.5, drop_path=0.9)

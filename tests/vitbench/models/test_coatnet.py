@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitbench.catalog import Resolution, catalog
 from vitbench.models import coatnet, coatnet_blocks
-from vitbench.ops import EAGER
+from vitbench.ops.bundle import EAGER
 
 ROWS = [entry for entry in catalog().values() if entry.family in ("coatnet", "coatnet_timm", "coatnet_ablation")]
 SIZES: dict[str, Any] = {"widths": (32, 64, 64, 96), "depths": (1, 2, 2, 1), "stem": (16, 32)}

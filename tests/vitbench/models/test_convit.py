@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitbench.catalog import catalog
 from vitbench.models import convit
-from vitbench.ops import EAGER, Ops
+from vitbench.ops.bundle import EAGER, Ops
 
 SMALL = convit.ConViTConfig(heads=4, head_dim=8, gated_blocks=2, plain_blocks=1)
 

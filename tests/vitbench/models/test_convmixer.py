@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from vitbench.catalog import catalog
 from vitbench.measure.flops import count
 from vitbench.models import convmixer
-from vitbench.ops import EAGER
-from vitbench.weights import enliven
+from vitbench.models.weights import enliven
+from vitbench.ops.bundle import EAGER
 
 SMALL = convmixer.ConvMixerConfig(16, 2, kernel=5, patch=4, activation="relu")
 

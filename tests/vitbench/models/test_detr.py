@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vitbench import verify
 from vitbench.catalog import catalog
 from vitbench.measure.flops import count
 from vitbench.models import detr
 from vitbench.models.detection import pad_batch
 from vitbench.models.detr import FrozenBatchNorm2d, sine_positions
 from vitbench.models.resnet import ResNetConfig
-from vitbench.ops import EAGER, SDPA, Ops
+from vitbench.ops.bundle import EAGER, SDPA, Ops
+from vitbench.verify.outcome import without_dropout
 
 SMALL = detr.DETRConfig(
     ResNetConfig((1, 1, 1, 1), bottleneck=True),
@@ -250,7 +250,7 @@ def test_equal_seeds_drop_what_torchs_layers_drop(ops: Ops) -> None:
         expected = theirs(*given)
         torch.manual_seed(1)
         torch.testing.assert_close(layer(*arguments), expected)
-        with verify.without_dropout(layer):
+        with without_dropout(layer):
             quiet = layer(*arguments)
         assert relative_error(quiet, expected) > 0.01
         torch.testing.assert_close(quiet, layer.eval()(*arguments), rtol=0, atol=0)

@@ -15,7 +15,7 @@ from vitbench.measure.flops import count
 from vitbench.models import efficient_vit
 from vitbench.models.efficient_vit import Attention, Branch, Features, Heads, PreNorm, Projected, cut_patches
 from vitbench.models.efficientnet import EfficientNetConfig, Stage
-from vitbench.ops import EAGER
+from vitbench.ops.bundle import EAGER
 
 # B0 of two stages: stride 4 at its end, 2 after its first block; 320 channels after the head, 8 after that block.
 BACKBONE = EfficientNetConfig(0.25, 1.0, 0.2, stages=(Stage(1, 3, 1, 1, 16), Stage(2, 5, 2, 6, 24)))

@@ -13,8 +13,8 @@ from vitbench.catalog import catalog
 from vitbench.measure.flops import count
 from vitbench.models import efficientnet
 from vitbench.models.drop_path import DropPath
-from vitbench.ops import EAGER
-from vitbench.verify import without_dropout
+from vitbench.ops.bundle import EAGER
+from vitbench.verify.outcome import without_dropout
 
 _FIRST, _SECOND = efficientnet.STAGES[:2]
 SMALL = efficientnet.EfficientNetConfig(1.0, 1.0, dropout=0.2, stages=(_FIRST, dataclasses.replace(_SECOND, kernel=5)))

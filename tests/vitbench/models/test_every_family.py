@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention.flex_attention import flex_attention
 
-from vitbench import inputs, objective, ops, verify
 from vitbench.catalog import Resolution
 from vitbench.measure import flops
 from vitbench.models import (
@@ -27,6 +26,8 @@ from vitbench.models import (
     detr,
     efficient_vit,
     efficientnet,
+    inputs,
+    outputs,
     resnet,
     tnt,
     tutorial,
@@ -35,9 +36,10 @@ from vitbench.models import (
 )
 from vitbench.models.coatnet_blocks import MBConvConfig
 from vitbench.models.drop_path import DropPath
-from vitbench.ops import EAGER, FLEX, SDPA, Ops
-from vitbench.verify import Outcome
-from vitbench.weights import enliven
+from vitbench.models.weights import enliven
+from vitbench.ops import bundle as ops
+from vitbench.ops.bundle import EAGER, FLEX, SDPA, Ops
+from vitbench.verify.outcome import Outcome, dropout_modules, relative_error
 
 CLASSES = 10
 VIT = vit.ViTConfig(vit.Size(48, 2, 3), 16, 32, dropout=0.1)
@@ -117,8 +119,8 @@ def small(kind: str, ops: Ops = EAGER) -> tuple[nn.Module, Tensor]:
     return model.eval(), inputs.noise(RESOLUTION, 2, seed=1)
 
 
-def error(actual: objective.Output, expected: objective.Output) -> float:
-    return verify.relative_error(Outcome(actual, {}), Outcome(expected, {}))
+def error(actual: outputs.Output, expected: outputs.Output) -> float:
+    return relative_error(Outcome(actual, {}), Outcome(expected, {}))
 
 
 @pytest.mark.parametrize("kind", SMALL)
@@ -130,7 +132,7 @@ def test_sdpa_channels_last_and_deepcopy_agree_with_eager(kind: str) -> None:
     assert error(small(kind, SDPA)[0](image), expected) < 1e-5
     nhwc = model.to(memory_format=torch.channels_last)
     assert error(nhwc(image.to(memory_format=torch.channels_last)), expected) < 1e-5
-    first = next(objective.tensors(expected))
+    first = next(outputs.tensors(expected))
     assert error(first[:1], first[1:]) > 1e-3  # another image is another output
 
 
@@ -166,7 +168,7 @@ def test_bf16_stays_bf16_and_near(kind: str) -> None:
     model, image = small(kind)
     expected = model(image)
     actual = model.to(torch.bfloat16)(image.to(torch.bfloat16))
-    assert {tensor.dtype for tensor in objective.tensors(actual)} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in outputs.tensors(actual)} == {torch.bfloat16}
     assert error(actual, expected) < 0.1
 
 
@@ -187,8 +189,8 @@ def test_trains_on_fake_tensors_in_another_default_dtype(kind: str) -> None:
             for bundle in (EAGER, FLEX) if kind in ATTENTIVE and kind != "detr" else (EAGER,):
                 model = SMALL[kind](bundle, RESOLUTION)
                 output = model(torch.empty(2, 3, *RESOLUTION))
-                objective.loss(output, torch.zeros(2, dtype=torch.long)).backward()
-                assert {tensor.dtype for tensor in objective.tensors(output)} == {torch.bfloat16}
+                outputs.loss(output, torch.zeros(2, dtype=torch.long)).backward()
+                assert {tensor.dtype for tensor in outputs.tensors(output)} == {torch.bfloat16}
                 assert all(p.grad is not None and p.grad.shape == p.shape for p in trained(model).values())
     finally:
         torch.set_default_dtype(default)
@@ -233,10 +235,10 @@ def test_drop_path_rises_over_the_blocks_and_acts_in_training_only(kind: str) ->
 @pytest.mark.parametrize("kind", SMALL)
 def test_a_training_step_with_its_randomness_has_finite_gradients(kind: str) -> None:
     model = build(kind).train()
-    random = verify.dropout_modules(model)
+    random = dropout_modules(model)
     assert bool(random) == (kind not in QUIET)
     images, labels = inputs.noise(RESOLUTION, 4), torch.tensor([0, 3, 9, 1])
-    first, second = (objective.loss(model(images), labels) for _ in range(2))
+    first, second = (outputs.loss(model(images), labels) for _ in range(2))
     assert torch.equal(first, second) == (not random)
     first.backward()
     assert all(p.grad is not None for p in trained(model).values())
@@ -261,7 +263,7 @@ def losses(kind: str, bundle: Ops, steps: int = 20) -> list[float]:
     curve = []
     images, labels = digits(side, 16)
     for _ in range(steps):
-        loss = objective.loss(model(images), labels)
+        loss = outputs.loss(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from vitbench import estimate, selection, session, worker
+from vitbench.bench import command, predict, selection, worker
+from vitbench.bench.plan import Case
 from vitbench.errors import InputError
 from vitbench.models import create_model, foreign, transformers_configs, unserved
 from vitbench.models.transformers_configs import Config
-from vitbench.plan import Case
 
 
 @pytest.mark.parametrize(("pattern", "says"), [
@@ -55,7 +55,7 @@ PARAMS_M = {
 
 @pytest.mark.parametrize("name", PARAMS_M)
 def test_parameters_and_macs_are_counted(name: str, timm: Any) -> None:
-    count = estimate.count(name, (224, 224))
+    count = predict.count(name, (224, 224))
     assert count.params_m == pytest.approx(PARAMS_M[name], abs=0.01)
     assert count.gmacs > 0.4
     assert count.uncounted_ops == ()
@@ -109,12 +109,12 @@ def test_what_fuse_cannot_serve_is_unsupported_and_untimed(timm: Any) -> None:
     assert "latency_ms_p50" not in row
     with pytest.raises(InputError, match="has no fused implementation"):
         create_model("timm:resnet18", "fused")
-    assert estimate.memory_mib(Case("timm:resnet18", "fused", "infer", "fp32", "nchw", (32, 32), 1, "cpu")) is None
+    assert predict.memory_mib(Case("timm:resnet18", "fused", "infer", "fp32", "nchw", (32, 32), 1, "cpu")) is None
 
 
 def test_a_dry_run_says_what_is_unsupported(timm: Any, capsys: pytest.CaptureFixture[str]) -> None:
     asked = (("timm:resnet18", "eager"), ("timm:resnet18", "sdpa"), ("timm:resnet18", "fused"), ("resnet18", "fused"))
-    session.print_plan([Case(name, impl, "infer", "fp32", "nchw", (32, 32), 1, "cpu") for name, impl in asked])
+    command.print_plan([Case(name, impl, "infer", "fp32", "nchw", (32, 32), 1, "cpu") for name, impl in asked])
     _, eager, sdpa, fused, own, _ = capsys.readouterr().out.splitlines()
     assert "unsupported" not in eager
     assert sdpa.endswith("unsupported: timm chooses its own attention; its models have " + ", ".join(foreign.IMPLS))

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitbench.catalog import catalog
 from vitbench.models import resnet
-from vitbench.ops import EAGER
+from vitbench.ops.bundle import EAGER
 
 KINDS = {"basic": resnet.ResNetConfig((1, 2, 1, 1), False), "bottleneck": resnet.ResNetConfig((2, 1, 1, 1), True)}
 

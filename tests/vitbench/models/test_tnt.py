@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitbench.catalog import Resolution, catalog
 from vitbench.models import tnt
-from vitbench.ops import EAGER
+from vitbench.ops.bundle import EAGER
 
 SMALL = tnt.TNTConfig(width=24, heads=3, word_width=8, depth=2)
 LEGACY = dataclasses.replace(SMALL, legacy=True)

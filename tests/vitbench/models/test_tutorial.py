@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitbench.catalog import catalog
 from vitbench.models import coatnet_blocks, tutorial
-from vitbench.ops import EAGER
+from vitbench.ops.bundle import EAGER
 
 ROWS = [entry for entry in catalog().values() if entry.family == "tutorial"]
 

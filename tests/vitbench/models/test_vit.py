@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitbench.catalog import Resolution, catalog
 from vitbench.models import vit
 from vitbench.models.drop_path import DropPath
-from vitbench.ops import EAGER, SDPA, Ops
+from vitbench.ops.bundle import EAGER, SDPA, Ops
 
 # (small configuration, resolution): plain, distilled, root-only hybrid, hybrid whose odd image needs uneven padding.
 SMALL = {

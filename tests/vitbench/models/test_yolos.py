@@ -13,7 +13,7 @@ from vitbench.catalog import catalog
 from vitbench.measure.flops import count
 from vitbench.models import yolos
 from vitbench.models.vit import Size
-from vitbench.ops import EAGER
+from vitbench.ops.bundle import EAGER
 
 SMALL = yolos.YOLOSConfig(Size(24, 3, 3), (32, 64), middle=True, resolution=(32, 64), tokens=4)
 

@@ -1,0 +1,171 @@
+"""dBias of bias_attention, summed over images, where scores do not fit one tile; see plan.py.
+
+A program owns a tile of queries and keys of one head, holds bias and dBias and walks through a slice of the images:
+two products, one exp2. The gated attention needs only the sum of dP, which the matrix unit makes by itself.
+"""
+
+# Parameters of kernels are Triton values, which have no Python types.
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vitkernels.attention.blocks import has_tail, last_tile, tall_tile
+from vitkernels.attention.tiles import aligned, load_bias, load_rows_or_last, store_scores
+from vitkernels.runtime.call import Call, cdiv
+from vitkernels.runtime.device import reads_results_from_tensor_memory
+
+
+@triton.jit
+def _absorb_image(q, do, lse, delta, k_ptr, k_row, v_ptr, v_row, bias, dbias, keys, M, scale_log2, GATED: tl.constexpr,
+                  D: tl.constexpr):  # fmt: skip
+    """Adds the dS (gated: dP) of one image to dbias [R, K]."""
+    v = load_rows_or_last(v_ptr, v_row, keys, M, D, do.shape[1])
+    if GATED:
+        return tl.dot(do, tl.trans(v), dbias, input_precision="tf32x3")
+    k = load_rows_or_last(k_ptr, k_row, keys, M, D, q.shape[1])
+    s = tl.dot(q, tl.trans(k), input_precision="tf32x3") * scale_log2 + bias
+    p = tl.math.exp2(s - lse[:, None])
+    return dbias + p * (tl.dot(do, tl.trans(v), input_precision="tf32x3") - delta[:, None])
+
+
+@triton.jit
+def _tile(
+    dbias_ptr, lse_ptr, delta_ptr, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr, v_step, v_row, do_ptr, do_step,
+    do_row, bias_ptr, bias_row, rows, first_key, b_first, b_end, h, H, N, M, scale_log2, GATED: tl.constexpr,
+    EXPANDED: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, KEYS_0: tl.constexpr, KEYS_1: tl.constexpr,
+):  # fmt: skip
+    R: tl.constexpr = rows.shape[0]
+    keys_0 = first_key + tl.arange(0, KEYS_0)
+    dbias_0 = tl.zeros([R, KEYS_0], tl.float32)
+    bias_0 = 0.0 if GATED else load_bias(bias_ptr, bias_row, rows, N, keys_0, M, EXPANDED)
+    if KEYS_1 > 0:
+        keys_1 = first_key + KEYS_0 + tl.arange(0, KEYS_1)
+        dbias_1 = tl.zeros([R, KEYS_1], tl.float32)
+        bias_1 = 0.0 if GATED else load_bias(bias_ptr, bias_row, rows, N, keys_1, M, EXPANDED)
+    for b in range(b_first, b_end):
+        b64 = tl.cast(b, tl.int64)
+        at = (b64 * H + h) * N + rows
+        q = load_rows_or_last(q_ptr + b64 * q_step, q_row, rows, N, D, BLOCK_D)
+        do = load_rows_or_last(do_ptr + b64 * do_step, do_row, rows, N, D, BLOCK_D)
+        lse = tl.load(lse_ptr + at, mask=rows < N, other=0.0)
+        delta = tl.load(delta_ptr + at, mask=rows < N, other=0.0)
+        k_b, v_b = k_ptr + b64 * k_step, v_ptr + b64 * v_step
+        dbias_0 = _absorb_image(
+            q, do, lse, delta, k_b, k_row, v_b, v_row, bias_0, dbias_0, keys_0, M, scale_log2, GATED, D
+        )
+        if KEYS_1 > 0:
+            dbias_1 = _absorb_image(
+                q, do, lse, delta, k_b, k_row, v_b, v_row, bias_1, dbias_1, keys_1, M, scale_log2, GATED, D
+            )
+    store_scores(dbias_ptr, dbias_0, rows, N, keys_0, M)
+    if KEYS_1 > 0:
+        store_scores(dbias_ptr, dbias_1, rows, N, keys_1, M)
+
+
+@triton.jit
+def _bwd_bias_kernel(
+    dbias_ptr,  # [slices, H, N, M] fp32
+    q_ptr,  # [B, H, N, D]
+    k_ptr,  # [B, H, M, D]
+    v_ptr,  # [B, H, M, D]
+    bias_ptr,  # [H, N, M]
+    do_ptr,  # [B, H, N, D]
+    lse_ptr,  # [B, H, N] fp32
+    delta_ptr,  # [B, H, N] fp32
+    q_stride_b,
+    q_stride_h,
+    q_stride_n,
+    k_stride_b,
+    k_stride_h,
+    k_stride_m,
+    v_stride_b,
+    v_stride_h,
+    v_stride_m,
+    do_stride_b,
+    do_stride_h,
+    do_stride_n,
+    bias_stride_h,
+    bias_stride_n,
+    B,
+    H,
+    N,
+    M,
+    IMAGES,  # images of one slice
+    first_key,  # of this launch
+    chunks,  # of keys in this launch
+    scale_log2,
+    GATED: tl.constexpr,
+    EXPANDED: tl.constexpr,
+    LAST: tl.constexpr,  # queries of the last tile
+    ALIGN: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    KEYS_0: tl.constexpr,
+    KEYS_1: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    tiles = tl.cdiv(N, BLOCK_N)
+    tile, chunk = pid % tiles, pid // tiles % chunks
+    h, part = pid // (tiles * chunks) % H, pid // (tiles * chunks * H)
+    h64 = tl.cast(h, tl.int64)
+    b_first, first_key = part * IMAGES, first_key + chunk * (KEYS_0 + KEYS_1)
+    b_end = min(b_first + IMAGES, B)
+    bias_ptr += h64 * bias_stride_h
+    q_ptr += h64 * aligned(q_stride_h, ALIGN)
+    k_ptr += h64 * aligned(k_stride_h, ALIGN)
+    v_ptr += h64 * aligned(v_stride_h, ALIGN)
+    do_ptr += h64 * aligned(do_stride_h, ALIGN)
+    dbias_ptr += (tl.cast(part, tl.int64) * H + h) * N * M
+    q_step, k_step, v_step = aligned(q_stride_b, ALIGN), aligned(k_stride_b, ALIGN), aligned(v_stride_b, ALIGN)
+    q_row, k_row, v_row = aligned(q_stride_n, ALIGN), aligned(k_stride_m, ALIGN), aligned(v_stride_m, ALIGN)
+    do_step, do_row = aligned(do_stride_b, ALIGN), aligned(do_stride_n, ALIGN)
+    if LAST < BLOCK_N and tile == tiles - 1:
+        _tile(
+            dbias_ptr, lse_ptr, delta_ptr, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr, v_step, v_row, do_ptr,
+            do_step, do_row, bias_ptr, bias_stride_n, tile * BLOCK_N + tl.arange(0, LAST), first_key, b_first, b_end,
+            h, H, N, M, scale_log2, GATED, EXPANDED, D, BLOCK_D, KEYS_0, KEYS_1,
+        )  # fmt: skip
+    else:
+        _tile(
+            dbias_ptr, lse_ptr, delta_ptr, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr, v_step, v_row, do_ptr,
+            do_step, do_row, bias_ptr, bias_stride_n, tile * BLOCK_N + tl.arange(0, BLOCK_N), first_key, b_first, b_end,
+            h, H, N, M, scale_log2, GATED, EXPANDED, D, BLOCK_D, KEYS_0, KEYS_1,
+        )  # fmt: skip
+
+
+def bias_calls(
+    dbias_parts: Tensor, shared: dict[str, Any], images: int, block_n: int, block_m: int, arch: int
+) -> list[Call]:
+    """The launches that fill dbias_parts: whole blocks of keys, then one that takes a short rest of keys along."""
+    _, H, N, M = dbias_parts.shape
+    B, warps = shared["B"], 4
+    narrow_rows = reads_results_from_tensor_memory(arch) and shared["D"] % 16  # spills in Triton 3.6
+    if tall_tile(shared["q_ptr"], arch) and not has_tail(N, block_n) and not narrow_rows:
+        block_n, warps = 128, 8
+    tiles = cdiv(N, block_n)
+    rest = M % block_m
+    narrow = 0 < rest <= 16 < block_m
+    if narrow and block_m < M and shared["D"] <= 32 and shared["EXPANDED"]:  # registers hold 16 keys more
+        spans = [(0, M // block_m - 1, block_m, 0), (M - rest - block_m, 1, block_m, 16)]
+    else:
+        spans = [(0, M // block_m + (rest > 0 and not narrow), block_m, 0)] + [(M - rest, 1, 16, 0)] * narrow
+    return [
+        Call(
+            kernel=_bwd_bias_kernel, pass_name=f"bwd_bias_{first}", products=2, num_stages=1,
+            num_warps=8 if keys_1 and reads_results_from_tensor_memory(arch) else warps,
+            grid=tiles * chunks * H * cdiv(B, images), scores=B * H * N * min(M - first, chunks * (keys_0 + keys_1)),
+            args=shared | {
+                "dbias_ptr": dbias_parts, "IMAGES": images, "first_key": first, "chunks": chunks, "BLOCK_N": block_n,
+                "KEYS_0": keys_0, "KEYS_1": keys_1, "LAST": last_tile(N, block_n),
+            },
+        )
+        for first, chunks, keys_0, keys_1 in spans
+        if chunks
+    ]  # fmt: skip

@@ -1,0 +1,116 @@
+"""Gradients of bias_attention, bit for bit the same from run to run: no atomics, no sum whose order can change.
+
+With P = softmax(S + bias), dP = dO V^T, delta = rowsum(dO * O):  dS = P * (dP - delta),  dV = P^T dO,
+dQ = scale dS K,  dK = scale dS^T Q,  dBias = sum over images of dS.
+
+The passes, each of which recomputes P and dS so that every sum stays inside one program, by shape:
+
+- where one tile holds all scores (Swin): scores_held.py makes all of them together;
+- where one program holds all queries (CoAtNet up to 256 tokens): queries_held.py makes dQ, dK and dV,
+  queries_held_bias.py dBias;
+- else by_query.py makes dQ (with dBias where one tile holds all keys, as in CMT) and
+  by_key.py dK and dV;
+- where dBias is not made on the way, by_bias.py makes it.
+
+The partial dBias (one for each slice of the images) and dK, dV (one for each span of queries) are summed in a fixed
+order.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vitkernels.attention.backward.by_bias import bias_calls
+from vitkernels.attention.backward.by_key import key_calls
+from vitkernels.attention.backward.by_query import query_calls, rows_calls
+from vitkernels.attention.backward.queries_held import fits_whole, whole_calls
+from vitkernels.attention.backward.queries_held_bias import whole_bias_calls
+from vitkernels.attention.backward.scores_held import fits_short, short_calls
+from vitkernels.attention.blocks import images_per_program, padded_head_dim, stride_alignment
+from vitkernels.attention.tiles import LOG2E
+from vitkernels.runtime.call import Call, cdiv
+from vitkernels.runtime.device import reads_operands_from_registers
+
+
+def key_block(head_dim: int, itemsize: int, arch: int) -> int:
+    """Keys of a tile in the passes over queries and over the bias: what the registers hold."""
+    block = 64 if itemsize == 2 and head_dim <= 64 else 32
+    return block // 2 if reads_operands_from_registers(arch) else block
+
+
+def bias_slices(batch: int, heads: int, n: int, m: int) -> int:
+    """Into how many slices of images the partial bias gradients are split."""
+    return cdiv(batch, _images(batch, heads, n, m))
+
+
+def _images(batch: int, heads: int, n: int, m: int) -> int:
+    return images_per_program(batch, cdiv(n, 64) * cdiv(m, 64) * heads)
+
+
+def backward_calls(
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    dbias_parts: Tensor | None,
+    delta: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    do: Tensor,
+    scale: float,
+    arch: int,
+    *,
+    expanded: bool = False,
+    gated: bool = False,
+) -> list[Call]:
+    """The launches that fill dq, dk, dv (token-major), delta and, where given, dbias_parts.
+
+    Args:
+        dbias_parts: [bias_slices(), H, N, M] fp32.
+        delta: [B, H, N] fp32.
+        arch: 90 for sm_90.
+        expanded: bias is padded along M to a multiple of 16 and in units of log2.
+        gated: the gated attention of gated_attention.py: bias holds weights that are added to the softmax (whose lse is
+            scaled), dbias_parts receives dP, and delta is given.
+    """
+    B, H, N, D = q.shape
+    M = k.shape[2]
+    itemsize = q.element_size()
+    block_n = 64 if itemsize == 2 else 32
+    block_m = key_block(D, itemsize, arch)
+    images = _images(B, H, N, M)
+    shared = {
+        "q_ptr": q, "k_ptr": k, "v_ptr": v, "bias_ptr": bias, "do_ptr": do, "lse_ptr": lse, "delta_ptr": delta,
+        "q_stride_b": q.stride(0), "q_stride_h": q.stride(1), "q_stride_n": q.stride(2),
+        "k_stride_b": k.stride(0), "k_stride_h": k.stride(1), "k_stride_m": k.stride(2),
+        "v_stride_b": v.stride(0), "v_stride_h": v.stride(1), "v_stride_m": v.stride(2),
+        "do_stride_b": do.stride(0), "do_stride_h": do.stride(1), "do_stride_n": do.stride(2),
+        "bias_stride_h": bias.stride(0), "bias_stride_n": bias.stride(1), "B": B, "H": H, "N": N, "M": M,
+        "scale_log2": scale * LOG2E, "EXPANDED": expanded, "D": D, "BLOCK_D": padded_head_dim(D),
+        "ALIGN": stride_alignment(q, k, v, do, out, dq, dk),
+    }  # fmt: skip
+    of_tokens = shared | {"scale": scale}
+    of_queries = of_tokens | {
+        "out_ptr": out, "out_stride_b": out.stride(0), "out_stride_h": out.stride(1), "out_stride_n": out.stride(2),
+    }  # fmt: skip
+    if not gated and fits_short(N, M, D, itemsize, arch):
+        calls, bias_is_made = short_calls(dq, dk, dv, dbias_parts, of_queries, images, arch), True
+    elif not gated and fits_whole(q, expanded, scale, arch):
+        parts = q.new_empty((B, H, N, 8))
+        calls, bias_is_made = whole_calls(dq, dk, dv, parts, of_queries), True
+        if dbias_parts is not None:
+            calls += whole_bias_calls(dbias_parts, parts, shared, images)
+    elif not gated and block_m >= M and D % 16 == 0:
+        calls, bias_is_made = query_calls(dq, dbias_parts, of_queries, images, block_n, block_m), True
+        calls += key_calls(dk, dv, of_tokens | {"GATED": False}, block_n, block_m, arch)
+    else:
+        calls, bias_is_made = rows_calls(dq, of_queries | {"GATED": gated}, block_n, block_m, arch), False
+        calls += key_calls(dk, dv, of_tokens | {"GATED": gated}, block_n, block_m, arch)
+    if dbias_parts is not None and not bias_is_made:
+        # Rows that are no multiple of 32 bytes take more registers to load.
+        bias_block = 16 if D > 64 else block_m if D % 16 == 0 else block_m // 2
+        calls += bias_calls(dbias_parts, shared | {"GATED": gated}, images, block_n, bias_block, arch)
+    return calls

@@ -1,0 +1,134 @@
+"""Loads and stores of tiles in attention kernels: rows of q, k, v and of the bias."""
+
+# Parameters of kernels are Triton values, which have no Python types.
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E = 1.4426950408889634
+
+
+@triton.jit
+def load_rows(
+    ptr,  # [n_rows, D]
+    stride,
+    rows,  # [R]
+    n_rows,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """[R, BLOCK_D] tile of rows; zero beyond n_rows and D."""
+    offs_d = tl.arange(0, BLOCK_D)
+    mask = rows[:, None] < n_rows
+    if D < BLOCK_D:
+        mask = mask & (offs_d[None, :] < D)
+    return tl.load(ptr + rows[:, None] * stride + offs_d[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def load_rows_or_last(
+    ptr,  # [n_rows, D]
+    stride,
+    rows,  # [R]
+    n_rows,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """[R, BLOCK_D] tile of rows; the last row again beyond n_rows, zero beyond D.
+
+    For rows whose results weigh nothing: a load without a mask needs no zeroed registers and no predicates.
+    """
+    offs_d = tl.arange(0, BLOCK_D)
+    pointers = ptr + tl.minimum(rows, n_rows - 1)[:, None] * stride + offs_d[None, :]
+    if D == BLOCK_D:
+        return tl.load(pointers)
+    return tl.load(pointers, mask=(offs_d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def store_rows(
+    ptr,  # [n_rows, D]
+    stride,
+    tile,  # [R, BLOCK_D]
+    rows,  # [R]
+    n_rows,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Store a tile of rows in the pointer's dtype, leaving out what lies beyond n_rows and D."""
+    offs_d = tl.arange(0, BLOCK_D)
+    mask = rows[:, None] < n_rows
+    if D < BLOCK_D:
+        mask = mask & (offs_d[None, :] < D)
+    tl.store(ptr + rows[:, None] * stride + offs_d[None, :], tile.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def aligned(stride, ALIGN: tl.constexpr):
+    """A stride as `stride_alignment` found it: 64-bit for 0, else with its divisor shown to the compiler.
+
+    By itself the compiler looks for multiples of 16 only, and loads rows of 46 or 52 channels element by element.
+    """
+    # One return: a second one would have to be of the first one's type.
+    return tl.cast(stride, tl.int64) if ALIGN == 0 else (stride // ALIGN) * ALIGN
+
+
+@triton.jit
+def load_bias(
+    ptr,  # [n_rows, n_cols], or its row-padded expansion
+    stride,
+    rows,  # [R]
+    n_rows,
+    cols,  # [K]
+    n_cols,
+    EXPANDED: tl.constexpr,
+):
+    """[R, K] fp32 tile of the bias in units of log2, hugely negative outside of the matrix.
+
+    An expanded bias is in units of log2 already and is as wide as its stride: its own padding is hugely negative.
+    """
+    OUTSIDE: tl.constexpr = -65504.0 if ptr.dtype.element_ty == tl.float16 else -1.0e30
+    width = stride if EXPANDED else n_cols
+    mask = (rows[:, None] < n_rows) & (cols[None, :] < width)
+    tile = tl.load(ptr + rows[:, None] * stride + cols[None, :], mask=mask, other=OUTSIDE)
+    return tile if EXPANDED else tile.to(tl.float32) * 1.4426950408889634
+
+
+@triton.jit
+def load_bias_or_last(
+    ptr,  # [n_rows, n_cols], or its row-padded expansion
+    stride,
+    rows,  # [R]
+    n_rows,
+    cols,  # [K]
+    n_cols,
+    EXPANDED: tl.constexpr,
+):
+    """`load_bias` with the last row again beyond n_rows, for rows that weigh nothing: fewer masks."""
+    pointers = ptr + tl.minimum(rows, n_rows - 1)[:, None] * stride + cols[None, :]
+    OUTSIDE: tl.constexpr = -65504.0 if ptr.dtype.element_ty == tl.float16 else -1.0e30
+    tile = tl.load(pointers, mask=(cols < (stride if EXPANDED else n_cols))[None, :], other=OUTSIDE)
+    return tile if EXPANDED else tile.to(tl.float32) * 1.4426950408889634
+
+
+@triton.jit
+def load_bias_inside(ptr, stride, rows, n_rows, cols, EXPANDED: tl.constexpr):
+    """`load_bias_or_last` where all columns are inside the matrix: no masks at all."""
+    tile = tl.load(ptr + tl.minimum(rows, n_rows - 1)[:, None] * stride + cols[None, :])
+    return tile if EXPANDED else tile.to(tl.float32) * 1.4426950408889634
+
+
+@triton.jit
+def store_scores(ptr, tile, rows, n_rows, cols, n_cols):
+    """Store a tile [R, K] into a dense matrix [n_rows, n_cols], leaving out what lies beyond it."""
+    pointers = ptr + rows[:, None] * n_cols + cols[None, :]
+    tl.store(pointers, tile, mask=(rows[:, None] < n_rows) & (cols[None, :] < n_cols))
+
+
+@triton.jit
+def sum_rows(p, total):
+    """total [R, 8] and the row sums of p [R, K] in every column: by the matrix unit, as the fp32 lanes are busy."""
+    return tl.dot(p, tl.full([p.shape[1], 8], 1.0, p.dtype), total, input_precision="tf32x3")

@@ -1,0 +1,87 @@
+"""A launch as data: run it, or describe it to the audit; and the sum of partial results."""
+
+# Parameters of kernels are Triton values, which have no Python types.
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vitkernels.runtime.device import on_device_of
+from vitkernels.runtime.launch import Launch
+
+_TRITON_TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32"}
+SHORT_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One kernel launch as data: `run_all` executes it, `audit` describes it to the audit without a GPU.
+
+    scores counts the useful scores (query-key pairs) that the launch computes, each with one exp2; products the
+    matrix products over them.
+    """
+
+    kernel: Any
+    args: Mapping[str, Any]
+    grid: int
+    pass_name: str
+    products: int = 0
+    scores: int = 0
+    num_warps: int = 4
+    num_stages: int = 2
+
+    def audit(self, op: str, case: str, head_dim: int, elements: int) -> Launch:
+        """The launch with its tensors (which may live on the meta device) reduced to Triton's pointer types."""
+        tensors = {name: value for name, value in self.args.items() if isinstance(value, Tensor)}
+        args = {**self.args, **{name: _TRITON_TYPES[value.dtype] for name, value in tensors.items()}}
+        data = tensors["q_ptr"] if "q_ptr" in tensors else next(iter(tensors.values()))
+        return Launch(
+            kernel=self.kernel, op=op, case=case, pass_name=self.pass_name, dtype=SHORT_TYPES[data.dtype], args=args,
+            grid=(self.grid,), elements=elements, bytes=sum(x.numel() * x.element_size() for x in tensors.values()),
+            matrix_flops=2 * self.products * self.scores * head_dim, special=self.scores,
+            num_warps=self.num_warps, num_stages=self.num_stages,
+        )  # fmt: skip
+
+
+def run_all(calls: Sequence[Call]) -> None:
+    """Launches in order on the current stream of the tensors' GPU; a call without programs is skipped."""
+    with on_device_of(next(value for value in calls[0].args.values() if isinstance(value, Tensor))):
+        for call in calls:
+            if call.grid:
+                call.kernel[(call.grid,)](**call.args, num_warps=call.num_warps, num_stages=call.num_stages)
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+@triton.jit
+def sum_parts_kernel(
+    out_ptr,  # [size]
+    parts_ptr,  # [parts, size] fp32
+    size,
+    parts,
+    BLOCK: tl.constexpr,
+):
+    """Sum of partial results in a fixed order, so that it is the same bit for bit from run to run."""
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offs < size
+    total = tl.zeros([BLOCK], tl.float32)
+    for part in range(parts):
+        total += tl.load(parts_ptr + tl.cast(part, tl.int64) * size + offs, mask=mask, other=0.0)
+    tl.store(out_ptr + offs, total.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def sum_parts_call(out: Tensor, parts: Tensor, pass_name: str) -> Call:
+    """Launch of `sum_parts_kernel`: out (dense) is the sum over the first dimension of parts."""
+    size, block = out.numel(), 1024
+    args = {"out_ptr": out, "parts_ptr": parts, "size": size, "parts": parts.shape[0], "BLOCK": block}
+    return Call(kernel=sum_parts_kernel, args=args, grid=cdiv(size, block), pass_name=pass_name)

@@ -1,0 +1,68 @@
+"""What the kernels ask about where they run: interpreter or GPU, which architecture, under which autocast."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton saw it when it was imported, just now
+
+
+MULTIPROCESSORS = 132  # of an H100 or H200
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Makes the tensor's GPU the current one, on which Triton launches; does nothing where it is already."""
+    if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(tensor.device)
+
+
+def arch_of(tensor: Tensor) -> int:
+    """Compute capability of the tensor's GPU, 90 for sm_90; also 90 where the interpreter runs the kernels."""
+    return _arch_of_gpu(tensor.device) if tensor.is_cuda else 90
+
+
+@torch.compiler.assume_constant_result
+def _arch_of_gpu(device: torch.device) -> int:
+    """A constant of the graph for torch.compile, which would otherwise put the question into it."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def reads_operands_from_registers(arch: int) -> bool:
+    """Whether the matrix unit takes both operands from registers (sm_80, sm_86, sm_120), so that fewer tiles fit."""
+    return arch // 10 not in (9, 10)
+
+
+def reads_results_from_tensor_memory(arch: int) -> bool:
+    """Whether products are read out of tensor memory (sm_100), into registers beside those already in use."""
+    return arch // 10 == 10
+
+
+def kernels_run_on(tensor: Tensor) -> bool:
+    """Whether this tensor goes through the Triton kernels; otherwise the plain PyTorch reference computes it."""
+    return tensor.is_cuda or INTERPRETED
+
+
+def check_interpretable(q: Tensor) -> None:
+    if q.dtype == torch.bfloat16 and not q.is_cuda:
+        raise ValueError("Triton's interpreter computes bfloat16 wrongly; use float16, float32 or no TRITON_INTERPRET")
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast casts x to; None where it is off, for fp64, and on the meta device, which it does not know."""
+    kind = x.device.type
+    if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in autocast's dtype where autocast is on; unchanged otherwise."""
+    dtype = autocast_dtype(tensors[0])
+    return tensors if dtype is None else tuple(tensor.to(dtype) for tensor in tensors)

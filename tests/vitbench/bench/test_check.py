@@ -1,0 +1,134 @@
+"""What may be timed: right implementations in every dtype, and no wrong gradient in any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vitbench.bench.build import TORCH_DTYPES, Workload
+from vitbench.bench.check import Checker, Incorrect, Unverifiable
+from vitbench.bench.failures import classify
+from vitbench.bench.plan import Case
+
+#: Small. Rounding in bf16 decides every gradient of the second and third, and even their output.
+CASES = {
+    "cmt_ti": (64, 64),
+    "efficientnet_b0": (64, 64),
+    "convmixer_768_32": (28, 28),
+    "convit_tiny": (32, 32),
+}
+#: Changes a model in place; returns what `remove()` undoes.
+Change = Callable[[nn.Module], list[Any]]
+
+
+class Doctored(Workload):
+    """A workload whose `sdpa` is eager, in the other layout, after `change`."""
+
+    def __init__(self, change: Change = lambda module: []) -> None:
+        super().__init__()
+        self.change = change
+        self._undo: dict[nn.Module, list[Any]] = {}
+
+    def module(self, case: Case, impl: str, dtype: torch.dtype) -> nn.Module:
+        if impl != "sdpa":
+            return super().module(case, impl, dtype)
+        module = super().module(replace(case, layout="nchw"), "eager", dtype)
+        for handle in self._undo.get(module, ()):
+            handle.remove()
+        self._undo[module] = self.change(module)
+        return module
+
+
+def check(workload: Doctored, checker: Checker, case: Case) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    checker._right_in_fp32.clear()
+    dtype = TORCH_DTYPES[case.dtype]
+    checker.check(case, workload.module(case, case.impl, dtype), workload.input(case, dtype), row)
+    return row
+
+
+def rounded_otherwise(module: nn.Module) -> list[Any]:
+    """Every product off by up to half a place of what it is stored in: another order of summation."""
+    generator = torch.Generator().manual_seed(3)
+
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else output.dtype
+        noise = torch.rand(output.shape, generator=generator) - 0.5
+        return output * (1 + torch.finfo(low).eps * noise).to(output.dtype)
+
+    return [
+        layer.register_forward_hook(hook) for layer in module.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))
+    ]
+
+
+def times(factor: float, only: str = "") -> Change:
+    def change(module: nn.Module) -> list[Any]:
+        chosen = [p for name, p in module.named_parameters() if only in ("", name)]
+        assert chosen
+        return [p.register_hook(lambda g: factor * g) for p in chosen]
+
+    return change
+
+
+ONE = {"cmt_ti": "stem_conv2.weight", "efficientnet_b0": "blocks.1.1.se.conv_reduce.weight",
+       "convmixer_768_32": "blocks.6.0.fn.2.weight", "convit_tiny": "blocks.1.attn.qk.weight"}  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "dtype"), [
+    *((model, "bf16") for model in CASES), ("cmt_ti", "fp32"), ("efficientnet_b0", "fp32"),
+    ("convit_tiny", "fp16"), ("efficientnet_b0", "fp16"), ("efficientnet_b0", "amp"),
+])  # fmt: skip
+def test_another_rounding_passes_and_no_wrong_gradient_does(model: str, dtype: str) -> None:
+    workload = Doctored(rounded_otherwise)
+    checker = Checker(workload)
+    case = Case(model, "sdpa", "train", dtype, "nhwc", CASES[model], 3, "cpu")
+    row = check(workload, checker, case)
+    assert row["rel_err_limit"] is None or 0 < row["rel_err"] <= row["rel_err_limit"] <= 0.6
+    for change in (times(0), times(2), times(-1), times(0, ONE[model])):
+        workload.change = change
+        with pytest.raises(Incorrect):
+            check(workload, checker, case)
+
+
+def test_what_a_dtype_cannot_tell_is_told_and_verified_in_fp32_once() -> None:
+    case = Case("efficientnet_b0", "sdpa", "train", "bf16", "nhwc", (64, 64), 2, "cpu")
+    dtypes: list[torch.dtype] = []
+
+    def count(module: nn.Module) -> list[Any]:
+        dtypes.append(next(module.parameters()).dtype)
+        return []
+
+    workload = Doctored(count)
+    checker = Checker(workload)
+    row: dict[str, Any] = {}
+    for batch in (2, 4):
+        of_batch = replace(case, batch=batch)
+        model = workload.module(of_batch, "sdpa", torch.bfloat16)
+        row = {"reason": "swapped 3"}
+        checker.check(of_batch, model, workload.input(of_batch, torch.bfloat16), row)
+    assert dtypes == [torch.bfloat16, torch.float32, torch.bfloat16]
+    assert row["reason"].startswith("swapped 3; rounding in bf16 decides ")
+    assert row["reason"].endswith(" of 214 tensors: verified in fp32 too")
+
+
+def test_what_no_dtype_can_tell_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitbench.verify.judge.CEILING", 1e-7)
+    checker = Checker(workload := Doctored())
+    case = Case("convit_tiny", "sdpa", "train", "fp32", "nhwc", (32, 32), 2, "cpu")
+    with pytest.raises(Unverifiable, match=r"even in fp32 rounding decides \d+ of \d+ tensors") as raised:
+        check(workload, checker, case)
+    assert classify(raised.value)[0] == "unsupported"
+
+
+def test_torch_compile_alone_is_not_compiled_again_for_the_check() -> None:
+    case = Case("efficientnet_b0", "compile", "train", "bf16", "nhwc", (64, 64), 2, "cpu")
+    workload = Doctored(lambda _: [])
+    checker = Checker(workload)
+    row = check(workload, checker, case)  # with the module as it is: what compiling makes of it is not the point
+    assert row["reason"].endswith(" of 214 tensors: those are held to their size")
+    assert not checker._right_in_fp32

@@ -1,0 +1,233 @@
+"""The working side of the audit: a process that imports triton without the interpreter and answers jobs.
+
+Protocol: one line per job on standard input (base64 of a pickle of `Job`), one line per answer on standard output
+(base64 of a pickle of `Examined` or `Failed`). Run by `vitbench.audit.workers.pool`, never by hand.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any
+
+from vitbench.audit.job import Compiled, Failed, FunctionRef, Job, resolve
+from vitbench.audit.traffic import Traffic
+from vitbench.audit.workers.examine import Examined, examine, source_fingerprint
+from vitbench.audit.workers.process import Worker
+
+_CACHE_VERSION = 3
+_PARAMETER_BASE = {9: 0x210, 8: 0x160}  # bank 0 offset of the first kernel parameter, by major version
+_PTX_PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.([busf](?:8|16|32|64))[^,)]*?_param_\d+(?:\[(\d+)\])?")
+
+
+def _integer_type(value: int) -> str:
+    if -(2**31) <= value < 2**31:
+        return "i32"
+    return "i64" if value < 2**63 else "u64"
+
+
+def specialise(fn: Any, job: Job) -> tuple[dict[str, str], dict[tuple[int, ...], Any], dict[tuple[int, ...], Any]]:
+    """Signature, constants and attributes as a launch with these values would give.
+
+    Raises: ValueError when a parameter has no value or a value no parameter.
+    """
+    names = [p.name for p in fn.params]
+    args = job.launch.args
+    if missing := [p.name for p in fn.params if p.name not in args and not p.has_default]:
+        raise ValueError(f"kernel {job.kernel.name}: args lack {', '.join(missing)}")
+    if extra := [name for name in args if name not in names]:
+        raise ValueError(f"kernel {job.kernel.name} has no parameter {', '.join(extra)}; it has {', '.join(names)}")
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+    for position, p in enumerate(fn.params):
+        value = args.get(p.name, p.default)
+        if isinstance(value, FunctionRef):
+            value = resolve(value)
+        specialised = not p.do_not_specialize
+        if p.is_constexpr or value is None or (value is not True and value == 1 and specialised and _whole(value)):
+            signature[p.name] = "constexpr"
+            constants[(position,)] = value
+            continue
+        aligned = specialised and not p.do_not_specialize_on_alignment
+        if isinstance(value, str):
+            signature[p.name] = value
+            aligned = aligned and value.startswith("*") and p.name not in job.launch.unaligned
+        elif isinstance(value, bool):
+            signature[p.name], aligned = p.annotation_type or "u1", False
+        elif isinstance(value, int):
+            signature[p.name] = p.annotation_type or _integer_type(value)
+            aligned = aligned and value % 16 == 0
+        else:
+            signature[p.name], aligned = p.annotation_type or "fp32", False
+        if aligned:
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    return signature, constants, attributes
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _parameters(ptx: str, signature: dict[str, str], arch: int) -> tuple[tuple[int, int, str], ...]:
+    start = ptx.index(".entry")
+    found = _PTX_PARAMETER.findall(ptx[start : ptx.index("{", start)])
+    sizes = [int(count) if count else int(kind.lstrip("busf")) // 8 for kind, count in found]
+    plain = [(name, kind) for name, kind in signature.items() if kind != "constexpr"]
+    descriptors = sum(kind.startswith("tensordesc") for _, kind in plain)
+    # A host tensor descriptor is followed by its shape and strides; Triton appends two scratch pointers.
+    trailing = (len(sizes) - 2 - len(plain)) // descriptors if descriptors else 0
+    names: list[str] = []
+    for name, kind in plain:
+        names.append(name)
+        names.extend([""] * (trailing if kind.startswith("tensordesc") else 0))
+    names.extend([""] * (len(sizes) - len(names)))
+    layout = []
+    offset = _PARAMETER_BASE.get(arch // 10, 0x380)
+    for size, name in zip(sizes, names, strict=True):
+        alignment = 64 if size > 8 else size
+        offset = -(-offset // alignment) * alignment
+        layout.append((offset, size, name))
+        offset += size
+    return tuple(layout)
+
+
+def _tool(name: str) -> str:
+    import triton
+
+    shipped = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return str(shipped) if shipped.exists() else name
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def _key(fn: Any, job: Job, signature: object, constants: object, attributes: object) -> str:
+    import triton
+
+    shown = (_CACHE_VERSION, triton.__version__, fn.cache_key, signature, str(constants), attributes, job.arch)
+    launch = (job.launch.num_warps, job.launch.num_stages, sorted(job.launch.options.items()))
+    return hashlib.sha256(repr((shown, launch)).encode()).hexdigest()
+
+
+def compile_job(job: Job, cache: Path) -> Compiled:
+    """Compile, disassemble where counts are asked for, or read the same from the cache folder.
+
+    Raises: whatever the compiler raises.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    fn = resolve(job.kernel)
+    signature, constants, attributes = specialise(fn, job)
+    key = _key(fn, job, signature, constants, attributes)
+    with_code, without_code = cache / f"{key}.json.gz", cache / f"{key}.resources.gz"
+    for stored in [with_code] if job.counted else [with_code, without_code]:
+        if stored.exists():
+            record = json.loads(gzip.decompress(stored.read_bytes()))
+            record["parameters"] = tuple(tuple(p) for p in record["parameters"])
+            return Compiled(**record if job.counted else {**record, "sass": ""})
+    stored = with_code if job.counted else without_code
+    options = {"num_warps": job.launch.num_warps, "num_stages": job.launch.num_stages, **job.launch.options}
+    source = ASTSource(fn, signature, constants, attributes)
+    kernel = triton.compile(source, target=GPUTarget("cuda", job.arch, 32), options=options)
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(kernel.asm["cubin"])
+        # Its dataflow analysis only adds comments, and takes a quarter of its time.
+        sass = _run(_tool("nvdisasm"), "-c", "-ndf", str(cubin)) if job.counted else ""
+        usage = _run(_tool("cuobjdump"), "-res-usage", str(cubin))
+    numbers = {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", usage)}
+    compiled = Compiled(
+        sass=sass,
+        matrix_instruction=_matrix_instruction(kernel.asm["ptx"]),
+        registers=numbers["REG"],
+        stack_bytes=numbers["STACK"],
+        shared_bytes=kernel.metadata.shared,
+        tensor_memory_columns=getattr(kernel.metadata, "tmem_size", 0) or 0,
+        num_warps=_warps(kernel.asm["ptx"], job.launch.num_warps),
+        parameters=_parameters(kernel.asm["ptx"], signature, job.arch),
+        triton=triton.__version__,
+    )
+    cache.mkdir(parents=True, exist_ok=True)
+    draft = stored.with_suffix(f".{os.getpid()}.part")
+    draft.write_bytes(gzip.compress(json.dumps(vars(compiled)).encode(), 3))
+    draft.replace(stored)
+    return compiled
+
+
+def _matrix_instruction(ptx: str) -> str:
+    names = {"tcgen05.mma": "UTCHMMA", "wgmma.mma_async": "HGMMA", "mma.sync": "HMMA"}
+    return next((name for text, name in names.items() if text in ptx), "")
+
+
+def _warps(ptx: str, asked: int) -> int:
+    """Warps per program that are really launched: warp specialisation adds some."""
+    found = re.search(r"\.reqntid\s+(\d+)", ptx)
+    return int(found.group(1)) // 32 if found else asked
+
+
+def _traffic(job: Job, cache: Path, interpreter: Worker) -> Traffic | None:
+    """The bytes that the launch's loads and stores move, or None where the interpreter cannot follow them."""
+    arguments = sorted(map(repr, job.launch.args.items()))
+    shown = (source_fingerprint(), resolve(job.kernel).cache_key, arguments, job.launch.grid)
+    stored = cache / (hashlib.sha256(repr(shown).encode()).hexdigest() + ".traffic.gz")
+    if stored.exists():
+        record: dict[str, Any] = json.loads(gzip.decompress(stored.read_bytes()))
+        known: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in record.items()}
+        return Traffic(**known)
+    found = interpreter.ask(job)
+    if not isinstance(found, Traffic):
+        print(f"{job.launch.id}: bytes without masks: {found.reason}\n{found.detail}", file=sys.stderr)
+        return None
+    draft = stored.with_suffix(f".{os.getpid()}.part")
+    draft.write_bytes(gzip.compress(json.dumps(vars(found)).encode(), 3))
+    draft.replace(stored)
+    return found
+
+
+def answer(line: bytes, cache: Path, interpreter: Worker) -> bytes:
+    job = pickle.loads(base64.b64decode(line))
+    result: Examined | Failed
+    try:
+        compiled = compile_job(job, cache)
+        traffic = _traffic(job, cache, interpreter) if compiled.sass else None
+        result = examine(job.launch, compiled, job.arch, cache, traffic)
+    except Exception as problem:  # every failure of the compiler is a row of the audit, with its reason
+        result = Failed(_one_line(problem), traceback.format_exc())
+    return base64.b64encode(pickle.dumps(result))
+
+
+def _one_line(problem: Exception) -> str:
+    """The line of a compiler's message that says what is wrong: its first error, else its last line."""
+    lines = [text.strip() for text in str(problem).splitlines() if text.strip()] or [""]
+    telling = [text for text in lines if " fatal " in text] or [text for text in lines if " error " in text]
+    return f"{type(problem).__name__}: {telling[0] if telling else lines[-1]}"[:300]
+
+
+def main() -> None:
+    cache = Path(sys.argv[1])
+    # The compiler prints; answers keep a descriptor of their own, and everything else goes to standard error.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    interpreter = Worker("vitbench.audit.workers.follow", interprets=True)
+    for line in sys.stdin.buffer:
+        answers.write(answer(line.strip(), cache, interpreter) + b"\n")
+        answers.flush()
+    interpreter.close()
+
+
+if __name__ == "__main__":
+    main()

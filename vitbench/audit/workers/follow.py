@@ -1,0 +1,259 @@
+"""Follows the addresses of a launch's loads and stores in Triton's interpreter: no memory is read, no value computed.
+
+Machine code shows how wide a load is, not which of its lanes are masked off nor what two loads have in common; the
+interpreter knows every element's address. Loads give zeros and nothing is stored, so a launch needs no tensors and
+addresses that depend on data are those of zeros. Programs spread over the grid are followed, and scaled.
+
+A process of its own, since nothing compiles in one that interprets. Protocol as in `vitbench.audit.workers.compile`: a
+line per job in, a line per answer out (a `Traffic`, or a `Failed` for what the interpreter cannot run). With the bytes
+of an L2 cache as its argument it follows every program, through that cache.
+"""
+
+from __future__ import annotations
+
+import base64
+import inspect
+import math
+import os
+import pickle
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import triton.language as tl
+from triton.runtime import interpreter
+
+from vitbench.audit.job import Failed, FunctionRef, Job, resolve
+from vitbench.audit.sampling import spread
+from vitbench.audit.traffic import CAPACITIES, SECTOR, Traffic, total
+
+Array = npt.NDArray[Any]
+MIN_PROGRAMS, MAX_PROGRAMS = 4, 12
+_ELEMENTS = 3_000_000  # addresses followed per launch: about a third of a second
+_MAX_OPERATIONS = 50_000  # of a program that waits for memory to change
+
+
+class RanAway(Exception):
+    """A program did not end."""
+
+
+class _Cache:
+    """Which sectors loads find among the bytes that were loaded last, for every capacity at once."""
+
+    def __init__(self, capacities: tuple[int, ...] = CAPACITIES) -> None:
+        self.capacities = capacities
+        self.sectors: Array = np.empty(0, np.int64)
+        self.last: Array = np.empty(0, np.int64)
+        self.clock = 0
+        self.missed = np.zeros(len(capacities))
+
+    def load(self, sectors: Array) -> None:
+        """One load's distinct sectors, in order."""
+        at = np.searchsorted(self.sectors, sectors)
+        seen = np.zeros(len(sectors), bool)
+        inside = at < len(self.sectors)
+        seen[inside] = self.sectors[at[inside]] == sectors[inside]
+        age = self.clock - self.last[at[seen]]
+        for position, capacity in enumerate(self.capacities):
+            self.missed[position] += SECTOR * (np.count_nonzero(~seen) + np.count_nonzero(age > capacity))
+        self.clock += SECTOR * len(sectors)
+        self.last[at[seen]] = self.clock
+        fresh = sectors[~seen]
+        where = np.searchsorted(self.sectors, fresh)
+        self.sectors = np.insert(self.sectors, where, fresh)
+        self.last = np.insert(self.last, where, self.clock)
+
+
+class _Program:
+    """The traffic of one program."""
+
+    def __init__(self) -> None:
+        self.asked = self.asked_wide = self.stored = 0.0
+        self.elements = self.operations = 0
+        self.everything, self.narrow = _Cache(), _Cache()
+        self.loads: list[Array] = []
+
+    def load(self, addresses: Array, active: Array, itemsize: int) -> None:
+        sectors, count = self._sectors(addresses, active)
+        self.asked += count * itemsize
+        self.everything.load(sectors)
+        self.loads.append(sectors)
+        if _wide(addresses, itemsize):
+            self.asked_wide += count * itemsize
+        else:
+            self.narrow.load(sectors)
+
+    def store(self, addresses: Array, active: Array) -> None:
+        self.stored += SECTOR * len(self._sectors(addresses, active)[0])
+
+    def _sectors(self, addresses: Array, active: Array) -> tuple[Array, int]:
+        self.operations += 1
+        self.elements += addresses.size
+        if self.operations > _MAX_OPERATIONS:
+            raise RanAway(f"no end after {_MAX_OPERATIONS} loads and stores")
+        chosen = np.sort(addresses[active] // SECTOR)
+        first = np.ones(len(chosen), bool)
+        first[1:] = chosen[1:] != chosen[:-1]
+        return chosen[first], len(chosen)
+
+    def traffic(self) -> Traffic:
+        missed, narrow = tuple(self.everything.missed), tuple(self.narrow.missed)
+        return Traffic(self.asked, self.asked_wide, self.stored, missed, narrow, 1)
+
+
+def _wide(addresses: Array, itemsize: int) -> bool:
+    """Whether the elements lie in aligned runs of 16 bytes along an axis, as a thread's vector load needs them."""
+    run = 16 // itemsize
+    for axis, extent in enumerate(addresses.shape):
+        starts = np.take(addresses, range(0, extent, run), axis)
+        if extent % run == 0 and np.all(starts % 16 == 0) and np.all(_steps(addresses, axis, run) == itemsize):
+            return True
+    return False
+
+
+def _steps(addresses: Array, axis: int, run: int) -> Array:
+    along = np.moveaxis(addresses, axis, -1)
+    return np.diff(along.reshape(*along.shape[:-1], -1, run), axis=-1)
+
+
+class _Followed(interpreter.InterpreterBuilder):
+    """The interpreter's operations, with memory and products replaced."""
+
+    program = _Program()
+
+    def get_bf16(self, value: float) -> Any:
+        return interpreter.TensorHandle(np.zeros(1, np.uint16), tl.bfloat16)
+
+    def create_masked_load(self, pointers: Any, mask: Any, *_: Any) -> Any:
+        kind = pointers.get_element_ty()
+        stored_as = interpreter._get_np_dtype(kind)
+        addresses, active = _element_addresses(pointers, mask)
+        self.program.load(addresses, active, np.dtype(stored_as).itemsize)
+        return interpreter.TensorHandle(np.zeros(pointers.data.shape, stored_as), kind)
+
+    def create_masked_store(self, pointers: Any, value: Any, mask: Any, *_: Any) -> None:
+        self.program.store(*_element_addresses(pointers, mask))
+
+    def create_atomic_rmw(self, operation: Any, pointers: Any, value: Any, mask: Any, *_: Any) -> Any:
+        self.create_masked_store(pointers, value, mask)
+        return interpreter.TensorHandle(np.zeros_like(value.data), value.dtype.scalar)
+
+    def create_dot(self, a: Any, b: Any, d: Any, *_: Any) -> Any:
+        return interpreter.TensorHandle(np.zeros_like(d.data), d.dtype.scalar)
+
+
+def _element_addresses(pointers: Any, mask: Any) -> tuple[Array, Array]:
+    addresses = np.atleast_1d(pointers.data.astype(np.int64))
+    active = np.broadcast_to(mask.data, pointers.data.shape).astype(bool)
+    return addresses, np.atleast_1d(active)
+
+
+def _zeros(values: Array, _: Any, kind: Any, __: Any) -> Array:
+    """In place of the interpreter's conversions between float formats, most of its time."""
+    return np.zeros(values.shape, f"uint{kind.primitive_bitwidth}")
+
+
+def _patch_once(function: Any) -> None:
+    """Make the language modules that a function sees interpret, for good; the interpreter does so at every call."""
+    seen = {name for name in (tl, tl.core) if any(value is name for value in function.__globals__.values())}
+    if not seen <= _PATCHED:
+        _PATCH_LANGUAGE(function)
+        _PATCHED.update(seen)
+
+
+_PATCH_LANGUAGE = interpreter._patch_lang
+_PATCHED: set[ModuleType] = set()
+
+
+def follow(job: Job, l2_bytes: int = 0) -> Traffic:
+    """The traffic of a launch; of every program and with memory's share when given the size of the L2 cache.
+
+    Programs then pass through that cache one after another; on a card neighbours run at the same time.
+
+    Raises: RanAway, or whatever the interpreter raises on what it cannot run (inline assembly, tensor descriptors made
+        by the host).
+    """
+    kernel = resolve(job.kernel)
+    function = kernel.rewrite()
+    arguments = _arguments(kernel, function, job)
+    x, y, z = (*job.launch.grid, 1, 1)[:3]
+    grid = (x, y, z)
+    builder = interpreter.interpreter_builder
+    _patch_once(function)
+    builder.set_grid_dim(*grid)
+
+    def run(place: tuple[int, int, int]) -> _Program:
+        builder.program = _Program()
+        builder.set_grid_idx(*place)
+        with np.errstate(all="ignore"):
+            function(**arguments)
+        return builder.program
+
+    if l2_bytes:
+        return _every(run, grid, l2_bytes)
+    elements = max(1, run((0, 0, 0)).elements)
+    places = spread(grid, max(MIN_PROGRAMS, min(MAX_PROGRAMS, _ELEMENTS // elements)))
+    return total([run(place).traffic() for place in places], math.prod(grid) / len(places))
+
+
+def _every(run: Callable[[tuple[int, int, int]], _Program], grid: tuple[int, int, int], l2_bytes: int) -> Traffic:
+    cache = _Cache((l2_bytes,))
+    parts = []
+    for place in spread(grid, math.prod(grid)):
+        program = run(place)
+        cache.load(np.unique(np.concatenate([*program.loads, np.empty(0, np.int64)])))
+        cache.clock += round(program.stored)
+        parts.append(program.traffic())
+    every = total(parts, 1.0)
+    return replace(every, memory=float(cache.missed[0]) + every.stored)
+
+
+def _arguments(kernel: Any, function: Any, job: Job) -> dict[str, Any]:
+    constants = interpreter.GridExecutor(function, kernel.arg_names, job.launch.grid).constexprs
+    given: dict[str, Any] = {}
+    for position, name in enumerate(kernel.arg_names):
+        if name not in job.launch.args:
+            continue
+        value = job.launch.args[name]
+        if isinstance(value, FunctionRef):
+            value = resolve(value)
+        if name in constants:
+            given[name] = value
+        elif isinstance(value, str):
+            kind = tl.str_to_ty(value, None)
+            base = np.array([0x7F00_0000_0000 + (position << 36)], np.uint64)
+            given[name] = tl.tensor(interpreter.TensorHandle(base, kind), kind)
+        else:
+            given[name] = interpreter._implicit_cvt(value)
+    return inspect.getcallargs(function, **given)
+
+
+def answer(line: bytes, l2_bytes: int) -> bytes:
+    job = pickle.loads(base64.b64decode(line))
+    result: Traffic | Failed
+    try:
+        result = follow(job, l2_bytes)
+    except Exception as problem:  # the audit then counts bytes from the machine code alone
+        result = Failed(f"{type(problem).__name__}: {str(problem).splitlines()[-1:]}"[:300], traceback.format_exc())
+    return base64.b64encode(pickle.dumps(result))
+
+
+def main() -> None:
+    interpreter._convert_float = _zeros
+    interpreter._patch_lang = _patch_once
+    interpreter.interpreter_builder.__class__ = _Followed
+    l2_bytes = int(sys.argv[1]) if len(sys.argv) > 1 else 0
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    for line in sys.stdin.buffer:
+        answers.write(answer(line.strip(), l2_bytes) + b"\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

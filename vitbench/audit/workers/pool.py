@@ -1,0 +1,83 @@
+"""Examines launches in a pool of worker processes that never run Triton's interpreter."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+
+from vitbench.audit.job import Failed, Job
+from vitbench.audit.workers.examine import Examined
+from vitbench.audit.workers.process import Worker
+
+
+def default_cache() -> Path:
+    """Where machine code is kept between runs: `$VITBENCH_CACHE` or the user's cache folder."""
+    root = os.environ.get("VITBENCH_CACHE")
+    return Path(root) if root else Path.home() / ".cache" / "vitbench" / "audit"
+
+
+def examine_all(
+    jobs: Sequence[Job],
+    processes: int = 2,
+    cache: Path | None = None,
+    triton_path: str | None = None,
+    done: Callable[[int], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Examined | Failed | None]:
+    """Compile and count every job, in order.
+
+    Args:
+        processes: how many work at once.
+        cache: folder of finished compilations; default `default_cache()`.
+        triton_path: a folder holding another triton package, put first on the workers' path.
+        done: called with the job's position after each.
+        stop: asked before each job whether to begin no more.
+
+    Returns: one result per job, None where it was not begun; a job that kills its worker is a `Failed` and the next
+        gets a fresh worker.
+    """
+    cache = cache or default_cache()
+    workers: SimpleQueue[Worker] = SimpleQueue()
+    # Two workers at the same code would both compile it, so what is alike goes to one of them.
+    alike: dict[str, list[int]] = {}
+    for position, job in enumerate(jobs):
+        alike.setdefault(job.likeness or str(position), []).append(position)
+    groups = sorted(alike.values(), key=len, reverse=True)
+    count = max(1, min(processes, len(groups)))
+    pool = [Worker("vitbench.audit.workers.compile", [str(cache)], triton_path) for _ in range(count)]
+    for worker in pool:
+        workers.put(worker)
+
+    def run(positions: list[int]) -> list[Examined | Failed | None]:
+        results: list[Examined | Failed | None] = []
+        with _borrowed(workers) as worker:
+            for position in positions:
+                results.append(None if stop() else worker.ask(jobs[position]))
+                if done:
+                    done(position)
+        return results
+
+    try:
+        with ThreadPoolExecutor(count) as threads:
+            by_position = {
+                position: result
+                for positions, results in zip(groups, threads.map(run, groups), strict=True)
+                for position, result in zip(positions, results, strict=True)
+            }
+            return [by_position[position] for position in range(len(jobs))]
+    finally:
+        for worker in pool:
+            worker.close()
+
+
+@contextmanager
+def _borrowed(workers: SimpleQueue[Worker]) -> Iterator[Worker]:
+    worker = workers.get()
+    try:
+        yield worker
+    finally:
+        workers.put(worker)

@@ -1,0 +1,225 @@
+"""What the commands do: defaults for the machine at hand, a sweep, then its table, files and pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vitbench.bench import plan as planning
+from vitbench.bench import selection, sweep
+from vitbench.bench.plan import Case, Grid
+from vitbench.bench.progress import ConsoleProgress
+from vitbench.bench.sweep import Summary, SweepOptions
+from vitbench.console import console
+from vitbench.errors import InputError, nearest
+from vitbench.measure import device as devices
+from vitbench.measure import power
+from vitbench.ops.names import IMPLS
+from vitbench.report import curves, page, timm
+from vitbench.report.tables import sweep_table
+from vitbench.results import journal
+from vitbench.results.row import Row
+
+#: A GPU sweeps widely; a CPU sweep has the same shape and ends within minutes.
+DEFAULTS = {
+    "cuda": {"resolution": "x0.75,native,x1.5", "batch": "1,4,16,64,256", "impl": "eager,compile"},
+    "cpu": {"resolution": "x0.5,native", "batch": "1,2", "impl": "eager"},
+}
+#: Seconds of samples a case gets at most: on a CPU noise rarely shrinks, and a step can take a second.
+MAX_TIME = {"cuda": 15.0, "cpu": 2.0}
+EXPORTS = ("timm",)
+
+
+def plan(
+    model: str, resolution: str, batch: str, impl: str, dtype: str, mode: str, layout: str, device: str
+) -> list[Case]:
+    """The cases of a command's options; an empty option takes the machine's default.
+
+    Raises: InputError on anything unknown, and when a model cannot take a resolution.
+    """
+    device = devices.check_device(device) if device else devices.default_device()
+    defaults = DEFAULTS["cpu" if device == "cpu" else "cuda"]
+    return planning.expand(
+        Grid(
+            models=selection.match(model),
+            impls=planning.split(impl or defaults["impl"], "impl", IMPLS),
+            modes=planning.split(mode, "mode", planning.MODES),
+            dtypes=planning.split(dtype, "dtype", planning.DTYPES),
+            layouts=planning.split(layout, "layout", planning.LAYOUTS),
+            resolutions=planning.split_resolutions(resolution or defaults["resolution"]),
+            batches=planning.split_batches(batch or defaults["batch"]),
+            device=device,
+        )
+    )
+
+
+def default_out(models: str, cases: Sequence[Case]) -> Path:
+    """results/<device>/<models>.csv under the current folder."""
+    device = devices.slug(str(devices.environment(cases[0].device)["device_name"]))
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", models.replace("*", "all")).strip("-")[:80]
+    return Path("results") / device / f"{name}.csv"
+
+
+def options(
+    cases: Sequence[Case],
+    time_limit: float,
+    min_time: float,
+    max_time: float | None,
+    images: str,
+    weights: str,
+    fresh: bool,
+    graphs: bool = False,
+) -> SweepOptions:
+    """Checked options of a sweep.
+
+    Raises: InputError when a folder, a file or a number cannot be used.
+    """
+    if max_time is None:
+        max_time = max(min_time, MAX_TIME["cpu" if cases[0].device == "cpu" else "cuda"])
+    if time_limit <= 0 or min_time <= 0 or max_time < min_time:
+        raise InputError("--time-limit and --min-time are seconds above zero, --max-time is at least --min-time")
+    if graphs and cases[0].device == "cpu":
+        raise InputError("--graphs records work of an NVIDIA GPU; on the CPU leave it out")
+    if images:
+        from vitbench.models.inputs import image_files
+
+        image_files(Path(images))
+    if weights:
+        _check_weights(Path(weights), sorted({case.model for case in cases}))
+    return SweepOptions(
+        time_limit=time_limit,
+        min_time=min_time,
+        max_time=max_time,
+        images=images,
+        weights=weights,
+        fresh=fresh,
+        graphs=graphs,
+    )
+
+
+def _check_weights(path: Path, models: list[str]) -> None:
+    if len(models) != 1:
+        raise InputError(f"--weights belongs to one model, and {len(models)} are chosen ({', '.join(models[:3])}, ...)")
+    from vitbench.models import spec_of
+    from vitbench.models.weights import load_weights
+    from vitbench.ops.bundle import EAGER
+
+    spec = spec_of(models[0])
+    load_weights(spec.build(EAGER, spec.resolution, spec.num_classes), models[0], path)
+
+
+def print_plan(cases: Sequence[Case]) -> None:
+    """`--dry-run`: every case with parameters (10^6), GMACs (10^9, batch 1) and predicted peak memory (MiB).
+
+    A case that no machine can run, as its model has no such implementation, says so.
+    """
+    from vitbench.bench import predict
+    from vitbench.models import unserved
+
+    out = console()
+    width = max(len(case.id) for case in cases)
+    out.print(f"{'case':{width}}  {'params M':>10}  {'GMACs':>9}  {'predicted MiB':>13}", soft_wrap=True)
+    for case in cases:  # a line as soon as it is known: predicting a large training step takes seconds
+        count = predict.count(case.model, case.resolution)
+        memory = predict.memory_mib(case)
+        predicted = "" if memory is None else f"{memory:,.1f}"
+        line = f"{case.id:{width}}  {count.params_m:10.6f}  {count.gmacs:9.4f}  {predicted:>13}"
+        if why := unserved(case.model, case.impl, case.resolution):
+            line += f"  unsupported: {why}"
+        out.print(line.rstrip(), soft_wrap=True)
+    out.print(f"{len(cases)} cases; nothing was measured")
+
+
+def _environment(device: str, options: SweepOptions) -> dict[str, object]:
+    weights = f"{Path(options.weights).name}" if options.weights else "random, seed 0"
+    images = f"images in {Path(options.images).resolve()}" if options.images else "noise, seed 0"
+    return devices.environment(device) | {"input": images, "weights": weights, "graphs": options.graphs}
+
+
+def _sweep(cases: Sequence[Case], out: Path, options: SweepOptions) -> Summary:
+    printer = console()
+    device = cases[0].device
+    if "energy" in options.passes:
+        source, why = power.find(device)
+        if source is None:
+            printer.print(f"energy is not measured: {why}", soft_wrap=True)
+    with ConsoleProgress(printer) as progress:
+        return sweep.run(cases, out, _environment(device, options), options, progress)
+
+
+def _finish(summary: Summary, out: Path, files: Sequence[Path], planned: int) -> int:
+    """Prints what was written and how it ended; returns the exit code."""
+    printer = console()
+    printer.print("wrote " + ", ".join(str(path) for path in files if path.exists()), soft_wrap=True)
+    if summary.interrupted:
+        printer.print(f"stopped with {len(summary.rows)} of {planned} cases done; the same command goes on from there")
+        return 130
+    if summary.failed:
+        printer.print(f"{len(summary.failed)} of {planned} cases failed; their rows say why")
+        return 1
+    return 0
+
+
+def bench(cases: Sequence[Case], out: Path, options: SweepOptions, export: str, baseline: Path | None) -> int:
+    """Runs a sweep, prints its table, writes its exports and pictures; returns the exit code."""
+    held_against = _read_options(export, baseline)
+    summary = _sweep(cases, out, options)
+    files = [out, journal.samples_path(out)]
+    if summary.rows:
+        console().print(sweep_table(summary.rows, held_against))
+        files += _export(summary.rows, out, export)
+        files += _draw(summary.rows, out, curves.throughput_chart)
+    return _finish(summary, out, files, len(cases))
+
+
+def memory_curves(cases: Sequence[Case], out: Path, measure_up_to: int, time_limit: float, fresh: bool) -> int:
+    """Predicts every case's peak memory, measures those up to a batch size, draws both; returns the exit code."""
+    if measure_up_to < 0:
+        measure_up_to = 4 if cases[0].device == "cpu" else max(case.batch for case in cases)
+    options = SweepOptions(time_limit=time_limit, passes=("memory",), fresh=fresh, measure_up_to=measure_up_to)
+    summary = _sweep(cases, out, options)
+    files = [out]
+    if summary.rows:
+        console().print(sweep_table(summary.rows))
+        files += _draw(summary.rows, out, curves.memory_chart)
+    return _finish(summary, out, files, len(cases))
+
+
+def report(csv: Path, export: str, baseline: Path | None) -> None:
+    """Prints the table of a CSV and writes its exports and pictures.
+
+    Raises: InputError when the file is not a vitbench CSV.
+    """
+    held_against = _read_options(export, baseline)
+    rows = journal.read(csv)
+    if not rows:
+        raise InputError(f"{csv} holds no row")
+    timed = any(row.img_per_s is not None for row in rows)
+    console().print(sweep_table(rows, held_against))
+    files = _export(rows, csv, export) + _draw(rows, csv, curves.throughput_chart if timed else curves.memory_chart)
+    if files:
+        console().print("wrote " + ", ".join(map(str, files)), soft_wrap=True)
+
+
+def _read_options(export: str, baseline: Path | None) -> timm.Baseline | None:
+    if export and export not in EXPORTS:
+        raise InputError(f"--export {export!r} is unknown: {nearest(export, EXPORTS)}")
+    return timm.read_baseline(baseline) if baseline else None
+
+
+def _export(rows: Sequence[Row], out: Path, export: str) -> list[Path]:
+    return timm.export(rows, out.parent) if export == "timm" else []
+
+
+def _draw(rows: Sequence[Row], out: Path, chart_of: Callable[[Sequence[Row]], object | None]) -> list[Path]:
+    """The picture beside the CSV and the page with everything; none where the plotting packages are missing."""
+    if curves.plotting_missing():
+        console().print(f"no picture drawn: {curves.INSTALL}")
+        return []
+    chart = chart_of(rows)
+    if chart is None:
+        return []
+    html = out.with_suffix(".html")
+    page.write(rows, html, f"vitbench: {out.stem}")
+    return [*curves.save(chart, out.with_suffix("")), html]

@@ -1,0 +1,373 @@
+"""The process that measures: builds, verifies, then measures groups of cases it is sent on stdin.
+
+One JSON object a line each way: in `{"cases", "options"}`, out `{"event": "phase" | "row" | "done"}`.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitbench.bench import predict
+from vitbench.bench.build import TORCH_DTYPES, Workload, autocast_dtype, set_precision, use_device
+from vitbench.bench.check import Checker, Incorrect
+from vitbench.bench.failures import DoesNotFit, Unsupported, breaks_device, classify, is_out_of_memory
+from vitbench.bench.plan import Case
+from vitbench.measure import device as devices
+from vitbench.measure import graphs, latency, memory, peak, power
+from vitbench.measure.step import Step, make_step
+from vitbench.models import compiled, foreign, unserved
+from vitbench.models.outputs import Output
+from vitbench.ops.names import COMPILED, WHOLLY_COMPILED
+from vitbench.verify import judge
+from vitbench.verify.outcome import Outcome, relative_error
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+#: Whether Triton runs kernels in its interpreter, as it saw when it was imported.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a sweep asks of its worker."""
+
+    min_time: float
+    max_time: float
+    passes: tuple[str, ...]
+    images: str
+    weights: str
+    measure_up_to: int | None
+    graphs: bool = False
+
+
+@dataclass
+class Prepared:
+    """A case that is built and verified, and the part of its row that is known."""
+
+    case: Case
+    step: Callable[[], Output]
+    row: dict[str, Any]
+    samples_ms: list[float] = field(default_factory=list)
+
+
+class Worker:
+    """Measures groups of cases; keeps models, inputs and counts that the next group can use."""
+
+    def __init__(self, options: Options, emit: Emit) -> None:
+        self.options = options
+        self._emit = emit
+        self.workload = Workload(options.images, options.weights)
+        self._checker = Checker(self.workload)
+        self._peaks: dict[tuple[str, str], float] = {}
+        self._source: power.EnergySource | None = None
+        self._idle_watts: float | None = None
+        self._looked_for_energy = False
+        self.poisoned = False
+
+    def _phase(self, case: Case | None, what: str) -> None:
+        self._emit({"event": "phase", "case": case.id if case else None, "what": what})
+
+    def run_group(self, cases: list[Case]) -> None:
+        """Measures cases that differ only in implementation and emits one row each.
+
+        They are timed interleaved where all fit on the device together, else one after the other. Once an error has
+        broken the device for this process (`poisoned`), the cases that are left get no row: another must measure them.
+        """
+        if self.options.measure_up_to is not None and cases[0].batch > self.options.measure_up_to:
+            self._only_predict(cases)
+            return
+        use_device(cases[0].device)
+        self._find_energy(cases[0].device)
+        prepared: list[Prepared] = []
+        failed: set[str] = set()
+        try:
+            for case in cases:
+                try:
+                    prepared.append(self._prepare(case))
+                except Exception as error:
+                    if prepared and is_out_of_memory(error):
+                        raise
+                    self._fail(case, error)
+                    if self.poisoned:
+                        return
+                    failed.add(case.id)
+            if measured := [one for one in prepared if not _without_gpu(one.case)]:
+                self._time(measured)
+        except Exception as error:
+            if len(cases) == 1:
+                self._fail(cases[0], error)
+                return
+            self.poisoned |= breaks_device(error, cases[0].device)
+            prepared.clear()
+            self._forget()
+            for case in cases:
+                if case.id not in failed and not self.poisoned:
+                    self.run_group([case])
+                    self._forget()
+            return
+        for one in prepared:
+            try:
+                self._energy(one)
+            except Exception as error:
+                self._fail(one.case, error)
+                if self.poisoned:
+                    return
+            else:
+                self._emit({"event": "row", "case": one.case.id, "row": one.row, "samples_ms": one.samples_ms})
+
+    def _fail(self, case: Case, error: Exception) -> None:
+        """Emits the row of a case that could not be measured."""
+        status, reason = classify(error)
+        self.poisoned |= breaks_device(error, case.device)
+        known = error.known if isinstance(error, Unsupported) else {}
+        error.__traceback__ = None  # it holds the tensors of every frame it passed
+        self._emit({"event": "row", "case": case.id, "row": {**known, "status": status, "reason": reason}})
+        self._forget()
+
+    def _forget(self) -> None:
+        self.workload.drop_modules()
+        gc.collect()
+        if torch.cuda.is_available() and not self.poisoned:
+            torch.cuda.empty_cache()
+
+    def _describe(self, case: Case) -> dict[str, Any]:
+        """What is known of a case without running it."""
+        self._phase(case, "predicting")
+        count = predict.count(case.model, case.resolution)
+        return {
+            "status": "ok",
+            "reason": "",
+            "params_m": count.params_m,
+            "gmacs": count.gmacs,
+            "macts": count.macts,
+            "uncounted_ops": ";".join(count.uncounted_ops) or "none",
+            "predicted_mem_mib": predict.memory_mib(case),
+        }
+
+    def _only_predict(self, cases: list[Case]) -> None:
+        for case in cases:
+            try:
+                self._emit({"event": "row", "case": case.id, "row": self._describe(case)})
+            except Exception as error:
+                self._fail(case, error)
+
+    def _prepare(self, case: Case) -> Prepared:
+        _check_supported(case)
+        set_precision(case)
+        row = self._describe(case)
+        if _without_gpu(case) and not INTERPRETED:
+            reason = "fused kernels need an NVIDIA GPU; TRITON_INTERPRET=1 checks them here, without timing them"
+            raise Unsupported(reason, row)
+        _check_fits(case, row["predicted_mem_mib"])
+        self._phase(case, "building")
+        dtype = TORCH_DTYPES[case.dtype]
+        module = self.workload.module(case, case.impl, dtype)
+        x = self.workload.input(case, dtype)
+        model: nn.Module = module
+        if swapped := foreign.swapped(module):
+            _note(row, swapped)
+        if case.impl in COMPILED:
+            torch._dynamo.reset()  # else a ninth shape of the same module would silently run uncompiled
+        if case.impl in WHOLLY_COMPILED:
+            model = compiled(module, case.impl)
+        self._phase(case, "compiling" if case.impl in COMPILED else "verifying")
+        compile_s = self._checker.check(case, model, x, row)
+        step = make_step(model, x, case.mode, autocast_dtype(case), capturable=self.options.graphs)
+        if case.impl in COMPILED or case.mode == "train":  # a first step compiles, and makes the optimizer's state
+            compile_s += _seconds(step, case.device)
+        if case.impl in COMPILED:
+            row["compile_s"] = compile_s
+        if _without_gpu(case):
+            _note(row, "right in Triton's interpreter, where there is nothing to measure")
+            row["valid"] = False
+        elif "memory" in self.options.passes:
+            self._phase(case, "memory")
+            used = memory.measure(step)
+            row |= {
+                "static_mem_mib": used.static_mib,
+                "peak_mem_mib": used.peak_mib,
+                "reserved_mem_mib": used.reserved_mib,
+            }
+        if self.options.graphs:
+            self._phase(case, "recording")
+            return Prepared(case, _recorded(step), row)
+        if case.device != "cpu":
+            torch.cuda.synchronize(case.device)  # what its kernels do to the device is told here, not by the next case
+        return Prepared(case, step, row)
+
+    def _time(self, prepared: list[Prepared]) -> None:
+        if "latency" not in self.options.passes:
+            return
+        self._phase(prepared[0].case if len(prepared) == 1 else None, "timing")
+        device = torch.device(prepared[0].case.device)
+        throttled = devices.clocks(str(device)).throttled
+
+        def accept() -> bool:
+            nonlocal throttled
+            throttled = devices.clocks(str(device)).throttled
+            return not throttled
+
+        on_gpu = device.type == "cuda"
+        timings = latency.measure(
+            [one.step for one in prepared],
+            device,
+            self.options.min_time,
+            self.options.max_time,
+            accept=accept if on_gpu else lambda: True,
+        )
+        after = devices.clocks(str(device))
+        for one, timing in zip(prepared, timings, strict=True):
+            low, high = timing.interval
+            one.samples_ms = timing.samples_ms
+            img_per_s = one.case.batch / timing.p50 * 1e3
+            one.row |= {
+                "latency_ms_p50": timing.p50,
+                "latency_ms_ci_low": low,
+                "latency_ms_ci_high": high,
+                "latency_ms_p95": timing.p95,
+                "samples": len(timing.samples_ms),
+                "stop_reason": timing.stop_reason,
+                "img_per_s": img_per_s,
+                "sm_clock_mhz": after.sm_clock_mhz,
+                "temperature_c": after.temperature_c,
+                "throttled": throttled,
+                "valid": not throttled,
+            }
+            if throttled:
+                _note(one.row, "the GPU was throttled by heat or power throughout")
+            self._utilisation(one, img_per_s)
+
+    def _utilisation(self, one: Prepared, img_per_s: float) -> None:
+        case = one.case
+        key = (case.device, case.dtype)
+        if key not in self._peaks:
+            self._peaks[key] = peak.matmul_tflops(
+                torch.device(case.device), autocast_dtype(case) or TORCH_DTYPES[case.dtype]
+            )
+        passes = 3 if case.mode == "train" else 1  # a backward pass does twice the forward's products
+        done = 2 * one.row["gmacs"] * 1e9 * passes * img_per_s
+        one.row |= {"peak_tflops": self._peaks[key], "mfu": done / (self._peaks[key] * 1e12)}
+
+    def _find_energy(self, device: str) -> None:
+        if "energy" in self.options.passes and not self._looked_for_energy:
+            self._looked_for_energy = True
+            self._source, _ = power.find(device)
+            if self._source is not None:
+                self._phase(None, "idle power")
+                self._idle_watts = power.idle_watts(self._source)
+
+    def _energy(self, one: Prepared) -> None:
+        if "energy" not in self.options.passes or _without_gpu(one.case):
+            return
+        if self._source is None or self._idle_watts is None:
+            one.row["energy_source"] = "none"
+            return
+        self._phase(one.case, "energy")
+        device = torch.device(one.case.device)
+        wait = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else lambda: None
+        energy = power.measure(one.step, self._source, wait)
+        one.row |= {
+            "energy_source": self._source.name,
+            "avg_power_w": energy.watts,
+            "idle_power_w": self._idle_watts,
+            "energy_j_per_img": energy.per_call() / one.case.batch,
+            "energy_net_j_per_img": energy.per_call(self._idle_watts) / one.case.batch,
+            "energy_ratio": energy.ratio,
+        }
+
+
+def _note(row: dict[str, Any], text: str) -> None:
+    """Adds to what a row says besides its numbers."""
+    row["reason"] = "; ".join(filter(None, (row.get("reason"), text)))
+
+
+def _check_supported(case: Case) -> None:
+    if why := unserved(case.model, case.impl, case.resolution):
+        known = "no fused kernel serves" if case.impl.startswith("fused") else f"impl {case.impl} is not there for"
+        raise Unsupported(f"{known} {case.model}: {why}")
+    if case.dtype == "tf32" and case.device == "cpu":
+        raise Unsupported("tf32 is a matrix format of NVIDIA GPUs; on the CPU use fp32")
+    if (
+        case.device != "cpu"
+        and case.dtype in ("bf16", "amp")
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        raise Unsupported("this GPU has no bf16 arithmetic; use fp16")
+
+
+def _without_gpu(case: Case) -> bool:
+    """Whether the case wants fused kernels where there is no GPU: whatever ran, its time and memory are not theirs."""
+    return case.impl.startswith("fused") and case.device == "cpu"
+
+
+def _check_fits(case: Case, predicted_mib: float | None) -> None:
+    """A CPU case that cannot fit would take the machine down with it; a GPU refuses by itself."""
+    if case.device != "cpu" or predicted_mib is None:
+        return
+    available = devices.available_memory_mib()
+    if predicted_mib > available:
+        raise DoesNotFit(f"predicted {predicted_mib:,.0f} MiB, {available:,.0f} MiB are available")
+
+
+def _recorded(step: Step) -> Callable[[], Output]:
+    """The step as a CUDA graph, which in inference must give the step's own result."""
+    replay = graphs.record(step)
+    if step.optimizer is None:
+        got, want = (Outcome(run(), {}) for run in (replay, step))
+        if not (error := relative_error(got, want)) <= judge.FLOOR:
+            raise Incorrect(f"the replayed graph differs from the step that it records by {error:.3g}")
+    return replay
+
+
+def _seconds(step: Step, device: str) -> float:
+    start = time.perf_counter()
+    step()
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Serves groups until stdin ends. Whatever libraries print goes to stderr, away from the protocol."""
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def emit(event: dict[str, Any]) -> None:
+        out.write(json.dumps(event) + "\n")
+
+    requests: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            requests.put(line)
+        # The parent is gone (or done with us): stop at once, whatever is running.
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
+    worker: Worker | None = None
+    while True:
+        request = json.loads(requests.get())
+        given = request["options"]
+        options = Options(**{**given, "passes": tuple(given["passes"])})
+        if worker is None or worker.options != options:
+            worker = Worker(options, emit)
+        cases = [Case(**{**case, "resolution": tuple(case["resolution"])}) for case in request["cases"]]
+        worker.run_group(cases)
+        emit({"event": "done", "poisoned": worker.poisoned})
+
+
+if __name__ == "__main__":
+    main()
