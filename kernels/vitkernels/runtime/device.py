@@ -27,11 +27,14 @@ def arch_of(tensor: Tensor) -> int:
     return _arch_of_gpu(tensor.device) if tensor.is_cuda else 90
 
 
-@torch.compiler.assume_constant_result
 def _arch_of_gpu(device: torch.device) -> int:
     """A constant of the graph for torch.compile, which would otherwise put the question into it."""
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
+
+
+# The mark of torch.compiler.assume_constant_result, which imports all of torch.compile to set it: seconds a process.
+_arch_of_gpu._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def reads_operands_from_registers(arch: int) -> bool:
