@@ -43,7 +43,7 @@ help:
 	@echo 'make bench MODEL=cmt_s    measure a model on this machine (RES= BATCH= IMPL= DTYPE= MODE= DEVICE= OUT= ARGS=)'
 	@echo 'make memory-curves        ViT against ResNet: peak memory over the batch size, as CSV and picture'
 	@echo 'make test                 the whole suite'
-	@echo 'make lint types           ruff and mypy'
+	@echo 'make lint types           ruff, the walls between packages and rooms (import-linter), mypy'
 	@echo 'make bench-harness        what the harness itself costs'
 	@echo 'make bench-compare        how often vitbench compare is wrong, on simulated noise'
 	@echo 'make audit                kernels against the committed audit: sm_90, and the forward passes elsewhere'
@@ -80,6 +80,7 @@ test: $(READY)
 lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -c 'from importlinter.cli import lint_imports_command as run; run()' --no-cache --no-logo
 
 types: $(READY)
 	$(PY) -m mypy

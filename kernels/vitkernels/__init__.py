@@ -2,18 +2,21 @@
 
 from vitkernels.attention.bias import (
     BIAS_ATTENTION_CASES,
+    BiasAttentionCase,
     bias_attention,
     bias_attention_reference,
     bias_attention_work,
 )
 from vitkernels.attention.gated import (
     GATED_ATTENTION_CASES,
+    GatedAttentionCase,
     gated_attention,
     gated_attention_reference,
     gated_attention_work,
 )
 from vitkernels.attention.relative import (
     RELATIVE_ATTENTION_CASES,
+    RelativeAttentionCase,
     expand_relative_bias,
     relative_attention,
     relative_attention_reference,
@@ -21,6 +24,7 @@ from vitkernels.attention.relative import (
 )
 from vitkernels.depthwise.conv import (
     DEPTHWISE_CONV2D_CASES,
+    DepthwiseCase,
     batch_norm_affine,
     depthwise_conv2d,
     depthwise_conv2d_reference,
@@ -30,6 +34,7 @@ from vitkernels.depthwise.conv import (
 from vitkernels.fusing.fuse import FuseReport, fuse, is_fused, refresh, unfuse
 from vitkernels.reduced.attention import (
     REDUCED_ATTENTION_CASES,
+    ReducedAttentionCase,
     ReducedAttentionWeights,
     reduced_attention,
     reduced_attention_reference,
@@ -43,9 +48,14 @@ __all__ = [
     "GATED_ATTENTION_CASES",
     "REDUCED_ATTENTION_CASES",
     "RELATIVE_ATTENTION_CASES",
+    "BiasAttentionCase",
+    "DepthwiseCase",
     "FuseReport",
+    "GatedAttentionCase",
     "Launch",
+    "ReducedAttentionCase",
     "ReducedAttentionWeights",
+    "RelativeAttentionCase",
     "batch_norm_affine",
     "bias_attention",
     "bias_attention_reference",

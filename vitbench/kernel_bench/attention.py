@@ -7,6 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 from vitkernels import (
+    BiasAttentionCase,
+    GatedAttentionCase,
+    RelativeAttentionCase,
     bias_attention,
     bias_attention_reference,
     bias_attention_work,
@@ -18,9 +21,6 @@ from vitkernels import (
     relative_attention_reference,
     relative_attention_work,
 )
-from vitkernels.attention.bias import BiasAttentionCase
-from vitkernels.attention.gated import GatedAttentionCase
-from vitkernels.attention.relative import RelativeAttentionCase
 
 from vitbench.kernel_bench.peers import aligned, cast, compiled, sdpa_impls
 from vitbench.kernel_bench.problem import DTYPES, NEEDS_GPU, Impl, Problem

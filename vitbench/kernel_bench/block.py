@@ -8,14 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from vitkernels import (
+    ReducedAttentionCase,
     ReducedAttentionWeights,
     reduced_attention,
     reduced_attention_reference,
     reduced_attention_work,
 )
-from vitkernels.reduced.attention import ReducedAttentionCase
-from vitkernels.reduced.operators import block_fits
-from vitkernels.runtime.device import arch_of
+from vitkernels.layers import reduced_block_serves
 
 from vitbench.kernel_bench.peers import cast, compiled, sdpa_impls
 from vitbench.kernel_bench.problem import DTYPES, NEEDS_GPU, Call, Impl, Problem
@@ -98,7 +97,7 @@ def reduced_problem(case: ReducedAttentionCase, dtype_name: str, device: str, tr
 
     own = cast(dtype)
     # Only the kernels of the whole block are audited under this name; elsewhere it runs those of other operations.
-    whole = not train and block_fits(C, case.heads, keys, dtype, arch_of(inputs[0]))
+    whole = not train and reduced_block_serves(inputs[0], inputs[1], case.heads, ())
     launches = "fwd_kv+fwd" if whole else ""
     impls = (
         Impl("fused", ours, unsupported=NEEDS_GPU if device == "cpu" else "", launches=launches),

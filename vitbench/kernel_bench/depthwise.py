@@ -8,8 +8,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from vitkernels import depthwise_conv2d, depthwise_conv2d_reference, depthwise_conv2d_work
-from vitkernels.depthwise.conv import DepthwiseCase
+from vitkernels import DepthwiseCase, depthwise_conv2d, depthwise_conv2d_reference, depthwise_conv2d_work
 
 from vitbench.kernel_bench.peers import compiled
 from vitbench.kernel_bench.problem import DTYPES, NEEDS_GPU, Call, Impl, Problem

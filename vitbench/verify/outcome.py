@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vitbench.models import outputs as objective
+from vitbench.models import outputs
 from vitbench.models.outputs import Output
 
 
@@ -21,7 +21,7 @@ class Outcome:
     gradients: dict[str, Tensor]
 
     def finite(self) -> bool:
-        return all(bool(torch.isfinite(t).all()) for t in (*objective.tensors(self.output), *self.gradients.values()))
+        return all(bool(torch.isfinite(t).all()) for t in (*outputs.tensors(self.output), *self.gradients.values()))
 
     def floor(self) -> float:
         """A tenth of the root mean square of all gradients; 0 where there are none."""
@@ -76,19 +76,19 @@ def run(model: nn.Module, x: Tensor, mode: str, autocast: torch.dtype | None = N
     with without_dropout(model):
         with context:
             output = model(x)
-        loss = objective.loss(output, targets(x.shape[0], output).to(x.device))
+        loss = outputs.loss(output, targets(x.shape[0], output).to(x.device))
         parameters = {name: p for name, p in named.named_parameters() if p.requires_grad}
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     with torch.no_grad():
         for name, buffer in named.named_buffers():
             buffer.copy_(running[name])
     used = {name: g for name, g in zip(parameters, gradients, strict=True) if g is not None}
-    return Outcome([tensor.detach() for tensor in objective.tensors(output)], used)
+    return Outcome([tensor.detach() for tensor in outputs.tensors(output)], used)
 
 
 def targets(batch: int, output: Output) -> Tensor:
     """Fixed class labels [batch], spread over the classes."""
-    return (torch.arange(batch) * 37) % objective.classes(output)
+    return (torch.arange(batch) * 37) % outputs.classes(output)
 
 
 def relative_error(got: Outcome, want: Outcome) -> float:
@@ -104,8 +104,8 @@ def errors(got: Outcome, want: Outcome) -> dict[str, float]:
     it; it is measured against a tenth of the average gradient instead of against itself: bf16 leaves noise of
     about a hundredth of it. A gradient that `got` lacks is zero.
     """
-    pairs = zip(objective.tensors(got.output), objective.tensors(want.output), strict=True)
-    found = {f"{_OUTPUT}{i}": _ratio(g, w, objective.smallest_norm(w)) for i, (g, w) in enumerate(pairs)}
+    pairs = zip(outputs.tensors(got.output), outputs.tensors(want.output), strict=True)
+    found = {f"{_OUTPUT}{i}": _ratio(g, w, outputs.smallest_norm(w)) for i, (g, w) in enumerate(pairs)}
     floor = want.floor()
     for name, g in want.gradients.items():
         ours = got.gradients[name] if name in got.gradients else torch.zeros_like(g)
