@@ -53,7 +53,7 @@ def classify(error: Exception) -> tuple[str, str]:
         return "unsupported", f"cannot be verified: {text}"
     if isinstance(error, DoesNotFit) or is_out_of_memory(error):
         return "oom", text[:300]
-    # What torch raises where a backend has no such operator; ops.py raises it for FlexAttention's own gaps.
+    # What torch raises where a backend has no such operator; ops/bundle.py raises it for FlexAttention's own gaps.
     if isinstance(error, NotImplementedError) or "not implemented for" in text:
         return "unsupported", text[:300]
     if "InvalidCxxCompiler" in type(error).__name__ or "InvalidCxxCompiler" in str(error):

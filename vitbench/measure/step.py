@@ -64,7 +64,7 @@ def make_step(
     """One step of `model` on `x`, which it puts in training or evaluation mode.
 
     Args:
-        model: returns logits or detections; see vitbench.objective for the loss it is trained on.
+        model: returns logits or detections; see vitbench.models.outputs for the loss it is trained on.
         x: [B, C, H, W] on the model's device.
         mode: "infer" (evaluation mode under inference_mode) or "train" (forward, loss against
             fixed targets, backward, AdamW, gradients freed).

@@ -265,7 +265,7 @@ def eager_depthwise_conv2d(
 
 @dataclass(frozen=True)
 class Ops:
-    """One implementation of the operations that the models' blocks call; see block_ops.py for those of whole layers."""
+    """One implementation of the operations that the models' blocks call; see blocks.py for those of whole layers."""
 
     name: str
     attention: Callable[..., Tensor]

@@ -96,7 +96,7 @@ def test_floor_is_the_slowest_kind_of_unavoidable_work() -> None:
     assert time.floor_us(_launch(bytes=0, special=exp2), H200) == pytest.approx(5.0)
     assert time.floor_us(_launch(bytes=0, matrix_flops=790_000_000 * 2), H200) == pytest.approx(2.0)
     assert time.floor_us(_launch(bytes=0, fma=132 * 128 * 1755), H200) == pytest.approx(1.0)
-    # kernels.md, CoAtNet-0 S3 at 224 pixels, batch 64: 38.5 MB in 9.0 us and 8.0 us of exp2.
+    # By hand: CoAtNet-0 S3 at 224 pixels, batch 64: 38.5 MB in 9.0 us and 8.0 us of exp2.
     assert time.floor_us(_launch(bytes=38_535_168), H200) == pytest.approx(9.0, abs=0.05)
     assert time.floor_us(_launch(bytes=0, special=64 * 12 * 196 * 196), H200) == pytest.approx(8.0, abs=0.05)
 

@@ -140,7 +140,7 @@ def test_sdpa_channels_last_and_deepcopy_agree_with_eager(kind: str) -> None:
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_agrees_with_eager_and_refuses_to_train_on_the_cpu(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Uncompiled, FlexAttention computes the same with plain operators: to compile takes seconds for every
-    # shape, and is what test_ops.py does.
+    # shape, and is what ops/test_bundle.py does.
     monkeypatch.setattr(ops, "_compiled_flex", lambda: flex_attention)
     model, image = small(kind, FLEX)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Launches on tensors whose rows lie so far apart that their offsets need 64 bits, for test_attention_aot.py."""
+"""Launches on tensors whose rows lie so far apart that their offsets need 64 bits, for test_compiled.py."""
 
 from __future__ import annotations
 

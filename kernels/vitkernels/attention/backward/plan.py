@@ -73,7 +73,7 @@ def backward_calls(
         delta: [B, H, N] fp32.
         arch: 90 for sm_90.
         expanded: bias is padded along M to a multiple of 16 and in units of log2.
-        gated: the gated attention of gated_attention.py: bias holds weights that are added to the softmax (whose lse is
+        gated: the gated attention of gated.py: bias holds weights that are added to the softmax (whose lse is
             scaled), dbias_parts receives dP, and delta is given.
     """
     B, H, N, D = q.shape
