@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from vitkernels.depthwise.conv import DEPTHWISE_CONV2D_CASES, DepthwiseCase
-from vitkernels.depthwise.plan import Flags, Geometry, Plan, plan_conv, plan_dw, plan_dx
+from vitkernels.depthwise.plan import Flags, Geometry, conv_call, dw_call, dx_call, on_matrix_unit
+from vitkernels.runtime.call import Call
 from vitkernels.runtime.launch import Launch
 
 # Every case in bf16 channels_last; the other layout and fp32 where each kernel of theirs is met at least once.
@@ -20,90 +25,55 @@ def audit_launches(arch: int) -> list[Launch]:
     """Forward, forward with sums, and the backward kernels of every case; the choice does not depend on `arch`."""
     found: list[Launch] = []
     for case in DEPTHWISE_CONV2D_CASES:
-        found += _launches(case, "bf16", channels_last=True)
+        found += _launches(case, torch.bfloat16, channels_last=True)
         if case.name in _ALSO_NCHW:
-            found += _launches(case, "bf16", channels_last=False)
+            found += _launches(case, torch.bfloat16, channels_last=False)
         if case.name in _ALSO_FP32:
-            found += _launches(case, "fp32", channels_last=True)
+            found += _launches(case, torch.float32, channels_last=True)
     return found
 
 
-def _strides(letter: str, g: Geometry, height: int, width: int, channels_last: bool) -> dict[str, int]:
-    channels = g.C
-    plane = height * width
-    steps = (channels * plane, 1, width * channels, channels) if channels_last else (channels * plane, plane, width, 1)
-    return {f"stride_{letter}{axis}": step for axis, step in zip("bchw", steps, strict=True)}
-
-
-def _launches(case: DepthwiseCase, dtype: str, *, channels_last: bool) -> Iterator[Launch]:
+def _launches(case: DepthwiseCase, dtype: torch.dtype, *, channels_last: bool) -> Iterator[Launch]:
     g = Geometry(case.B, case.C, case.H, case.W, case.k, case.stride, case.padding)
-    precise = dtype == "fp32"
-    matrix = case.stride == 1 and not precise
-    item = 4 if precise else 2
-    outputs, inputs = g.B * g.C * g.OH * g.OW, g.B * g.C * g.H * g.W
-    taps = case.k * case.k * outputs
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     name = f"{case.name}-b{case.B}-{'nhwc' if channels_last else 'nchw'}"
 
-    weight = {"stride_wc": 1 if channels_last else case.k**2, "stride_wt": case.C if channels_last else 1}
+    def image(height: int, width: int) -> Tensor:
+        return torch.empty((g.B, g.C, height, width), dtype=dtype, device="meta", memory_format=layout)
 
-    def launch(pass_name: str, plan: Plan, tensors: dict[str, Any], elements: int, moved: int, special: int) -> Launch:
-        return Launch(
-            kernel=plan.kernel,
-            op="depthwise_conv2d",
-            case=name,
-            pass_name=pass_name,
-            dtype=dtype,
-            args={**tensors, **plan.args},
-            grid=plan.grid,
-            elements=elements,
-            bytes=item * moved,
-            matrix_flops=2 * taps if matrix else 0,
-            fma=0 if matrix else taps,
-            special=special,
-            num_warps=plan.num_warps,
-            num_stages=plan.num_stages,
-            options={} if plan.maxnreg is None else {"maxnreg": plan.maxnreg},
-        )
+    x, y = image(g.H, g.W), image(g.OH, g.OW)
+    matrix = on_matrix_unit(x, case.stride)
+    weight = torch.empty((g.C, 1, g.K, g.K), dtype=dtype, device="meta")
+    vector = torch.empty(g.C, device="meta")
 
-    def conv(pass_name: str, sizes: Geometry, flags: Flags) -> Launch:
-        plan = plan_conv(sizes, flags, matrix=matrix, precise=precise, channels_last=channels_last)
-        out = sizes.B * sizes.C * sizes.OH * sizes.OW
-        tensors = {
-            "y_ptr": f"*{dtype}",
-            "part_ptr": "*fp32" if flags.grad or flags.stats else None,
-            "x_ptr": f"*{dtype}",
-            "w_ptr": f"*{dtype}",
-            "bias_ptr": "*fp32" if flags.bias else None,
-            "scale_ptr": "*fp32" if flags.scale else None,
-            "shift_ptr": "*fp32" if flags.shift else None,
-            "res_ptr": f"*{dtype}" if flags.post or flags.grad else None,
-            "dstats_ptr": "*fp32" if flags.grad and flags.stats else None,
-            **_strides("x", sizes, sizes.H, sizes.W, channels_last),
-            **_strides("y", sizes, sizes.OH, sizes.OW, channels_last),
-            **_strides("r", sizes, sizes.OH, sizes.OW, channels_last),
-            **({} if matrix else weight),
-        }
-        extra = out if flags.grad or (pass_name == "bwd_dx" and flags.post) else 0
-        moved = sizes.B * sizes.C * sizes.H * sizes.W + out + extra
-        special = out * (_SPECIAL[flags.activation] + (flags.grad and flags.activation == "gelu"))
-        return launch(pass_name, plan, tensors, out, moved, special)
+    def launch(call: Call, elements: int, moved: int, special: int) -> Launch:
+        taps = g.K * g.K * y.numel()
+        return replace(
+            call.audit("depthwise_conv2d", name, 0, elements), bytes=dtype.itemsize * moved, special=special,
+            matrix_flops=2 * taps if matrix else 0, fma=0 if matrix else taps,
+        )  # fmt: skip
+
+    def conv(pass_name: str, out: Tensor, given: Tensor, sizes: Geometry, flags: Flags) -> Launch:
+        call, _ = conv_call(
+            pass_name, out, given, weight, sizes, flags,
+            bias=vector if flags.bias else None,
+            scale=vector if flags.scale else None,
+            shift=vector if flags.shift else None,
+            res=out if flags.post or flags.grad else None,
+            dstats=torch.empty((2, g.C), device="meta") if flags.grad and flags.stats else None,
+        )  # fmt: skip
+        extra = out.numel() if flags.grad or (pass_name == "bwd_dx" and flags.post) else 0
+        special = out.numel() * (_SPECIAL[flags.activation] + (flags.grad and flags.activation == "gelu"))
+        return launch(call, out.numel(), given.numel() + out.numel() + extra, special)
 
     pre, post = case.residual == "pre", case.residual == "post"
     common: dict[str, Any] = {"activation": case.activation, "bias": case.bias, "pre": pre}
-    yield conv("fwd", g, Flags(**common, scale=case.affine, shift=case.affine, post=post))
+    yield conv("fwd", y, x, g, Flags(**common, scale=case.affine, shift=case.affine, post=post))
     if case.affine:  # trained with batch statistics of the activation
-        yield conv("fwd_stats", g, Flags(**common, stats=True))
-        yield conv("bwd_du", g, Flags(**common, stats=True, grad=True))
-    into = {
-        **_strides("x", g, g.H, g.W, channels_last),
-        **_strides("d", g, g.OH, g.OW, channels_last),
-        "du_ptr": f"*{dtype}",
-    }
+        yield conv("fwd_stats", y, x, g, Flags(**common, stats=True))
+        yield conv("bwd_du", y, x, g, Flags(**common, stats=True, grad=True))
     if case.stride == 1:
-        yield conv("bwd_dx", g.transposed(), Flags(pre=pre, post=post))
+        yield conv("bwd_dx", x, y, g.transposed(), Flags(pre=pre, post=post))
     else:
-        tensors = {**into, **weight, "dx_ptr": f"*{dtype}", "w_ptr": f"*{dtype}"}
-        plan = plan_dx(g, precise=precise, channels_last=channels_last)
-        yield launch("bwd_dx", plan, tensors, inputs, inputs + outputs, 0)
-    plan = plan_dw(g, matrix=matrix, total=not case.affine, channels_last=channels_last)
-    yield launch("bwd_dw", plan, {**into, "part_ptr": "*fp32", "x_ptr": f"*{dtype}"}, outputs, inputs + outputs, 0)
+        yield launch(dx_call(x, y, weight, g), x.numel(), x.numel() + y.numel(), 0)
+    yield launch(dw_call(x, y, g, total=not case.affine)[0], y.numel(), x.numel() + y.numel(), 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import Any
 
 import torch
@@ -11,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vitkernels.depthwise.plan import Flags, Geometry, Plan, plan_conv, plan_dw, plan_dx
-from vitkernels.runtime.device import on_device_of
-
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+from vitkernels.depthwise.plan import Flags, Geometry, conv_call, dw_call, dx_call, is_channels_last
+from vitkernels.runtime.call import run_all
+from vitkernels.runtime.device import INTERPRETED
 
 _LIBRARY = torch.library.Library("vitkernels", "FRAGMENT")
 _LIBRARY.define(
@@ -31,11 +29,6 @@ forward_op = torch.ops.vitkernels.depthwise_conv2d.default
 backward_op = torch.ops.vitkernels.depthwise_conv2d_backward.default
 
 
-def is_channels_last(x: Tensor) -> bool:
-    """Whether a result for x is laid out with channels innermost."""
-    return not x.is_contiguous() and x.stride(1) <= x.stride(3)
-
-
 def _like(x: Tensor, height: int, width: int) -> Tensor:
     """An empty [B, C, height, width] in x's dtype and kind of layout."""
     layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
@@ -45,72 +38,6 @@ def _like(x: Tensor, height: int, width: int) -> Tensor:
 def _geometry(x: Tensor, weight: Tensor, stride: int, padding: int) -> Geometry:
     batch, channels, height, width = x.shape
     return Geometry(batch, channels, height, width, weight.shape[-1], stride, padding)
-
-
-def on_matrix_unit(dtype: torch.dtype, stride: int) -> bool:
-    """Whether the matrix-unit kernels serve this convolution; interpreted bf16 products would be wrong."""
-    return stride == 1 and (dtype == torch.float16 or (dtype == torch.bfloat16 and not _INTERPRETED))
-
-
-def _precise(dtype: torch.dtype) -> bool:
-    """Whether results show more than the fast activations compute; the interpreter also takes fp64."""
-    return dtype not in (torch.float16, torch.bfloat16)
-
-
-def _strides(letter: str, t: Tensor) -> dict[str, int]:
-    return {f"stride_{letter}{axis}": s for axis, s in zip("bchw", t.stride(), strict=True)}
-
-
-def _direct_taps(weight: Tensor, channels_last: bool) -> dict[str, Any]:
-    """The weight for the direct kernels; a small copy puts channels innermost, so that a thread reads its taps wide."""
-    k = weight.shape[-1]
-    taps = weight.reshape(-1, k * k)
-    taps = taps.t().contiguous().t() if channels_last else taps.contiguous()
-    return {"w_ptr": taps, "stride_wc": taps.stride(0), "stride_wt": taps.stride(1)}
-
-
-def _launch(plan: Plan, **tensors: Any) -> None:
-    with on_device_of(next(tensor for tensor in tensors.values() if isinstance(tensor, Tensor))):
-        plan.kernel[plan.grid](
-            **tensors, **plan.args, num_warps=plan.num_warps, num_stages=plan.num_stages, maxnreg=plan.maxnreg
-        )
-
-
-def _convolve(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    res: Tensor | None,
-    dstats: Tensor | None,
-    g: Geometry,
-    flags: Flags,
-    out: Tensor,
-) -> Tensor | None:
-    """Launch the forward kernel (or its gradient form) into `out`; returns the summed partial rows, if any."""
-    matrix, layout = on_matrix_unit(x.dtype, g.stride), is_channels_last(x)
-    plan = plan_conv(g, flags, matrix=matrix, precise=_precise(x.dtype), channels_last=layout)
-    taps = {"w_ptr": weight.contiguous()} if matrix else _direct_taps(weight, layout)
-    rows = 3 if flags.grad else 2 if flags.stats else 0
-    part = torch.empty((plan.slices, rows, g.C), dtype=torch.float32, device=x.device) if rows else None
-    res_like = out if res is None else res
-    _launch(
-        plan,
-        y_ptr=out,
-        part_ptr=part,
-        x_ptr=x,
-        **taps,
-        bias_ptr=bias,
-        scale_ptr=scale,
-        shift_ptr=shift,
-        res_ptr=res,
-        dstats_ptr=dstats,
-        **_strides("x", x),
-        **_strides("y", out),
-        **_strides("r", res_like),
-    )
-    return None if part is None else part.sum(0)
 
 
 def _forward_kernels(
@@ -139,8 +66,10 @@ def _forward_kernels(
     )
     y = _like(x, g.OH, g.OW)
     res = x if residual == "post" else None
-    sums = _convolve(x, weight, _dense(bias), _dense(scale), _dense(shift), res, None, g, flags, y)
-    return y, x.new_empty((0,), dtype=torch.float32) if sums is None else sums
+    given = {"bias": _dense(bias), "scale": _dense(scale), "shift": _dense(shift), "res": res}
+    call, part = conv_call("fwd_stats" if stats else "fwd", y, x, weight, g, flags, **given)
+    run_all([call])
+    return y, x.new_empty((0,), dtype=torch.float32) if part is None else part.sum(0)
 
 
 def _dense(t: Tensor | None) -> Tensor | None:
@@ -167,7 +96,6 @@ def _backward_kernels(
         return _backward_plain(dy, dsums, x, *rest)
     g = _geometry(x, weight, stride, padding)
     need_x, need_w, need_bias, need_scale, need_shift = needs
-    layout, matrix = is_channels_last(x), on_matrix_unit(x.dtype, stride)
     du, dbias, dscale, dshift = dy, None, None, None
     if activation != "none" or scale is not None or stats:
         du = _like(x, g.OH, g.OW)
@@ -179,16 +107,16 @@ def _backward_kernels(
             stats=stats,
             grad=True,
         )
-        dstats = None if dsums is None else dsums.contiguous()
-        sums = _convolve(x, weight, _dense(bias), _dense(scale), None, dy, dstats, g, flags, du)
-        assert sums is not None
-        dbias, dscale, dshift = sums.unbind(0)
+        given = {"bias": _dense(bias), "scale": _dense(scale), "res": dy, "dstats": _dense(dsums)}
+        call, part = conv_call("bwd_du", du, x, weight, g, flags, **given)
+        assert part is not None
+        run_all([call])
+        dbias, dscale, dshift = part.sum(0).unbind(0)
     total = dbias is None and (need_bias or need_shift)
     dw = None
     if need_w or total:
-        plan = plan_dw(g, matrix=matrix, total=total, channels_last=layout)
-        part = torch.empty((plan.slices, g.K * g.K + 1, g.C), dtype=torch.float32, device=x.device)
-        _launch(plan, part_ptr=part, x_ptr=x, du_ptr=du, **_strides("x", x), **_strides("d", du))
+        call, part = dw_call(x, du, g, total=total)
+        run_all([call])
         rows = part.sum(0)
         dw = rows[:-1].t().reshape(weight.shape)
         if total:
@@ -199,11 +127,10 @@ def _backward_kernels(
         if stride == 1:
             flags = Flags(pre=residual == "pre", post=residual == "post")
             res = dy if residual == "post" else None
-            _convolve(du, weight.flip(2, 3), None, None, None, res, None, g.transposed(), flags, dx)
+            call, _ = conv_call("bwd_dx", dx, du, weight.flip(2, 3), g.transposed(), flags, res=res)
         else:
-            plan = plan_dx(g, precise=_precise(x.dtype), channels_last=layout)
-            taps = _direct_taps(weight, layout)
-            _launch(plan, dx_ptr=dx, du_ptr=du, **taps, **_strides("x", dx), **_strides("d", du))
+            call = dx_call(dx, du, weight, g)
+        run_all([call])
     return (
         x.new_empty((0,)) if dx is None else dx,
         _given(dw, need_w, weight, x),
@@ -360,8 +287,8 @@ def _backward_fake(
     return (dx, *rest)
 
 
-_LIBRARY.impl("depthwise_conv2d", _forward_kernels if _INTERPRETED else _forward_plain, "CPU")
-_LIBRARY.impl("depthwise_conv2d_backward", _backward_kernels if _INTERPRETED else _backward_plain, "CPU")
+_LIBRARY.impl("depthwise_conv2d", _forward_kernels if INTERPRETED else _forward_plain, "CPU")
+_LIBRARY.impl("depthwise_conv2d_backward", _backward_kernels if INTERPRETED else _backward_plain, "CPU")
 _LIBRARY.impl("depthwise_conv2d", _forward_kernels, "CUDA")
 _LIBRARY.impl("depthwise_conv2d_backward", _backward_kernels, "CUDA")
 torch.library.register_fake("vitkernels::depthwise_conv2d", _forward_fake, lib=_LIBRARY)

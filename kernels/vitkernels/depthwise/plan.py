@@ -1,16 +1,21 @@
-"""Which depthwise kernel runs at which shape, with which blocks: plain functions of shapes, shared with the audit."""
+"""Which depthwise kernel runs at which shape, with which blocks, and its launch on given tensors.
+
+The audit makes the same launches from tensors on the meta device.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from vitkernels.depthwise.direct import depthwise_direct_dw_kernel, depthwise_direct_dx_kernel, depthwise_direct_kernel
 from vitkernels.depthwise.matrix import depthwise_matrix_dw_kernel, depthwise_matrix_kernel
-from vitkernels.runtime.call import cdiv
-from vitkernels.runtime.device import MULTIPROCESSORS
+from vitkernels.runtime.call import Call, cdiv
+from vitkernels.runtime.device import INTERPRETED, MULTIPROCESSORS
 
 # Programs that fill the largest target about four times over (132 SMs, two programs each).
 _PROGRAMS = 1056
@@ -55,17 +60,15 @@ class Flags:
     grad: bool = False
 
 
-@dataclass(frozen=True)
-class Plan:
-    """One launch without its tensors and strides: `slices` is how many rows of partial sums it writes."""
+class Plan(NamedTuple):
+    """A launch that lacks its tensors and their strides, and how many rows of partial sums it writes."""
 
-    kernel: Any
-    grid: tuple[int, int]
-    args: Mapping[str, Any]
+    call: Call
     slices: int
-    num_warps: int
-    num_stages: int
-    maxnreg: int | None = None
+
+    def given(self, **args: Any) -> Call:
+        """The launch with its tensors and strides."""
+        return replace(self.call, args={**args, **self.call.args})
 
 
 def _pow2(n: int) -> int:
@@ -108,7 +111,7 @@ def _window(k: int, columns: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=4096)
-def plan_conv(g: Geometry, flags: Flags, *, matrix: bool, precise: bool, channels_last: bool) -> Plan:
+def _plan_conv(pass_name: str, g: Geometry, flags: Flags, *, matrix: bool, precise: bool, channels_last: bool) -> Plan:
     """The forward kernel, or with `flags.grad` its gradient-of-the-epilogue form."""
     sizes = {"C": g.C, "H": g.H, "W": g.W, "OH": g.OH, "OW": g.OW, "pad": g.pad}
     if matrix:
@@ -139,7 +142,11 @@ def plan_conv(g: Geometry, flags: Flags, *, matrix: bool, precise: bool, channel
         alone = block_m == 16 and grid[0] * grid[1] <= MULTIPROCESSORS
         few = not wide or (limit and flags.stats) or (flags.grad and g.K == 5)
         stages = 2 if few else 5 if alone else 3
-        return Plan(depthwise_matrix_kernel, grid, args, tiles * grid[1], warps, stages, limit)
+        call = Call(
+            kernel=depthwise_matrix_kernel, args=args, grid=grid, pass_name=pass_name, num_warps=warps,
+            num_stages=stages, options={} if limit is None else {"maxnreg": limit},
+        )  # fmt: skip
+        return Plan(call, tiles * grid[1])
     # A tile is eight elements of each of 128 threads, along the contiguous axis.
     elements = 1024
     # Outputs that share inputs, as many as fit in registers; where nothing is shared, one.
@@ -154,11 +161,12 @@ def plan_conv(g: Geometry, flags: Flags, *, matrix: bool, precise: bool, channel
     consts = {"K": g.K, "STRIDE": g.stride, "PRECISE": precise}
     blocks = {"BLOCK_C": block_c, "BLOCK_P": block_p, "COLUMNS": columns}
     args = sizes | consts | _flag_args(flags) | blocks
-    return Plan(depthwise_direct_kernel, (tiles * c_blocks, 1), args, tiles, 4, 2)
+    call = Call(kernel=depthwise_direct_kernel, args=args, grid=(tiles * c_blocks, 1), pass_name=pass_name)
+    return Plan(call, tiles)
 
 
 @lru_cache(maxsize=4096)
-def plan_dx(g: Geometry, *, precise: bool, channels_last: bool) -> Plan:
+def _plan_dx(g: Geometry, *, precise: bool, channels_last: bool) -> Plan:
     """The input's gradient at stride > 1."""
     block_c = min(64, _pow2(g.C)) if channels_last else 2
     block_p = (512 if precise else 1024) // block_c if channels_last else 256
@@ -167,11 +175,12 @@ def plan_dx(g: Geometry, *, precise: bool, channels_last: bool) -> Plan:
     sizes = {"C": g.C, "H": g.H, "W": g.W, "OH": g.OH, "OW": g.OW, "pad": g.pad}
     sizes |= {"positions": positions, "c_blocks": c_blocks}
     consts = {"K": g.K, "STRIDE": g.stride, "BLOCK_C": block_c, "BLOCK_P": block_p}
-    return Plan(depthwise_direct_dx_kernel, (tiles * c_blocks, 1), sizes | consts, 0, 4, 2)
+    grid = (tiles * c_blocks, 1)
+    return Plan(Call(kernel=depthwise_direct_dx_kernel, args=sizes | consts, grid=grid, pass_name="bwd_dx"), 0)
 
 
 @lru_cache(maxsize=4096)
-def plan_dw(g: Geometry, *, matrix: bool, total: bool, channels_last: bool) -> Plan:
+def _plan_dw(g: Geometry, *, matrix: bool, total: bool, channels_last: bool) -> Plan:
     """The weight's gradient, and with `total` the per-channel sum of du; `slices` partial results to be added up."""
     sizes = {"C": g.C, "H": g.H, "W": g.W, "OH": g.OH, "OW": g.OW}
     if matrix:
@@ -189,7 +198,10 @@ def plan_dw(g: Geometry, *, matrix: bool, total: bool, channels_last: bool) -> P
         sizes |= {"strips": strips, "windows": g.B * strips, "c_blocks": c_blocks, "tiles": tiles, "rows": rows}
         consts = {"K": g.K, "PAD": g.pad, "SUM": total}
         args = sizes | consts | {"BLOCK_C": block_c, "BLOCK_M": block_m, "OUT": out, "WIDTH": width, "GROUP": group}
-        return Plan(depthwise_matrix_dw_kernel, grid, args, slices * grid[1], warps, 1)
+        call = Call(
+            kernel=depthwise_matrix_dw_kernel, args=args, grid=grid, pass_name="bwd_dw", num_warps=warps, num_stages=1
+        )
+        return Plan(call, slices * grid[1])
     block_c = min(32, _pow2(g.C)) if channels_last else 2
     block_p = 512 // block_c if channels_last else 256
     positions, c_blocks = g.B * g.OH * g.OW, cdiv(g.C, block_c)
@@ -198,4 +210,87 @@ def plan_dw(g: Geometry, *, matrix: bool, total: bool, channels_last: bool) -> P
     slices = cdiv(blocks_p, tiles)
     sizes |= {"pad": g.pad, "positions": positions, "c_blocks": c_blocks, "tiles": tiles}
     consts = {"K": g.K, "STRIDE": g.stride, "SUM": total, "BLOCK_C": block_c, "BLOCK_P": block_p}
-    return Plan(depthwise_direct_dw_kernel, (slices * c_blocks, g.K), sizes | consts, slices, 4, 2)
+    grid = (slices * c_blocks, g.K)
+    return Plan(Call(kernel=depthwise_direct_dw_kernel, args=sizes | consts, grid=grid, pass_name="bwd_dw"), slices)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether a result for x is laid out with channels innermost."""
+    return not x.is_contiguous() and x.stride(1) <= x.stride(3)
+
+
+def on_matrix_unit(x: Tensor, stride: int) -> bool:
+    """Whether the matrix-unit kernels serve this convolution; interpreted bf16 products would be wrong."""
+    if x.dtype == torch.bfloat16:
+        return stride == 1 and (not INTERPRETED or x.is_meta)
+    return stride == 1 and x.dtype == torch.float16
+
+
+def _precise(dtype: torch.dtype) -> bool:
+    """Whether results show more than the fast activations compute; the interpreter also takes fp64."""
+    return dtype not in (torch.float16, torch.bfloat16)
+
+
+def _strides(letter: str, t: Tensor) -> dict[str, int]:
+    return {f"stride_{letter}{axis}": s for axis, s in zip("bchw", t.stride(), strict=True)}
+
+
+def _direct_taps(weight: Tensor, channels_last: bool) -> dict[str, Any]:
+    """The weight for the direct kernels; a small copy puts channels innermost, so that a thread reads its taps wide."""
+    k = weight.shape[-1]
+    taps = weight.reshape(-1, k * k)
+    taps = taps.t().contiguous().t() if channels_last else taps.contiguous()
+    return {"w_ptr": taps, "stride_wc": taps.stride(0), "stride_wt": taps.stride(1)}
+
+
+def conv_call(
+    pass_name: str,
+    out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    g: Geometry,
+    flags: Flags,
+    *,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    res: Tensor | None = None,
+    dstats: Tensor | None = None,
+) -> tuple[Call, Tensor | None]:
+    """The launch of the forward kernel, or of its gradient form, into out; and its partial sums, if it has any.
+
+    Args:
+        out: [B, C, OH, OW]; x: [B, C, H, W]; weight: [C, 1, K, K]; bias, scale, shift: [C].
+        res: like out, what is added last or, with `flags.grad`, the result's gradient.
+        dstats: [2, C] fp32, the gradients of the sums.
+
+    Returns: the launch and [slices, rows, C] fp32, of which rows (a, a^2) or, with `flags.grad`, (du, dy a, dy).
+    """
+    matrix, layout = on_matrix_unit(x, g.stride), is_channels_last(x)
+    plan = _plan_conv(pass_name, g, flags, matrix=matrix, precise=_precise(x.dtype), channels_last=layout)
+    taps = {"w_ptr": weight.contiguous()} if matrix else _direct_taps(weight, layout)
+    rows = 3 if flags.grad else 2 if flags.stats else 0
+    part = torch.empty((plan.slices, rows, g.C), dtype=torch.float32, device=x.device) if rows else None
+    call = plan.given(
+        y_ptr=out, part_ptr=part, x_ptr=x, **taps, bias_ptr=bias, scale_ptr=scale, shift_ptr=shift, res_ptr=res,
+        dstats_ptr=dstats, **_strides("x", x), **_strides("y", out), **_strides("r", out if res is None else res),
+    )  # fmt: skip
+    return call, part
+
+
+def dx_call(dx: Tensor, du: Tensor, weight: Tensor, g: Geometry) -> Call:
+    """The launch that takes du, the gradient of a strided convolution's result, to its input's."""
+    layout = is_channels_last(dx)
+    plan = _plan_dx(g, precise=_precise(dx.dtype), channels_last=layout)
+    taps = _direct_taps(weight, layout)
+    return plan.given(dx_ptr=dx, du_ptr=du, **taps, **_strides("x", dx), **_strides("d", du))
+
+
+def dw_call(x: Tensor, du: Tensor, g: Geometry, *, total: bool) -> tuple[Call, Tensor]:
+    """The launch for the weight's gradient, and with `total` for the sums of du in a last row.
+
+    Returns: the launch and its partial sums, [slices, K * K + 1, C] fp32.
+    """
+    plan = _plan_dw(g, matrix=on_matrix_unit(x, g.stride), total=total, channels_last=is_channels_last(x))
+    part = torch.empty((plan.slices, g.K * g.K + 1, g.C), dtype=torch.float32, device=x.device)
+    return plan.given(x_ptr=x, du_ptr=du, part_ptr=part, **_strides("x", x), **_strides("d", du)), part

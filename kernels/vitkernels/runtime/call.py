@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,18 +25,25 @@ SHORT_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf
 class Call:
     """One kernel launch as data: `run_all` executes it, `audit` describes it to the audit without a GPU.
 
-    scores counts the useful scores (query-key pairs) that the launch computes, each with one exp2; products the
-    matrix products over them.
+    grid is the number of programs along x, or along x and y. scores counts the useful scores (query-key pairs) that
+    the launch computes, each with one exp2; products the matrix products over them. options are further compile
+    options, e.g. {"maxnreg": 128}.
     """
 
     kernel: Any
     args: Mapping[str, Any]
-    grid: int
+    grid: int | tuple[int, int]
     pass_name: str
     products: int = 0
     scores: int = 0
     num_warps: int = 4
     num_stages: int = 2
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        """The grid as Triton takes it."""
+        return self.grid if isinstance(self.grid, tuple) else (self.grid,)
 
     def audit(self, op: str, case: str, head_dim: int, elements: int) -> Launch:
         """The launch with its tensors (which may live on the meta device) reduced to Triton's pointer types."""
@@ -45,9 +52,9 @@ class Call:
         data = tensors["q_ptr"] if "q_ptr" in tensors else next(iter(tensors.values()))
         return Launch(
             kernel=self.kernel, op=op, case=case, pass_name=self.pass_name, dtype=SHORT_TYPES[data.dtype], args=args,
-            grid=(self.grid,), elements=elements, bytes=sum(x.numel() * x.element_size() for x in tensors.values()),
+            grid=self.extents, elements=elements, bytes=sum(x.numel() * x.element_size() for x in tensors.values()),
             matrix_flops=2 * self.products * self.scores * head_dim, special=self.scores,
-            num_warps=self.num_warps, num_stages=self.num_stages,
+            num_warps=self.num_warps, num_stages=self.num_stages, options=self.options,
         )  # fmt: skip
 
 
@@ -55,8 +62,10 @@ def run_all(calls: Sequence[Call]) -> None:
     """Launches in order on the current stream of the tensors' GPU; a call without programs is skipped."""
     with on_device_of(next(value for value in calls[0].args.values() if isinstance(value, Tensor))):
         for call in calls:
-            if call.grid:
-                call.kernel[(call.grid,)](**call.args, num_warps=call.num_warps, num_stages=call.num_stages)
+            if 0 not in call.extents:
+                call.kernel[call.extents](
+                    **call.args, num_warps=call.num_warps, num_stages=call.num_stages, **call.options
+                )
 
 
 def cdiv(a: int, b: int) -> int:
