@@ -22,6 +22,8 @@ from vitkernels import (
 )
 from vitkernels.attention.relative import relative_index
 
+from .problems import bias_problem, gated_problem, relative_problem, run
+
 B, H, GRID, D = 2, 2, (3, 5), 16
 N = GRID[0] * GRID[1]
 
@@ -207,3 +209,34 @@ def test_an_expanded_bias_where_gradients_are_needed(device: str) -> None:
     q, k, v, table = inputs("relative", device)
     with pytest.raises(ValueError, match="for inference"):
         relative_attention(q.requires_grad_(), k, v, table, GRID, expanded=torch.zeros(H, N, 16, device=device))
+
+
+PROBLEMS = {
+    "bias": lambda device: bias_problem(5, 2, 100, 130, 32, torch.float16, device),
+    "relative": lambda device: relative_problem(5, 2, (10, 10), 32, torch.float16, device),
+    "gated": lambda device: gated_problem(5, 2, 100, 48, torch.float16, device),
+}
+
+
+def test_two_runs_agree_bit_for_bit(name: str, device: str) -> None:
+    torch.manual_seed(0)
+    problem = PROBLEMS[name](device)
+    first, second = (run(problem.kernel, problem.inputs, problem.grad) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_cuda_graph_replays_forward_and_backward(name: str, device: str) -> None:
+    if device != "cuda":
+        pytest.skip("CUDA graphs need a GPU")
+    problem = PROBLEMS[name](device)
+    want = run(problem.kernel, problem.inputs, problem.grad)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        run(problem.kernel, problem.inputs, problem.grad)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = run(problem.kernel, problem.inputs, problem.grad)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
