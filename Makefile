@@ -20,7 +20,7 @@ GPU_PY := $(PY)
 GPU_READY := $(READY)
 ifneq ($(filter $(ON_GPU),$(MAKECMDGOALS)),)
   ifeq ($(origin VENV),file)
-    NEEDED := torch, triton, numpy, pandas, fvcore, pynvml, typer, rich, safetensors, PIL
+    NEEDED := torch, triton, numpy, pandas, pynvml, typer, rich, safetensors, PIL
     ifeq ($(shell $(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11); import $(NEEDED); print("has")' 2>&1 | tail -n 1),has)
       GPU_PY := $(AS_IT_IS)
       GPU_READY :=

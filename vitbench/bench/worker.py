@@ -149,7 +149,7 @@ class Worker:
         count = predict.count(case.model, case.resolution)
         return {
             "status": "ok",
-            "reason": "",
+            "reason": "; ".join(count.differences),
             "params_m": count.params_m,
             "gmacs": count.gmacs,
             "macts": count.macts,

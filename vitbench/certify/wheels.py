@@ -24,8 +24,6 @@ LIMIT_MIB = 60.0
 EXTRA = ("pytest", "pytest-benchmark", "hypothesis", "timm")
 #: On the machine already.
 THERE = ("torch", "triton", "numpy")
-#: Published as source only; what they build is pure Python.
-SOURCES = ("fvcore", "iopath")
 _PYTHON = "3.12"
 _TARGET = {
     "python_version": _PYTHON,
@@ -120,11 +118,9 @@ def download(versions: dict[str, str], out: Path) -> None:
     Raises: InputError when pip cannot reach an index or an index has no such wheel.
     """
     platforms = [option for platform in _PLATFORMS for option in ("--platform", platform)]
-    pinned = [f"{name}=={version}" for name, version in sorted(versions.items()) if name not in SOURCES]
+    pinned = [f"{name}=={version}" for name, version in sorted(versions.items())]
     target = ["--only-binary=:all:", "--python-version", _PYTHON, "--implementation", "cp", *platforms]
     _pip(["download", "--no-deps", *target, "--dest", str(out), *pinned])
-    built = [f"{name}=={versions[name]}" for name in SOURCES if name in versions]
-    _pip(["wheel", "--no-deps", "--wheel-dir", str(out), *built])
 
 
 def sizes(out: Path) -> Iterator[tuple[str, float]]:

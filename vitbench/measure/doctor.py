@@ -98,7 +98,6 @@ def _gpus() -> Iterator[Finding]:
 def _packages() -> Iterator[Finding]:
     for package, module, lost in (
         ("triton", "triton", "fused kernels cannot run"),
-        ("fvcore", "fvcore", "GMACs cannot be counted"),
         ("safetensors", "safetensors", "--weights cannot be read"),
         ("pillow", "PIL", "--images cannot be read"),
         ("altair", "altair", "no pictures and no HTML page are drawn"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -16,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vitbench.catalog import Resolution
 from vitbench.measure.allocations import rise_of
 from vitbench.measure.convolution_workspace import Convolution
-from vitbench.measure.skeleton import replace_tensors
+from vitbench.measure.skeleton import is_composite, replace_tensors
 from vitbench.measure.step import Step, make_step
 
 Allocator = Literal["cpu", "cuda"]
@@ -115,7 +114,7 @@ class _LiveStorages(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "prim":  # questions about a tensor, the greater part of all calls
             return func(*args, **kwargs)
-        if _is_composite(func):  # comes whole under inference_mode
+        if is_composite(func):
             with self:
                 return func.decompose(*args, **kwargs)
         before = self.now
@@ -144,13 +143,6 @@ class _LiveStorages(TorchDispatchMode):
     def _free(self, key: int, size: int) -> None:
         del self._known[key]
         self.now -= size
-
-
-@cache
-def _is_composite(op: Any) -> bool:
-    """Whether the CPU runs `op` as a sequence of others."""
-    has_kernel = partial(torch._C._dispatch_has_kernel_for_dispatch_key, op.name())
-    return op.namespace == "aten" and has_kernel("CompositeImplicitAutograd") and not has_kernel("CPU")
 
 
 def _rounded(size: int, granule: int) -> int:

@@ -1,12 +1,17 @@
-"""A model without its data: the same modules around other tensors."""
+"""A model without its data: the same modules around other tensors, run without computing anything."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+Result = TypeVar("Result")
 
 
 def replace_tensors(model: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
@@ -23,3 +28,35 @@ def replace_tensors(model: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Mo
             if isinstance(value, Tensor) and id(value) not in memo:
                 memo[id(value)] = make(value)
     return copy.deepcopy(model, memo)
+
+
+def run_fake(model: nn.Module, shape: Sequence[int], call: Callable[[nn.Module, Tensor], Result]) -> Result:
+    """`call(skeleton, x)` with a copy of `model` and an input of `shape`, both on the CPU without data.
+
+    What a fake model cannot do is tried on the meta device.
+
+    Raises: what the fake model raised, where neither can.
+    """
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            like = partial(torch.empty_strided, device="cpu")
+            fake = replace_tensors(model, lambda t: like(t.shape, t.stride(), dtype=t.dtype))
+            return call(fake, torch.empty(*shape, dtype=dtype, device="cpu"))
+    except Exception as problem:
+        with torch.device("meta"):
+            meta = replace_tensors(model, lambda t: torch.empty_like(t, device="meta"))
+            try:
+                return call(meta, torch.empty(*shape, dtype=dtype))
+            except Exception:
+                raise problem from None
+
+
+@cache
+def is_composite(op: Any) -> bool:
+    """Whether the CPU runs `op` as a sequence of others; such an operator comes whole under inference_mode."""
+    has_kernel = partial(torch._C._dispatch_has_kernel_for_dispatch_key, op.name())
+    return op.namespace == "aten" and has_kernel("CompositeImplicitAutograd") and not has_kernel("CPU")
+
+
+__all__ = ["is_composite", "replace_tensors", "run_fake"]

@@ -19,7 +19,7 @@ _LIBRARY.define(
     "depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, SymInt stride, "
     "SymInt padding, str activation, str residual, bool stats) -> (Tensor, Tensor)"
 )
-# Its flags are integers: a trace cannot hold a list of bools, and fvcore counts traces.
+# Its flags are integers: a trace cannot hold a list of bools.
 _LIBRARY.define(
     "depthwise_conv2d_backward(Tensor dy, Tensor? dsums, Tensor x, Tensor weight, Tensor? bias, Tensor? scale, "
     "Tensor? shift, SymInt stride, SymInt padding, str activation, str residual, bool stats, int[] needs) "
