@@ -167,7 +167,7 @@ def bench(cases: Sequence[Case], out: Path, options: SweepOptions, export: str, 
     summary = _sweep(cases, out, options)
     files = [out, journal.samples_path(out)]
     if summary.rows:
-        console().print(sweep_table(summary.rows, held_against))
+        _tell(summary.rows, held_against)
         files += _export(summary.rows, out, export)
         files += _draw(summary.rows, out, curves.throughput_chart)
     return _finish(summary, out, files, len(cases))
@@ -196,10 +196,16 @@ def report(csv: Path, export: str, baseline: Path | None) -> None:
     if not rows:
         raise InputError(f"{csv} holds no row")
     timed = any(row.img_per_s is not None for row in rows)
-    console().print(sweep_table(rows, held_against))
+    _tell(rows, held_against)
     files = _export(rows, csv, export) + _draw(rows, csv, curves.throughput_chart if timed else curves.memory_chart)
     if files:
         console().print("wrote " + ", ".join(map(str, files)), soft_wrap=True)
+
+
+def _tell(rows: Sequence[Row], held_against: timm.Baseline | None) -> None:
+    console().print(sweep_table(rows, held_against))
+    if held_against and (text := held_against.unmatched(rows)):
+        console().print(text, soft_wrap=True)
 
 
 def _read_options(export: str, baseline: Path | None) -> timm.Baseline | None:

@@ -60,12 +60,22 @@ class Grid:
     device: str
 
 
+#: What timm and torch call these values; timm's "both" modes are two of ours.
+SYNONYMS = {
+    "float": "fp32", "float32": "fp32", "half": "fp16", "float16": "fp16", "bfloat16": "bf16",
+    "channels_last": "nhwc", "channels_first": "nchw", "contiguous_format": "nchw",
+    "inductor": "compile", "inference": "infer", "training": "train", "both": "infer,train",
+}  # fmt: skip
+
+
 def split(text: str, option: str, allowed: Sequence[str]) -> list[str]:
-    """Comma-separated values, each one of `allowed`, without repeats.
+    """Comma-separated values, each one of `allowed` or a synonym of it, without repeats.
 
     Raises: InputError naming the nearest allowed value.
     """
-    values = list(dict.fromkeys(value.strip() for value in text.split(",") if value.strip()))
+    words = [value.strip() for value in text.split(",")]
+    plain = ",".join(SYNONYMS.get(word.removeprefix("torch.").lower(), word) for word in words if word)
+    values = list(dict.fromkeys(plain.split(","))) if plain else []
     if not values:
         raise InputError(f"{option} is empty; allowed: {', '.join(allowed)}")
     for value in values:

@@ -55,6 +55,7 @@ def sweep_table(rows: Sequence[Row], baseline: Baseline | None = None) -> Table:
             f"{row.img_per_s / base:.2f}" if baseline and row.img_per_s and (base := baseline.of(row)) else ""
             for row in rows
         ],
+        "top-1": [_number(baseline.top1_of(row)) if baseline else "" for row in rows],
         "MiB": [_number(row.peak_mem_mib) for row in rows],
         "MiB predicted": [_number(row.predicted_mem_mib) for row in rows],
         "J/img": [_number(row.energy_j_per_img) for row in rows],

@@ -1,7 +1,8 @@
 """timm's benchmark CSVs: write ours as theirs, read theirs as a baseline. Imports no torch.
 
 The columns are those of `benchmark.py` in timm: step times in ms a batch, GMACs and million
-activations at batch 1, parameters in millions.
+activations at batch 1, parameters in millions. A model goes by timm's own name there: without our `timm:`,
+with or without the tag of its weights.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import csv
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitbench.catalog import parse_resolution
@@ -18,6 +19,7 @@ from vitbench.measure.device import slug
 from vitbench.results.journal import read
 from vitbench.results.row import HEADERS, Row
 
+_PREFIX = "timm:"
 INFER = (
     "model", "infer_img_size", "infer_samples_per_sec", "infer_step_time", "infer_batch_size",
     "param_count", "infer_gmacs", "infer_macts",
@@ -29,7 +31,7 @@ TRAIN = (
 
 def _as_timm(row: Row) -> dict[str, object]:
     height, width = parse_resolution(row.resolution)
-    shared: dict[str, object] = {"model": row.model, "param_count": round(row.params_m or 0.0, 2)}
+    shared: dict[str, object] = {"model": row.model.removeprefix(_PREFIX), "param_count": round(row.params_m or 0.0, 2)}
     measured = {
         "samples_per_sec": round(row.img_per_s or 0.0, 2),
         "step_time": round(row.latency_ms_p50 or 0.0, 3),
@@ -65,18 +67,42 @@ def export(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Throughputs in images a second to hold a sweep against, by what the file says about each.
+    """Throughputs in images a second, or accuracies, to hold a sweep against, by what the file says about each.
 
-    A vitbench CSV is matched case by case (without the device), a timm CSV by model, mode,
-    resolution and batch, since it says no more.
+    A vitbench CSV is matched case by case (without the device), a timm CSV by model, mode, resolution and batch,
+    since it says no more. Accuracies (top-1 in %), which timm's `results-*.csv` have, go by model and resolution.
     """
 
     path: Path
     kind: str
     img_per_s: dict[tuple[object, ...], float]
+    top1: dict[tuple[object, ...], float] = field(default_factory=dict)
 
     def of(self, row: Row) -> float | None:
-        return self.img_per_s.get(_key(row, self.kind))
+        return self._found(self.img_per_s, row, _key(row, self.kind)[1:])
+
+    def top1_of(self, row: Row) -> float | None:
+        return self._found(self.top1, row, (row.resolution,))
+
+    @staticmethod
+    def _found(numbers: dict[tuple[object, ...], float], row: Row, rest: tuple[object, ...]) -> float | None:
+        name = row.model.removeprefix(_PREFIX)
+        found = ((known, *rest) for known in (row.model, name, name.partition(".")[0]))
+        return next((numbers[key] for key in found if key in numbers), None)
+
+    def unmatched(self, rows: Sequence[Row]) -> str:
+        """One line on the measured rows that the file says nothing of; "" where there are none."""
+        measured = [row for row in rows if row.img_per_s is not None]
+        alone = [row for row in measured if self.of(row) is None and self.top1_of(row) is None]
+        if not alone:
+            return ""
+        row = alone[0]
+        wanted = f"{row.model} {row.mode} at {row.resolution} px and batch {row.batch}"
+        names = {row.model, (name := row.model.removeprefix(_PREFIX)), name.partition(".")[0]}
+        others = [key for key in (*self.img_per_s, *self.top1) if key[0] in names]
+        has = "; its lines are " + ", ".join(" ".join(map(str, key[1:])) for key in others[:3]) if others else ""
+        lines = "line" if len(alone) == 1 else "lines"
+        return f"{len(alone)} of {len(measured)} rows have no {lines} in {self.path}, such as {wanted}{has}"
 
 
 def _key(row: Row, kind: str) -> tuple[object, ...]:
@@ -85,29 +111,42 @@ def _key(row: Row, kind: str) -> tuple[object, ...]:
 
 
 def read_baseline(path: Path) -> Baseline:
-    """A baseline from a vitbench CSV or from one of timm's `benchmark-infer-*` / `benchmark-train-*`.
+    """A baseline from a vitbench CSV or from one of timm's: `benchmark-*` of any year, for inference, training or
+    both, or the accuracies of `results-*`.
 
     Raises: InputError when it is neither.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets mark UTF-8 by three bytes
             reader = csv.DictReader(file)
             header = tuple(reader.fieldnames or ())
-            lines = list(reader)
+            lines = {reader.line_num: line for line in reader if any((text or "").strip() for text in line.values())}
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"baseline {path} cannot be read ({error})") from error
     if header in HEADERS.values():
         rows = [row for row in read(path) if row.img_per_s is not None]
         return Baseline(path, "vitbench", {_key(row, "vitbench"): row.img_per_s for row in rows if row.img_per_s})
-    mode = next((mode for mode in ("infer", "train") if f"{mode}_samples_per_sec" in header), None)
-    if mode is None:
-        raise InputError(f"baseline {path} is neither a vitbench CSV nor a timm one (no column infer_samples_per_sec)")
-    speeds: dict[tuple[object, ...], float] = {}
-    for number, line in enumerate(lines, start=2):
+    modes = [mode for mode in ("infer", "train") if f"{mode}_samples_per_sec" in header]
+    if not modes and not {"model", "img_size", "top1"} <= set(header):
+        raise InputError(
+            f"baseline {path} is neither a vitbench CSV nor a timm one (no column infer_samples_per_sec, "
+            "train_samples_per_sec or top1)"
+        )
+    baseline = Baseline(path, "timm", {})
+    for number, line in lines.items():
         try:
-            speed = float(line[f"{mode}_samples_per_sec"])
-            key = (line["model"].split(".")[0], mode, line[f"{mode}_img_size"], int(line[f"{mode}_batch_size"]))
+            for mode in modes:
+                if speed := line[f"{mode}_samples_per_sec"]:  # a model that failed in one mode has no number there
+                    size, batch = (int(float(line[f"{mode}_{name}"])) for name in ("img_size", "batch_size"))
+                    _put(baseline.img_per_s, line["model"], (mode, str(size), batch), float(speed))
+            if not modes:
+                _put(baseline.top1, line["model"], (str(int(line["img_size"])),), float(line["top1"]))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"baseline {path} line {number} is damaged ({error})") from error
-        speeds[key] = speed
-    return Baseline(path, "timm", speeds)
+    return baseline
+
+
+def _put(numbers: dict[tuple[object, ...], float], model: str, rest: tuple[object, ...], number: float) -> None:
+    """By the full name, and by that without its tag for the first line that has it: timm's default, or its fastest."""
+    numbers[(model, *rest)] = number
+    numbers.setdefault((model.partition(".")[0], *rest), number)

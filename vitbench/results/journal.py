@@ -20,7 +20,7 @@ def complete_lines(path: Path) -> tuple[str, int]:
     data = path.read_bytes()
     end = data.rfind(b"\n") + 1
     try:
-        return data[:end].decode("utf-8"), end
+        return data[:end].decode("utf-8-sig"), end
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a vitbench CSV: it is not text") from error
 
@@ -45,6 +45,8 @@ def read(path: Path) -> list[Row]:
         raise InputError(f"{path} is not a vitbench CSV of schema {SCHEMA} ({detail}); give another file")
     rows = []
     for number, cells in enumerate(lines, start=2):
+        if not any(cells):
+            continue
         try:
             row = Row(**{name: from_text(name, cell) for name, cell in zip(header, cells, strict=True)})  # type: ignore[arg-type]
         except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -67,9 +68,76 @@ def test_timm_names_with_a_tag_are_the_same_model(tmp_path: Path) -> None:
     assert timm.read_baseline(path).of(make_row()) == 1000.0
 
 
+BOTH = "model,infer_samples_per_sec,infer_step_time,infer_batch_size,infer_img_size,"
+BOTH += "train_samples_per_sec,train_step_time,train_batch_size,train_img_size,param_count\n"
+
+
+@pytest.mark.parametrize("model", ["timm:test_vit.r160_in1k", "timm:test_vit", "test_vit"])
+def test_a_model_of_timm_goes_by_timms_name_both_ways(tmp_path: Path, model: str) -> None:
+    row = make_row(model=model, resolution="160", batch=8)
+    (path,) = timm.export([row], tmp_path)
+    (line,) = csv.DictReader(path.open())
+    assert line["model"] == model.removeprefix("timm:")
+    assert timm.read_baseline(path).of(row) == 1234.57
+    other = tmp_path / "other.csv"
+    other.write_text(",".join(timm.INFER) + "\ntest_vit.other_tag,160,700.5,1,8,0.37,0.04,0.48\n")
+    assert timm.read_baseline(other).of(row) == 700.5
+    assert timm.read_baseline(other).of(make_row(model="torchvision:test_vit", resolution="160", batch=8)) is None
+
+
+def test_a_tag_is_told_apart_where_the_file_does(tmp_path: Path) -> None:
+    path = tmp_path / "timm.csv"
+    lines = ["resnet50.a1_in1k,224,900,1,64,1,1,1", "resnet50.tv_in1k,224,1000,1,64,1,1,1"]
+    path.write_text("\n".join([",".join(timm.INFER), *lines]))
+    baseline = timm.read_baseline(path)
+    assert [baseline.of(make_row(model=f"timm:resnet50{tag}")) for tag in ("", ".tv_in1k", ".a1_in1k")] == [
+        900, 1000, 900,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "\ufeff" + text,
+        lambda text: text.replace(",64,", ",64.0,").replace("224,", "224.0,"),
+        lambda text: text.replace("\n", "\n\n"),
+        lambda text: text.replace("\n", "\n,,,,,,,,,\n  \n"),
+        lambda text: text.replace("\n", "\r\n"),
+    ],
+)
+def test_what_spreadsheets_do_to_a_file_is_read(tmp_path: Path, change: Callable[[str], str]) -> None:
+    path = tmp_path / "both.csv"
+    path.write_bytes(change(BOTH + "resnet50,2500,102,64,224,800.5,320,64,224,25.56\nvgg,9,1,64,224,,,,,1\n").encode())
+    baseline = timm.read_baseline(path)
+    assert baseline.of(make_row()) == 2500
+    assert baseline.of(make_row(mode="train")) == 800.5
+    assert baseline.of(make_row(model="vgg")) == 9
+    assert baseline.of(make_row(model="vgg", mode="train")) is None
+
+
+def test_accuracies_go_by_model_and_resolution(tmp_path: Path) -> None:
+    path = tmp_path / "results-imagenet.csv"
+    path.write_text("model,img_size,top1,top1_err,top5\nresnet50.a1_in1k,288,81.2,18.8,95\nresnet50,224,80.1,19.9,94\n")
+    baseline = timm.read_baseline(path)
+    assert [baseline.top1_of(make_row(resolution=px)) for px in ("224", "288", "320")] == [80.1, 81.2, None]
+    assert baseline.of(make_row()) is None
+    assert baseline.unmatched([make_row()]) == ""
+
+
+def test_what_the_file_does_not_have_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "timm.csv"
+    path.write_text(",".join(timm.INFER) + "\nresnet50,224,900,1,256,1,1,1\n")
+    baseline = timm.read_baseline(path)
+    told = baseline.unmatched([make_row(batch=256), make_row(), make_row(model="timm:vgg11"), make_row(img_per_s=None)])
+    assert told.startswith("2 of 3 rows have no lines in ")
+    assert told.endswith("such as resnet50 infer at 224 px and batch 64; its lines are infer 224 256")
+    assert baseline.unmatched([make_row(batch=256)]) == ""
+
+
 def test_our_csv_as_baseline_is_matched_by_implementation(tmp_path: Path) -> None:
     path = tmp_path / "ours.csv"
     journal.append(path, make_row())
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b"\n")  # a spreadsheet's mark, and an empty line
     baseline = timm.read_baseline(path)
     assert baseline.of(make_row()) == pytest.approx(1234.567)
     assert baseline.of(make_row(impl="compile")) is None
