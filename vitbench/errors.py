@@ -1,4 +1,4 @@
-"""The one exception a user sees as a single line."""
+"""What is refused by name: bad input, which ends a command, and a case that cannot be served, which is a row."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ class InputError(Exception):
     """What the user gave cannot be used; the message says what is wrong and what would be right.
 
     The command line prints the message on one line and exits with code 2.
+    """
+
+
+class Unsupported(Exception):
+    """This machine or this implementation cannot run a case, and says so by name; the message says why.
+
+    Only what raises this is "unsupported". Torch's NotImplementedError is not enough: a counter that fails raises that
+    too, and a fault of ours must not pass for a limit of the case.
     """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from vitbench.bench.build import TORCH_DTYPES, Workload, autocast_dtype, set_precision
 from vitbench.bench.plan import Case
+from vitbench.errors import Unsupported
 from vitbench.ops.implementations import ops_for
 from vitbench.ops.names import COMPILED
 from vitbench.verify import judge
@@ -19,6 +21,8 @@ from vitbench.verify.outcome import Outcome, run
 
 #: Images on which eager's own error is measured, and on which fp32 judges.
 IMAGES = 2
+#: How torch says that it has no such operator for a dtype or a device.
+_NO_OPERATOR = re.compile(r"not implemented for '|^Could not run 'aten::")
 
 
 class Incorrect(Exception):
@@ -44,7 +48,7 @@ class Checker:
         Args:
             x: [B, 3, H, W], the case's input.
 
-        Raises: Incorrect, Unverifiable.
+        Raises: Incorrect, Unverifiable; Unsupported where torch has no operator for the case's dtype on its device.
         """
         yardstick = self._yardstick(case)
         if case.impl != "eager" and (undecided := yardstick.undecided()):
@@ -56,7 +60,7 @@ class Checker:
                 told += ": verified in fp32 too"
             row["reason"] = "; ".join(filter(None, (row.get("reason"), told)))
         start = time.perf_counter()
-        got = run(model, x, case.mode, autocast_dtype(case))
+        got = _run(case, model, x)
         seconds = time.perf_counter() - start
         if not got.finite():
             raise Incorrect("the result holds infinities or NaN")
@@ -64,7 +68,7 @@ class Checker:
             row["rel_err"] = max(yardstick.own.values())
             return seconds
         eager = self._workload.module(case, "eager", TORCH_DTYPES[case.dtype])
-        verdict = judge.judge(got, run(eager, x, case.mode, autocast_dtype(case)), yardstick)
+        verdict = judge.judge(got, _run(case, eager, x), yardstick)
         row |= {"rel_err": verdict.error, "rel_err_limit": verdict.limit}
         if verdict.wrong:
             raise Incorrect(verdict.wrong)
@@ -107,7 +111,7 @@ class Checker:
             dtype = TORCH_DTYPES[case.dtype]
             exact = self._in_fp64(case)
             eager = self._workload.module(case, "eager", dtype)
-            got = run(eager, self._workload.input(case, dtype, IMAGES), case.mode, autocast_dtype(case))
+            got = _run(case, eager, self._workload.input(case, dtype, IMAGES))
             self._yardsticks[key] = Yardstick.of(got, exact, autocast_dtype(case) or dtype)
         return self._yardsticks[key]
 
@@ -121,6 +125,16 @@ class Checker:
             self._workload.drop_dtype(torch.float64)
             self._exact = (key, outcome)
         return self._exact[1]
+
+
+def _run(case: Case, model: nn.Module, x: Tensor) -> Outcome:
+    """One pass in the case's dtype: the only place where what torch lacks is a limit of the case, not a fault."""
+    try:
+        return run(model, x, case.mode, autocast_dtype(case))
+    except RuntimeError as error:
+        if _NO_OPERATOR.search(str(error)):
+            raise Unsupported(str(error)) from error
+        raise
 
 
 __all__ = ["IMAGES", "Checker", "Incorrect", "Unverifiable"]

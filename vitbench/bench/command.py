@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vitbench.bench import plan as planning
 from vitbench.bench import selection, sweep
+from vitbench.bench.advice import common_reason
 from vitbench.bench.plan import Case, Grid
 from vitbench.bench.progress import ConsoleProgress
 from vitbench.bench.sweep import Summary, SweepOptions
@@ -155,10 +156,11 @@ def _finish(summary: Summary, out: Path, files: Sequence[Path], planned: int) ->
     if summary.interrupted:
         printer.print(f"stopped with {len(summary.rows)} of {planned} cases done; the same command goes on from there")
         return 130
-    if summary.failed:
+    if why := common_reason(summary.rows):
+        printer.print(why, soft_wrap=True)
+    elif summary.failed:
         printer.print(f"{len(summary.failed)} of {planned} cases failed; their rows say why")
-        return 1
-    return 0
+    return int(bool(summary.failed))
 
 
 def bench(cases: Sequence[Case], out: Path, options: SweepOptions, export: str, baseline: Path | None) -> int:

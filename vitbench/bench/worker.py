@@ -22,8 +22,9 @@ from torch import nn
 from vitbench.bench import predict
 from vitbench.bench.build import TORCH_DTYPES, Workload, autocast_dtype, set_precision, use_device
 from vitbench.bench.check import Checker, Incorrect
-from vitbench.bench.failures import DoesNotFit, Unsupported, breaks_device, classify, is_out_of_memory
+from vitbench.bench.failures import DoesNotFit, breaks_device, classify, is_out_of_memory
 from vitbench.bench.plan import Case
+from vitbench.errors import Unsupported
 from vitbench.measure import device as devices
 from vitbench.measure import graphs, latency, memory, peak, power
 from vitbench.measure.step import Step, make_step
@@ -95,12 +96,13 @@ class Worker:
         failed: set[str] = set()
         try:
             for case in cases:
+                known: dict[str, Any] = {}
                 try:
-                    prepared.append(self._prepare(case))
+                    prepared.append(self._prepare(case, known))
                 except Exception as error:
                     if prepared and is_out_of_memory(error):
                         raise
-                    self._fail(case, error)
+                    self._fail(case, error, known if isinstance(error, Unsupported) else {})
                     if self.poisoned:
                         return
                     failed.add(case.id)
@@ -128,13 +130,12 @@ class Worker:
             else:
                 self._emit({"event": "row", "case": one.case.id, "row": one.row, "samples_ms": one.samples_ms})
 
-    def _fail(self, case: Case, error: Exception) -> None:
-        """Emits the row of a case that could not be measured."""
+    def _fail(self, case: Case, error: Exception, known: dict[str, Any] | None = None) -> None:
+        """Emits the row of a case that could not be measured, with what is known of it all the same."""
         status, reason = classify(error)
         self.poisoned |= breaks_device(error, case.device)
-        known = error.known if isinstance(error, Unsupported) else {}
         error.__traceback__ = None  # it holds the tensors of every frame it passed
-        self._emit({"event": "row", "case": case.id, "row": {**known, "status": status, "reason": reason}})
+        self._emit({"event": "row", "case": case.id, "row": {**(known or {}), "status": status, "reason": reason}})
         self._forget()
 
     def _forget(self) -> None:
@@ -164,13 +165,14 @@ class Worker:
             except Exception as error:
                 self._fail(case, error)
 
-    def _prepare(self, case: Case) -> Prepared:
+    def _prepare(self, case: Case, row: dict[str, Any]) -> Prepared:
+        """Builds and verifies a case; fills in its row as far as it comes."""
         _check_supported(case)
         set_precision(case)
-        row = self._describe(case)
+        row |= self._describe(case)
         if _without_gpu(case) and not INTERPRETED:
             reason = "fused kernels need an NVIDIA GPU; TRITON_INTERPRET=1 checks them here, without timing them"
-            raise Unsupported(reason, row)
+            raise Unsupported(reason)
         _check_fits(case, row["predicted_mem_mib"])
         self._phase(case, "building")
         dtype = TORCH_DTYPES[case.dtype]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vitbench.audit.model.chips import card_named
+from vitbench.errors import Unsupported
 from vitbench.kernel_bench import timing
 from vitbench.kernel_bench.cases import Planned
 from vitbench.kernel_bench.problem import DTYPES, Impl, Problem, outcome, reference_outcome
@@ -68,7 +69,7 @@ def failure(problem: BaseException, notes: Sequence[str]) -> tuple[str, str]:
     if isinstance(problem, torch.OutOfMemoryError):
         return "oom", text[:300]
     # torch raises NotImplementedError where a backend has no such operator, or one of these texts as a RuntimeError.
-    refused = isinstance(problem, NotImplementedError) or any(said in text.lower() for said in _REFUSALS)
+    refused = isinstance(problem, (NotImplementedError, Unsupported)) or any(said in text.lower() for said in _REFUSALS)
     if not refused:
         return "error", text[:300]
     # SDPA says why in warnings: a heading for each backend, then its reason; the others are off because one is pinned.

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from vitbench.errors import Unsupported
 from vitbench.ops.blocks import (
     eager_conv_act_norm,
     eager_conv_act_norm_conv,
@@ -62,16 +63,16 @@ def flex_attention(
 
     The first call with new shapes compiles for seconds.
 
-    Raises: NotImplementedError on the CPU when a gradient is asked for, as FlexAttention has no backward pass
-        there; and where there is dropout, which it cannot apply to probabilities that it never has.
+    Raises: Unsupported on the CPU when a gradient is asked for, as FlexAttention has no backward pass there; where
+        there is dropout, which it cannot apply to probabilities that it never has; and where torch refuses.
     """
     if dropout:
-        raise NotImplementedError("FlexAttention drops no attention probabilities: train with eager or sdpa")
+        raise Unsupported("FlexAttention drops no attention probabilities: train with eager or sdpa")
     if q.is_meta or isinstance(q, FakeTensor):
         return _FlexWithoutData.apply(q, k, v, bias)
     _refuse_training_on_cpu(q, k, v, bias)
     if bias is None:
-        return _compiled_flex()(q, k, v, scale=scale)
+        return _flex(q, k, v, None, scale)
     if bias.ndim < 4 or bias.shape[0] == 1:
         shared = bias.squeeze(0) if bias.ndim == 4 else bias
         shared = shared.expand(q.shape[1], q.shape[2], k.shape[2])
@@ -79,13 +80,20 @@ def flex_attention(
         def add_shared(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             return score + shared[h, i, j]
 
-        return _compiled_flex()(q, k, v, score_mod=add_shared, scale=scale)
+        return _flex(q, k, v, add_shared, scale)
     own = bias.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
 
     def add_own(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return score + own[b, h, i, j]
 
-    return _compiled_flex()(q, k, v, score_mod=add_own, scale=scale)
+    return _flex(q, k, v, add_own, scale)
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, score_mod: Callable[..., Tensor] | None, scale: float | None) -> Tensor:
+    try:
+        return _compiled_flex()(q, k, v, score_mod=score_mod, scale=scale)
+    except NotImplementedError as error:  # what it does not do on this device or for these shapes
+        raise Unsupported(f"FlexAttention: {error}") from error
 
 
 @cache
@@ -100,7 +108,7 @@ def _compiled_flex() -> Callable[..., Tensor]:
 
 def _refuse_training_on_cpu(*tensors: Tensor | None) -> None:
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad and not t.is_cuda for t in tensors):
-        raise NotImplementedError("FlexAttention has no backward pass on the CPU: train with eager or sdpa there")
+        raise Unsupported("FlexAttention has no backward pass on the CPU: train with eager or sdpa there")
 
 
 class _FlexWithoutData(torch.autograd.Function):
@@ -176,7 +184,7 @@ def flex_relative_attention(
 
     The kernel reads the expanded bias: looking the table up inside it costs integer divisions for every score.
 
-    Raises: ValueError as the eager one; NotImplementedError as `flex_attention`.
+    Raises: ValueError as the eager one; Unsupported as `flex_attention`.
     """
     return flex_attention(q, k, v, _bias_of(q, table, grid), scale)
 
@@ -224,7 +232,7 @@ def flex_gated_attention(
 
     The positional half is a second, plain product, as in `sdpa_gated_attention` and for the same reason.
 
-    Raises: NotImplementedError as `flex_attention`.
+    Raises: Unsupported as `flex_attention`.
     """
     return _with_positional_half(flex_attention(q, k, v, scale=scale), v, positional, gate)
 

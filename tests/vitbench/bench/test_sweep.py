@@ -9,6 +9,7 @@ import sys
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +17,9 @@ import torch
 from vitbench import kernel_bench
 from vitbench.bench import sweep, worker
 from vitbench.bench.executor import Event
-from vitbench.bench.failures import Unsupported
 from vitbench.bench.plan import Case
 from vitbench.bench.sweep import Summary, SweepOptions
-from vitbench.errors import InputError
+from vitbench.errors import InputError, Unsupported
 from vitbench.measure import device as devices
 from vitbench.results import journal
 from vitbench.results.row import Row
@@ -185,9 +185,9 @@ class Breakable(worker.Worker):
         if self.broken:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    def _prepare(self, case: Case) -> worker.Prepared:
+    def _prepare(self, case: Case, row: dict[str, Any]) -> worker.Prepared:
         self.reach("building", [case.impl])
-        return super()._prepare(case)
+        return super()._prepare(case, row)
 
     def _time(self, prepared: list[worker.Prepared]) -> None:
         self.reach("timing", [one.case.impl for one in prepared])
@@ -236,7 +236,7 @@ def test_the_gpu_that_is_named_is_the_current_one(
     monkeypatch.setattr(torch.cuda, "set_device", used.append)
 
     class Idle(worker.Worker):
-        def _prepare(self, case: Case) -> worker.Prepared:
+        def _prepare(self, case: Case, row: dict[str, Any]) -> worker.Prepared:
             raise Unsupported("there is no such GPU here")
 
     Idle(worker.Options(0.01, 0.02, (), "", "", None), lambda event: None).run_group([case(device=device)])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from vitbench.errors import Unsupported
 from vitbench.ops import bundle as ops
 from vitbench.ops.bundle import EAGER, FLEX, SDPA, Ops
 from vitbench.ops.implementations import ops_for
@@ -166,16 +167,16 @@ def test_dropped_probabilities_leave_the_mean() -> None:
 
 def test_flex_refuses_dropout() -> None:
     q, k, v = packed()
-    with torch.no_grad(), pytest.raises(NotImplementedError, match="drops no attention probabilities"):
+    with torch.no_grad(), pytest.raises(Unsupported, match="drops no attention probabilities"):
         FLEX.attention(q, k, v, dropout=0.1)
 
 
 def test_flex_refuses_to_train_on_the_cpu() -> None:
     q, k, v = packed()
     reason = "no backward pass on the CPU: train with eager or sdpa"
-    with pytest.raises(NotImplementedError, match=reason):
+    with pytest.raises(Unsupported, match=reason):
         FLEX.attention(q.clone().requires_grad_(), k, v)
-    with pytest.raises(NotImplementedError, match=reason):
+    with pytest.raises(Unsupported, match=reason):
         FLEX.relative_attention(q, k, v, table_of(GRID).requires_grad_(), GRID)
 
 

@@ -1,0 +1,118 @@
+"""What becomes of a case that raises: only what is refused by name is unsupported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vitbench.bench import command, predict, sweep, worker
+from vitbench.bench.build import Workload
+from vitbench.bench.check import Checker
+from vitbench.bench.executor import Event
+from vitbench.bench.failures import classify
+from vitbench.bench.plan import Case
+from vitbench.bench.sweep import SweepOptions
+from vitbench.errors import Unsupported
+from vitbench.ops import bundle
+from vitbench.results import journal
+
+CASES = [Case("resnet18", "eager", "infer", "fp32", "nchw", (32, 32), batch, "cpu") for batch in (1, 2)]
+
+
+class InThisProcess:
+    """As LocalExecutor, with a worker that sees what a test has patched."""
+
+    def __init__(self, options: dict[str, object], time_limit: float, on_event: Callable[[Event], None]) -> None:
+        self.events: list[Event] = []
+        self.worker = worker.Worker(worker.Options(**options), lambda event: self.events.append(event))  # type: ignore[arg-type]
+
+    def submit(self, cases: list[Case]) -> Future[list[Event]]:
+        self.events.clear()
+        self.worker.run_group(cases)
+        future: Future[list[Event]] = Future()
+        future.set_result([event for event in self.events if event["event"] == "row"])
+        return future
+
+    def close(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+@pytest.fixture
+def failing_counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What counting on the meta device came to with a CUDA build of torch 2.11."""
+
+    def count(model: nn.Module, resolution: object) -> None:
+        raise NotImplementedError("convolution_overrideable not implemented")
+
+    monkeypatch.setattr("vitbench.measure.flops.count", count)
+    monkeypatch.setattr(sweep, "LocalExecutor", InThisProcess)
+    predict.count.cache_clear()
+    yield
+    predict.count.cache_clear()
+
+
+@pytest.mark.usefixtures("failing_counter")
+def test_a_failing_counter_is_an_error_that_is_told_once_and_fails_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a.csv"
+    assert command.bench(CASES, out, SweepOptions(passes=("latency",)), "", None) == 1
+    reason = "NotImplementedError: convolution_overrideable not implemented"
+    assert [(row.status, row.reason) for row in journal.read(out)] == [("error", reason)] * 2
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"nothing was measured: all 2 cases are error: {reason}; ")
+    assert "vitbench doctor" in last
+
+
+def test_errors_of_our_own_are_errors_whatever_torch_calls_them() -> None:
+    assert classify(NotImplementedError("no second derivative")) == (
+        "error",
+        "NotImplementedError: no second derivative",
+    )
+    assert classify(RuntimeError("\"abs\" not implemented for 'Half'"))[0] == "error"
+    assert classify(Unsupported("FlexAttention has no backward pass")) == (
+        "unsupported",
+        "FlexAttention has no backward pass",
+    )
+
+
+class Raising(nn.Module):
+    """A model that torch cannot run."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [
+    RuntimeError("\"addmm_impl_cpu_\" not implemented for 'Half'"),
+    NotImplementedError("Could not run 'aten::_foreach' with arguments from the 'CUDA' backend."),
+    NotImplementedError("convolution_overrideable not implemented"),
+])  # fmt: skip
+def test_an_operator_that_torch_lacks_is_a_limit_of_the_case_only_where_the_case_runs(error: Exception) -> None:
+    workload = Workload()
+    checker = Checker(workload)
+    case = CASES[0]
+    named = "convolution_overrideable" not in str(error)
+    with pytest.raises(Unsupported if named else NotImplementedError) as raised:
+        checker.check(case, Raising(error), workload.input(case, torch.float32), {})
+    assert classify(raised.value)[0] == ("unsupported" if named else "error")
+
+
+def test_what_flex_attention_refuses_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> Tensor:
+        raise NotImplementedError("no such mask")
+
+    monkeypatch.setattr(bundle, "_compiled_flex", lambda: refuse)
+    q = torch.ones(1, 1, 2, 4)
+    with torch.no_grad(), pytest.raises(Unsupported, match="FlexAttention: no such mask"):
+        bundle.flex_attention(q, q, q)
