@@ -32,17 +32,19 @@ option = $(if $(strip $($(2))),--$(1) '$(strip $($(2)))')
 SHARED = $(call option,model,MODEL) $(call option,resolution,RES) $(call option,batch,BATCH) \
   $(call option,dtype,DTYPE) $(call option,mode,MODE) $(call option,device,DEVICE) $(call option,out,OUT) $(ARGS)
 
-.PHONY: help setup bench memory-curves test lint types bench-harness bench-compare readme clean \
-  audit audit-all audit-compile audit-accept audit-picture gate kernels-bench certify wheels
+.PHONY: help setup bench memory-curves test test-oldest test-oldest-fast test-newest lint types bench-harness \
+  bench-compare readme clean audit audit-all audit-compile audit-accept audit-picture gate kernels-bench certify wheels
 
-# The other supported Triton, with which every kernel must compile too.
-OTHER_TRITON_VERSION := 3.6.0
-OTHER_TRITON ?= $(or $(strip $(VENV)),build)/triton-$(OTHER_TRITON_VERSION)
+# Environments of the oldest and the newest supported versions, 5 GB and minutes each (constraints-*.txt).
+OLDEST := $(or $(strip $(VENV)),.venv)-oldest
+NEWEST := $(or $(strip $(VENV)),.venv)-newest
 
 help:
 	@echo 'make bench MODEL=cmt_s    measure a model on this machine (RES= BATCH= IMPL= DTYPE= MODE= DEVICE= OUT= ARGS=)'
 	@echo 'make memory-curves        ViT against ResNet: peak memory over the batch size, as CSV and picture'
 	@echo 'make test                 the whole suite'
+	@echo 'make test-oldest          the main job, then the whole suite, with torch 2.11 and Triton 3.6 (test-oldest-fast: a part)'
+	@echo 'make test-newest          the same with torch 2.14 and Triton 3.8'
 	@echo 'make lint types           ruff, the walls between packages and rooms (import-linter), mypy'
 	@echo 'make bench-harness        what the harness itself costs'
 	@echo 'make bench-compare        how often vitbench compare is wrong, on simulated noise'
@@ -60,10 +62,13 @@ help:
 
 setup: $(READY)
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: constraints.txt
+$(OLDEST)/.ready: constraints-oldest.txt
+$(NEWEST)/.ready: constraints-newest.txt
+$(VENV)/.ready $(OLDEST)/.ready $(NEWEST)/.ready: pyproject.toml constraints-libraries.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vitbench needs Python 3.11 or newer, this is " + sys.version.split()[0])'
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(filter-out constraints-libraries.txt,$(filter constraints%,$^)) -e '.[dev]'
 	@touch $@
 
 bench: DTYPE ?= fp32,bf16
@@ -76,6 +81,14 @@ memory-curves: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal $(ARGS)
+
+# The main job first: where that fails, the rest says little.
+test-oldest test-newest: test-%: $(or $(strip $(VENV)),.venv)-%/.ready
+	OMP_NUM_THREADS=1 $(<D)/bin/python -m pytest -x -m smoke
+	OMP_NUM_THREADS=1 $(<D)/bin/python -m pytest -n auto --dist worksteal -m 'not smoke' $(ARGS)
+
+test-oldest-fast: $(OLDEST)/.ready
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n auto --dist worksteal -m smoke $(ARGS)
 
 lint: $(READY)
 	$(PY) -m ruff check .
@@ -98,14 +111,9 @@ audit: $(READY)
 audit-all: $(READY)
 	$(PY) -m vitbench audit --baseline results/baseline $(ARGS)
 
-audit-compile: $(READY) $(OTHER_TRITON)/triton/__init__.py
+audit-compile: $(READY) $(OLDEST)/.ready
 	$(PY) -m vitbench audit --compile-only --baseline results/baseline $(ARGS)
-	$(PY) -m vitbench audit --compile-only --baseline results/baseline --triton $(OTHER_TRITON) $(ARGS)
-
-$(OTHER_TRITON)/triton/__init__.py: $(READY)
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(OTHER_TRITON) \
-	  triton==$(OTHER_TRITON_VERSION)
-	@touch $@
+	$(OLDEST)/bin/python -m vitbench audit --compile-only --baseline results/baseline $(ARGS)
 
 audit-accept: $(READY)
 	$(PY) -m vitbench audit --accept results/baseline > /dev/null
@@ -132,4 +140,4 @@ readme: $(READY)
 	$(PY) -m vitbench.readme README.md kernels/README.md
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-oldest .venv-newest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -43,6 +43,7 @@ def test_bad_strides_are_named(example: ModuleType) -> None:
         example.softmax(torch.randn(4, 4).t())
 
 
+@pytest.mark.smoke
 def test_example_is_audited(tmp_path: Path) -> None:
     masked, even = audit([str(EXAMPLE)], archs=[90], processes=1, cache=tmp_path)
     assert [masked.row.status, even.row.status] == ["ok", "ok"], (masked.row.reason, even.row.reason)

@@ -34,6 +34,7 @@ def stamps(out: Path) -> dict[str, list[str]]:
     }
 
 
+@pytest.mark.smoke
 def test_the_rehearsal_measures_judges_and_resumes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

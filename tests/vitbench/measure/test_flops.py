@@ -17,6 +17,7 @@ from vitbench.measure.flops import FlopCount, count
 from vitbench.models import create_model
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_base_r50_s16_224", "resnet50", "cmt_s"])
 def test_counts_are_the_catalogs(name: str) -> None:
     entry = catalog()[name]
@@ -55,6 +56,7 @@ def test_it_is_fast_on_a_real_model() -> None:
     assert time.process_time() - start < 2
 
 
+@pytest.mark.smoke
 def test_hand_computed_convolutions() -> None:
     model = nn.Sequential(
         nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2),  # 8 x 8 -> 4 x 4: 8 * 16 * (2 * 9)

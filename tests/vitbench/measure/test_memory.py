@@ -38,7 +38,7 @@ CASES = [
     ("vit_tiny_patch16_224", "infer", 9, "sdpa", F32, False),
     ("cmt_ti", "infer", 4, "eager", F32, False),
     ("cmt_ti", "infer", 1, "sdpa", F32, True),
-    ("cmt_ti", "train", 6, "sdpa", F32, False),
+    pytest.param("cmt_ti", "train", 6, "sdpa", F32, False, marks=pytest.mark.smoke),
     ("cmt_ti", "train", 2, "eager", BF16, False),
 ]
 

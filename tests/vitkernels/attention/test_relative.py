@@ -11,7 +11,9 @@ from vitkernels import expand_relative_bias, relative_attention
 from .problems import check, relative_problem, run
 
 
-@pytest.mark.parametrize("grid", [(7, 7), (14, 14), (5, 9), (1, 20), (17, 13)], ids=str)
+@pytest.mark.parametrize(
+    "grid", [pytest.param((7, 7), marks=pytest.mark.smoke), (14, 14), (5, 9), (1, 20), (17, 13)], ids=str
+)
 def test_relative_attention_matches_fp64(grid: tuple[int, int], dtype: torch.dtype, device: str) -> None:
     torch.manual_seed(0)
     check(relative_problem(2, 2 if grid[0] < 8 else 1, grid, 32, dtype, device))

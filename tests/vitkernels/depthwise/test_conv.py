@@ -226,6 +226,7 @@ def test_random_shapes(shape: Shape, seed: int, device: str) -> None:
     verify(shape, device, seed)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("dtype", [HALF, FULL], ids=["half", "full"])
 def test_strided_inputs(dtype: torch.dtype, device: str) -> None:
     """Tokens of a packed tensor as x, and an expanded gradient: read in place, whatever the strides."""

@@ -285,7 +285,7 @@ def test_low_precision_errs_no_more_than_twice_as_much(
     assert (got - exact).norm().item() <= 2 * own + torch.finfo(dtype).eps * exact.norm().item()
 
 
-@pytest.mark.parametrize("name", ["swin", "torchvision_swin", "efficientnet"])
+@pytest.mark.parametrize("name", [pytest.param("swin", marks=pytest.mark.smoke), "torchvision_swin", "efficientnet"])
 def test_copies_and_pickles_are_fused_and_work(name: str, timm: ModuleType, device: str) -> None:
     model, inputs, _ = make(name, timm, device)
     model.eval()
