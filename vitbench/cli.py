@@ -228,7 +228,12 @@ def audit(
     kernel: Annotated[
         str, typer.Option(help="Launches: wildcards on kernel/case/pass/dtype, or parts of it, separated by commas.")
     ] = "*",
-    arch: Annotated[str, typer.Option(help="Architectures to compile for.")] = "sm_80,sm_90,sm_100",
+    arch: Annotated[
+        str, typer.Option(help="Architectures to compile for. Default: the card's, or sm_80,sm_90,sm_100.")
+    ] = "",
+    card: Annotated[
+        str, typer.Option(help="Model the time on this card, such as 'RTX 4090'; `list` prints all that are known.")
+    ] = "",
     kernels: Annotated[
         str, typer.Option(help="Where kernels are registered: modules, packages or .py files, separated by commas.")
     ] = "vitkernels",
@@ -266,7 +271,19 @@ def audit(
 
     raise typer.Exit(
         command.run(
-            kernels, kernel, arch, processes, triton, compile_only, show, out, baseline, accept, markdown, validate
+            kernels,
+            kernel,
+            arch,
+            processes,
+            triton,
+            compile_only,
+            show,
+            out,
+            baseline,
+            accept,
+            markdown,
+            validate,
+            card,
         )
     )
 

@@ -6,12 +6,16 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from vitbench import cards
 from vitbench.audit import baseline, validate
+from vitbench.audit.model.chips import Chip, chip_named
+from vitbench.audit.model.time import on_card
 from vitbench.audit.records import Row, write_csv
 from vitbench.audit.run import Audited, audit, parse_arch
 from vitbench.audit.show import show, table
@@ -32,12 +36,21 @@ def run(
     accepted: Path | None,
     markdown: Path | None,
     measured: Path | None,
+    card: str = "",
 ) -> int:
     """Audits and prints; 0 no regression, 1 a regression or a launch that failed, 2 not comparable.
 
     Raises: InputError on input that cannot be used.
     """
-    archs = parse_arch(arch)
+    if card == "list":
+        print(cards.listing())
+        return 0
+    chip = chip_named(card) if card else None
+    archs = _archs(arch, chip)
+    if card and (against or accepted or compile_only):
+        raise InputError(
+            "baselines are of usual cards: --card goes with neither --baseline, --accept nor --compile-only"
+        )
     _check(processes, triton, compile_only, shown, against, accepted, markdown, measured)
     with _progress() as done:
         items = audit(
@@ -49,6 +62,8 @@ def run(
             done=done,
             counted=not compile_only,
         )
+    if chip:
+        items = [_on_card(item, chip) for item in items]
     rows = [item.row for item in items]
     if out:
         write_csv(rows, out)
@@ -66,6 +81,19 @@ def run(
     if measured:
         print(validate.summary(validate.pairs(rows, measured)))
     return code
+
+
+def _archs(arch: str, chip: Chip | None) -> list[int]:
+    """The architectures asked for: by --arch, by --card, or the three that have baselines."""
+    if chip is None:
+        return parse_arch(arch or "sm_80,sm_90,sm_100")
+    if arch and parse_arch(arch) != [chip.arch]:
+        raise InputError(f"the {chip.name} is of sm_{chip.arch}, not of {arch}: give --card or --arch")
+    return [chip.arch]
+
+
+def _on_card(item: Audited, chip: Chip) -> Audited:
+    return replace(item, row=on_card(item.row, item.launch, chip)) if item.row.status == "ok" else item
 
 
 def _check(

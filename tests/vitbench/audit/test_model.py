@@ -9,7 +9,7 @@ from vitkernels import Launch
 
 from vitbench.audit.job import Compiled
 from vitbench.audit.model import time
-from vitbench.audit.model.chips import CHIPS, card_named, chip_of, occupancy
+from vitbench.audit.model.chips import CHIPS, card_named, chip_named, chip_of, occupancy
 from vitbench.audit.model.profile import Profile, profile
 from vitbench.audit.run import Audited
 from vitbench.audit.sass import listing
@@ -115,6 +115,8 @@ def test_a_row_on_another_card_of_the_architecture() -> None:
     assert moved.floor_us == pytest.approx(4.3 / 3.0)
     assert moved.modelled_us == pytest.approx((0.5**4 + (4.3 / 3.0) ** 4) ** 0.25)
     assert time.on_card(row, launch, H200) == row
+    pcie = chip_named("H100 PCIe")  # 1,320 programs on 114 multiprocessors of the same clock: 12 each, not 10
+    assert time.on_card(row, launch, pcie).issue_us == pytest.approx(0.5 * 12 / 10)
     with pytest.raises(ValueError, match="cannot be modelled on the B200"):
         time.on_card(row, launch, CHIPS[100])
 
@@ -126,7 +128,7 @@ def test_kernel_that_does_not_fit_is_an_error_row() -> None:
 
 
 def test_unknown_architecture_is_bad_input() -> None:
-    with pytest.raises(InputError, match=r"sm_75.*sm_80, sm_90, sm_100"):
+    with pytest.raises(InputError, match=r"sm_75.*sm_80, sm_86, sm_89, sm_90, sm_100"):
         chip_of(75)
 
 

@@ -118,7 +118,7 @@ def test_bad_registrations_are_one_line(tmp_path: Path) -> None:
         registry.launches(["no_such_package"], 90)
     with pytest.raises(InputError, match="no kernel file"):
         registry.launches([str(tmp_path / "absent.py")], 90)
-    with pytest.raises(InputError, match="allowed: sm_80, sm_90, sm_100"):
+    with pytest.raises(InputError, match="allowed: sm_80, sm_86, sm_89, sm_90, sm_100"):
         parse_arch("hopper")
     twice = tmp_path / "twice.py"
     twice.write_text(Path(KERNELS).read_text().replace('"after", **GOOD', '"good", **GOOD'))
@@ -161,7 +161,7 @@ def test_command_line_prints_the_table_and_exits_by_verdict(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--arch", "sm_95"), "allowed: sm_80, sm_90, sm_100"),
+        (("--arch", "sm_95"), "allowed: sm_80, sm_86, sm_89, sm_90, sm_100"),
         (("--kernel", "brokn"), "did you mean broken"),
         (("--kernels", "absent.py"), "no kernel file absent.py"),
         (("--baseline", "absent"), "absent does not exist"),

@@ -1,18 +1,19 @@
-"""The cards whose time is modelled, and how many programs fit on a multiprocessor.
+"""The rates that a card sustains, for the model of its time, and how many programs fit on a multiprocessor.
 
-H200 and H100 (SXM): copy (4.3 TB/s of 4.8; 3.0 of 3.35) and bf16 matrix rates (790 and 798 TFLOP/s of 989) as reported
-of one card each, not measured by this project; the H200's L2 is about 6 TB/s. The H100's clock, L2 and share for HMMA
-are taken over from the H200, whose processor it shares, and nobody checked them. A100 (NVIDIA A100 Tensor Core GPU
-Architecture white paper, 80 GB SXM: 108 multiprocessors, 1.41 GHz, 2.04 TB/s, 312 TFLOP/s) and B200 (NVIDIA Blackwell
-datasheet, HGX B200: 148 multiprocessors, 1.85 GHz, 8 TB/s, 2,250 TFLOP/s dense bf16): their peaks times the shares the
-H200 is reported to reach (0.90 and 0.80); L2 scaled by multiprocessors and clock. Per-multiprocessor limits: CUDA C++
-Programming Guide, compute capabilities.
+Figures on paper are in `vitbench.cards`. What a card sustains of them: H200 and H100 (SXM): copy (4.3 TB/s of 4.8; 3.0
+of 3.35) and bf16 matrix rates (790 and 798 TFLOP/s of 989) as reported of one card each, not measured by this project;
+the H200's L2 is about 6 TB/s. The H100's clock, L2 and share for HMMA are taken over from the H200, whose processor it
+shares, and nobody checked them. All others: their peaks times the shares the H200 is reported to reach (0.90 and 0.80);
+L2 scaled by multiprocessors and clock, on cards with GDDR memory 16 bytes a clock and multiprocessor (an RTX 4090 is
+reported at about 5 TB/s).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vitbench import cards
+from vitbench.cards import Card
 from vitbench.errors import InputError
 
 
@@ -45,19 +46,61 @@ class Chip:
         return cycles / (self.multiprocessors * self.clock_ghz * 1e3)
 
 
-CARDS = (
-    Chip("A100-SXM4-80GB", 80, 108, 1.410, 1.83e6, 3.9e6, 250e6, 1.0, 64, 164 * 1024, 192 * 1024),
-    Chip("H200", 90, 132, 1.755, 4.3e6, 6.0e6, 790e6, 0.62, 128, 228 * 1024, 256 * 1024),
-    Chip("H100 80GB HBM3", 90, 132, 1.755, 3.0e6, 6.0e6, 798e6, 0.62, 128, 228 * 1024, 256 * 1024),
-    Chip("B200", 100, 148, 1.850, 7.2e6, 7.1e6, 1800e6, 0.31, 128, 228 * 1024, 256 * 1024),
-)
-#: The card that the audit models for an architecture: the first of them.
-CHIPS = {arch: next(card for card in CARDS if card.arch == arch) for arch in dict.fromkeys(c.arch for c in CARDS)}
+#: What is reported of a card, in the place of shares of its peaks: clock in GHz, bytes/us from memory and L2, flops/us.
+_REPORTED: dict[str, dict[str, float]] = {
+    "A100 80GB": {"clock": 1.410, "memory": 1.83e6, "l2": 3.9e6, "matrix": 250e6},
+    "H200": {"clock": 1.755, "memory": 4.3e6, "l2": 6.0e6, "matrix": 790e6},
+    "H100 SXM": {"clock": 1.755, "memory": 3.0e6, "l2": 6.0e6, "matrix": 798e6},
+    "B200": {"clock": 1.850, "memory": 7.2e6, "l2": 7.1e6, "matrix": 1800e6},
+}
+_OLDER_SHARE = {90: 0.62, 100: 0.31, 103: 0.31}
+_STACKED_MEMORY = (80, 90, 100, 103)  # HBM
+
+
+def _chip(card: Card) -> Chip:
+    """What a card sustains."""
+    known = _REPORTED.get(card.name, {})
+    clock = known.get("clock", card.boost_ghz)
+    per_clock = 6.0e6 / (132 * 1755) if card.arch in _STACKED_MEMORY else 16.0
+    limits = card.limits
+    return Chip(
+        name=card.name,
+        arch=card.arch,
+        multiprocessors=card.multiprocessors,
+        clock_ghz=clock,
+        dram_bytes_per_us=known.get("memory", 0.90 * card.memory_gb_s * 1e3),
+        l2_bytes_per_us=known.get("l2", per_clock * card.multiprocessors * clock * 1e3),
+        matrix_flops_per_us=known.get("matrix", 0.80 * card.fp16_tflops * 1e6),
+        older_matrix_share=_OLDER_SHARE.get(card.arch, 1.0),
+        fp32_lanes=limits.fp32_lanes,
+        shared_bytes=limits.shared_kib * 1024,
+        l1_bytes=limits.l1_kib * 1024,
+        max_warps=limits.warps,
+        registers=limits.registers,
+        max_programs=limits.programs,
+    )
+
+
+_BY_CARD = {card.name: _chip(card) for card in cards.CARDS}
+#: The card that the audit models for an architecture unless told otherwise: the first of `cards.CARDS`.
+CHIPS = {
+    arch: next(found for found in _BY_CARD.values() if found.arch == arch)
+    for arch in dict.fromkeys(found.arch for found in _BY_CARD.values())
+}
+
+
+def chip_named(name: str) -> Chip:
+    """What the card called so sustains.
+
+    Raises: InputError, with the names that come closest.
+    """
+    return _BY_CARD[cards.find(name).name]
 
 
 def card_named(device_name: str) -> Chip | None:
     """The card of a device called as NVML or torch calls it ("NVIDIA H100 80GB HBM3"); None for others."""
-    return next((card for card in CARDS if card.name in device_name), None)
+    card = cards.of_device(device_name)
+    return None if card is None else _BY_CARD[card.name]
 
 
 def chip_of(arch: int) -> Chip:

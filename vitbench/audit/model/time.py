@@ -97,16 +97,19 @@ def model(launch: Launch, compiled: Compiled, counted: Profile, arch: int, traff
 
 
 def on_card(row: Row, launch: Launch, card: Chip) -> Row:
-    """The row as modelled for another card with the same multiprocessors: other memory, other matrix rate.
+    """The row as modelled for another card of the architecture.
 
-    Raises: ValueError for a card of another architecture.
+    Raises: ValueError for a card of another architecture, or a row without times.
     """
     usual = chip_of(int(row.arch.removeprefix("sm_")))
     if card.arch != usual.arch or row.status != "ok":
         raise ValueError(f"a row of {row.arch} with status {row.status} cannot be modelled on the {card.name}")
+    waves = [-(-launch.programs // chip.multiprocessors) for chip in (card, usual)]
+    on_chip = waves[0] / waves[1] * usual.clock_ghz / card.clock_ghz
+    uneven = waves[0] * card.multiprocessors / (waves[1] * usual.multiprocessors)
     rates = {
-        "issue_us": 1.0, "sfu_us": 1.0, "lsu_us": 1.0, "fp32_us": 1.0, "alu_us": 1.0,
-        "matrix_us": usual.matrix_flops_per_us / card.matrix_flops_per_us,
+        "issue_us": on_chip, "sfu_us": on_chip, "lsu_us": on_chip, "fp32_us": on_chip, "alu_us": on_chip,
+        "matrix_us": uneven * usual.matrix_flops_per_us / card.matrix_flops_per_us,
         "l2_us": usual.l2_bytes_per_us / card.l2_bytes_per_us,
         "bytes_us": usual.dram_bytes_per_us / card.dram_bytes_per_us,
     }  # fmt: skip
