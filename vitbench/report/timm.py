@@ -120,7 +120,10 @@ def read_baseline(path: Path) -> Baseline:
         with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets mark UTF-8 by three bytes
             reader = csv.DictReader(file)
             header = tuple(reader.fieldnames or ())
-            lines = {reader.line_num: line for line in reader if any((text or "").strip() for text in line.values())}
+            lines = {}
+            for line in reader:
+                if any((text or "").strip() for text in line.values()):
+                    lines[reader.line_num] = line
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"baseline {path} cannot be read ({error})") from error
     if header in HEADERS.values():
