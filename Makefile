@@ -50,7 +50,7 @@ help:
 	@echo 'make bench-compare        how often vitbench compare is wrong, on simulated noise'
 	@echo 'make audit                kernels against the committed audit: sm_90, and the forward passes elsewhere'
 	@echo 'make audit-all            the same for every launch on sm_80, sm_90 and sm_100'
-	@echo 'make audit-compile        every launch compiles without spills, with two versions of Triton'
+	@echo 'make audit-compile        every launch compiles without spills, with two versions of Triton (PART=1/8: a part)'
 	@echo 'make audit-accept         renew the committed audit, in a commit of its own'
 	@echo 'make audit-picture        pipe use and floor share of every kernel, from the committed audit'
 	@echo 'make gate                 this checkout against main: measured on a GPU, audited without (AGAINST= ARGS=)'
@@ -112,8 +112,8 @@ audit-all: $(READY)
 	$(PY) -m vitbench audit --baseline results/baseline $(ARGS)
 
 audit-compile: $(READY) $(OLDEST)/.ready
-	$(PY) -m vitbench audit --compile-only --baseline results/baseline $(ARGS)
-	$(OLDEST)/bin/python -m vitbench audit --compile-only --baseline results/baseline $(ARGS)
+	$(PY) -m vitbench audit --compile-only --baseline results/baseline $(call option,part,PART) $(ARGS)
+	$(OLDEST)/bin/python -m vitbench audit --compile-only --baseline results/baseline $(call option,part,PART) $(ARGS)
 
 audit-accept: $(READY)
 	$(PY) -m vitbench audit --accept results/baseline > /dev/null

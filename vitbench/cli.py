@@ -258,6 +258,9 @@ def audit(
             "--compile-only", help="Only check that all compile, without spills, to --baseline's matrix instruction."
         ),
     ] = False,
+    part: Annotated[
+        str, typer.Option(metavar="K/N", help="With --compile-only: the K-th of N parts of the launches.")
+    ] = "1/1",
     processes: Annotated[int, typer.Option(help="Compiling processes. Default: the number of CPUs.")] = 0,
     triton: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Compile with the triton package in this folder.")
@@ -271,19 +274,22 @@ def audit(
 
     raise typer.Exit(
         command.run(
-            kernels,
-            kernel,
-            arch,
-            processes,
-            triton,
-            compile_only,
-            show,
-            out,
-            baseline,
-            accept,
-            markdown,
-            validate,
-            card,
+            command.Options(
+                kernels=kernels,
+                pattern=kernel,
+                arch=arch,
+                card=card,
+                processes=processes,
+                triton=triton,
+                compile_only=compile_only,
+                part=command.parse_part(part),
+                shown=show,
+                out=out,
+                against=baseline,
+                accepted=accept,
+                markdown=markdown,
+                measured=validate,
+            )
         )
     )
 

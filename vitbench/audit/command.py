@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -23,63 +24,109 @@ from vitbench.errors import InputError
 from vitbench.patterns import matches
 
 
-def run(
-    kernels: str,
-    pattern: str,
-    arch: str,
-    processes: int,
-    triton: Path | None,
-    compile_only: bool,
-    shown: str,
-    out: Path | None,
-    against: Path | None,
-    accepted: Path | None,
-    markdown: Path | None,
-    measured: Path | None,
-    card: str = "",
-) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What was asked for, as the command line's options of the same names say it.
+
+    Attributes:
+        part: (k, n): only the k-th of n equal parts of the launches; (1, 1) is all of them.
+    """
+
+    kernels: str = "vitkernels"
+    pattern: str = "*"
+    arch: str = ""
+    card: str = ""
+    processes: int = 0
+    triton: Path | None = None
+    compile_only: bool = False
+    part: tuple[int, int] = (1, 1)
+    shown: str = ""
+    out: Path | None = None
+    against: Path | None = None
+    accepted: Path | None = None
+    markdown: Path | None = None
+    measured: Path | None = None
+
+    def check(self) -> None:
+        """Refuses what would only be noticed after minutes of compiling.
+
+        Raises: InputError.
+        """
+        if self.processes < 0:
+            raise InputError(f"--processes is a count of 1 or more, got {self.processes}")
+        if self.triton and not (self.triton / "triton" / "__init__.py").exists():
+            folder = self.triton
+            raise InputError(
+                f"--triton {folder} holds no triton package; `pip install --target {folder} triton==...` does"
+            )
+        if self.compile_only and (self.shown or self.accepted or self.measured or self.markdown):
+            raise InputError(
+                "--compile-only counts nothing, so it goes with neither --show, --accept, --validate nor --markdown"
+            )
+        if self.card and (self.against or self.accepted or self.compile_only):
+            raise InputError(
+                "baselines are of usual cards: --card goes with neither --baseline, --accept nor --compile-only"
+            )
+        if self.part != (1, 1) and not self.compile_only:
+            raise InputError("--part leaves launches out, so it goes with --compile-only alone")
+        if self.markdown and not self.against:
+            raise InputError("--markdown writes what moved against a baseline: give --baseline too")
+        for path in (self.against, self.measured):
+            if path and not path.exists():
+                raise InputError(f"{path} does not exist; `vitbench audit --accept FOLDER` writes a baseline")
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """(3, 8) of "3/8".
+
+    Raises: InputError.
+    """
+    found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise InputError(f"--part {text!r} is not K/N with K from 1 to N, such as 1/8")
+    return int(found[1]), int(found[2])
+
+
+def run(options: Options) -> int:
     """Audits and prints; 0 no regression, 1 a regression or a launch that failed, 2 not comparable.
 
     Raises: InputError on input that cannot be used.
     """
-    if card == "list":
+    if options.card == "list":
         print(cards.listing())
         return 0
-    chip = chip_named(card) if card else None
-    archs = _archs(arch, chip)
-    if card and (against or accepted or compile_only):
-        raise InputError(
-            "baselines are of usual cards: --card goes with neither --baseline, --accept nor --compile-only"
-        )
-    _check(processes, triton, compile_only, shown, against, accepted, markdown, measured)
+    chip = chip_named(options.card) if options.card else None
+    archs = _archs(options.arch, chip)
+    options.check()
     with _progress() as done:
         items = audit(
-            [name.strip() for name in kernels.split(",")],
-            shown or pattern,
+            [name.strip() for name in options.kernels.split(",")],
+            options.shown or options.pattern,
             archs,
-            processes or None,
-            triton_path=str(triton) if triton else None,
+            options.processes or None,
+            triton_path=str(options.triton) if options.triton else None,
             done=done,
-            counted=not compile_only,
+            counted=not options.compile_only,
+            part=options.part,
         )
     if chip:
         items = [_on_card(item, chip) for item in items]
     rows = [item.row for item in items]
-    if out:
-        write_csv(rows, out)
-    if compile_only:
-        return _compiled(items, baseline.matrix_instructions(against) if against else {})
-    if shown:
+    if options.out:
+        write_csv(rows, options.out)
+    if options.compile_only:
+        return _compiled(items, baseline.matrix_instructions(options.against) if options.against else {})
+    if options.shown:
         print("\n\n".join(show(item) for item in items))
-    elif not against and not measured:
+    elif not options.against and not options.measured:
         print(table(items))
     code = int(any(row.status != "ok" for row in rows))
-    if accepted:
-        print("\n".join(f"wrote {path}" for path in baseline.accept(rows, accepted, pattern)))
-    if against:
-        code = max(code, _gate(rows, against, shown or pattern, markdown))
-    if measured:
-        print(validate.summary(validate.pairs(rows, measured)))
+    if options.accepted:
+        print("\n".join(f"wrote {path}" for path in baseline.accept(rows, options.accepted, options.pattern)))
+    if options.against:
+        code = max(code, _gate(rows, options.against, options.shown or options.pattern, options.markdown))
+    if options.measured:
+        print(validate.summary(validate.pairs(rows, options.measured)))
     return code
 
 
@@ -94,32 +141,6 @@ def _archs(arch: str, chip: Chip | None) -> list[int]:
 
 def _on_card(item: Audited, chip: Chip) -> Audited:
     return replace(item, row=on_card(item.row, item.launch, chip)) if item.row.status == "ok" else item
-
-
-def _check(
-    processes: int,
-    triton: Path | None,
-    compile_only: bool,
-    shown: str,
-    against: Path | None,
-    accepted: Path | None,
-    markdown: Path | None,
-    measured: Path | None,
-) -> None:
-    """Refuses what would only be noticed after minutes of compiling."""
-    if processes < 0:
-        raise InputError(f"--processes is a count of 1 or more, got {processes}")
-    if triton and not (triton / "triton" / "__init__.py").exists():
-        raise InputError(f"--triton {triton} holds no triton package; `pip install --target {triton} triton==...` does")
-    if compile_only and (shown or accepted or measured or markdown):
-        raise InputError(
-            "--compile-only counts nothing, so it goes with neither --show, --accept, --validate nor --markdown"
-        )
-    if markdown and not against:
-        raise InputError("--markdown writes what moved against a baseline: give --baseline too")
-    for path in (against, measured):
-        if path and not path.exists():
-            raise InputError(f"{path} does not exist; `vitbench audit --accept FOLDER` writes a baseline")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,6 +68,7 @@ def audit(
     triton_path: str | None = None,
     done: Callable[[int, int], None] | None = None,
     counted: bool = True,
+    part: tuple[int, int] = (1, 1),
 ) -> list[Audited]:
     """Compile and cost every registered launch that matches, on every architecture.
 
@@ -77,12 +79,19 @@ def audit(
         cache: folder of finished compilations.
         triton_path: folder of another triton package to compile with.
         done: called with (finished, total).
+        part: (k, n) examines the k-th of n parts, launches that compile to the same code together.
         counted: False compiles only; rows then hold registers, spills, shared memory, occupancy and matrix instruction.
 
     Raises: InputError when nothing matches. A launch that fails to compile is a row with status "error".
     """
     planned = [(launch, arch) for arch in archs for launch in registry.launches(names, arch, pattern)]
-    return audit_launches(planned, processes, cache, triton_path, done, counted)
+    chosen = [pair for pair in planned if _part_of(*pair, part[1]) == part[0]]
+    return audit_launches(chosen, processes, cache, triton_path, done, counted)
+
+
+def _part_of(launch: Launch, arch: int, count: int) -> int:
+    """Which of `count` parts a launch is in: the same on every machine, and alike launches together."""
+    return zlib.crc32(job_of(launch, arch).likeness.encode()) % count + 1 if count > 1 else 1
 
 
 def audit_launches(
