@@ -35,8 +35,9 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     from vitbench.measure import device
 
     measured_on = str(config.getoption("--device"))
+    found = device.environment(measured_on)
     names = ("device_name", "device_uuid", "driver", "torch", "triton", "threads")
-    machine_info.update({name: device.environment(measured_on)[name] for name in names})
+    machine_info.update({name: getattr(found, name) for name in names})
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -17,6 +17,7 @@ from vitbench import cards
 from vitbench.audit import baseline, validate
 from vitbench.audit.model.chips import Chip, chip_named
 from vitbench.audit.model.time import on_card
+from vitbench.audit.options import AuditOptions
 from vitbench.audit.records import Row, write_csv
 from vitbench.audit.run import Audited, audit, parse_arch
 from vitbench.audit.show import show, table
@@ -24,109 +25,46 @@ from vitbench.errors import InputError
 from vitbench.patterns import matches
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What was asked for, as the command line's options of the same names say it.
-
-    Attributes:
-        part: (k, n): only the k-th of n equal parts of the launches; (1, 1) is all of them.
-    """
-
-    kernels: str = "vitkernels"
-    pattern: str = "*"
-    arch: str = ""
-    card: str = ""
-    processes: int = 0
-    triton: Path | None = None
-    compile_only: bool = False
-    part: tuple[int, int] = (1, 1)
-    shown: str = ""
-    out: Path | None = None
-    against: Path | None = None
-    accepted: Path | None = None
-    markdown: Path | None = None
-    measured: Path | None = None
-
-    def check(self) -> None:
-        """Refuses what would only be noticed after minutes of compiling.
-
-        Raises: InputError.
-        """
-        if self.processes < 0:
-            raise InputError(f"--processes is a count of 1 or more, got {self.processes}")
-        if self.triton and not (self.triton / "triton" / "__init__.py").exists():
-            folder = self.triton
-            raise InputError(
-                f"--triton {folder} holds no triton package; `pip install --target {folder} triton==...` does"
-            )
-        if self.compile_only and (self.shown or self.accepted or self.measured or self.markdown):
-            raise InputError(
-                "--compile-only counts nothing, so it goes with neither --show, --accept, --validate nor --markdown"
-            )
-        if self.card and (self.against or self.accepted or self.compile_only):
-            raise InputError(
-                "baselines are of usual cards: --card goes with neither --baseline, --accept nor --compile-only"
-            )
-        if self.part != (1, 1) and not self.compile_only:
-            raise InputError("--part leaves launches out, so it goes with --compile-only alone")
-        if self.markdown and not self.against:
-            raise InputError("--markdown writes what moved against a baseline: give --baseline too")
-        for path in (self.against, self.measured):
-            if path and not path.exists():
-                raise InputError(f"{path} does not exist; `vitbench audit --accept FOLDER` writes a baseline")
-
-
-def parse_part(text: str) -> tuple[int, int]:
-    """(3, 8) of "3/8".
-
-    Raises: InputError.
-    """
-    found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise InputError(f"--part {text!r} is not K/N with K from 1 to N, such as 1/8")
-    return int(found[1]), int(found[2])
-
-
-def run(options: Options) -> int:
+def run(given: AuditOptions) -> int:
     """Audits and prints; 0 no regression, 1 a regression or a launch that failed, 2 not comparable.
 
     Raises: InputError on input that cannot be used.
     """
-    if options.card == "list":
+    if given.card == "list":
         print(cards.listing())
         return 0
-    chip = chip_named(options.card) if options.card else None
-    archs = _archs(options.arch, chip)
-    options.check()
+    chip = chip_named(given.card) if given.card else None
+    archs = _archs(given.arch, chip)
+    _check(given)
     with _progress() as done:
         items = audit(
-            [name.strip() for name in options.kernels.split(",")],
-            options.shown or options.pattern,
+            [name.strip() for name in given.kernels.split(",")],
+            given.show or given.kernel,
             archs,
-            options.processes or None,
-            triton_path=str(options.triton) if options.triton else None,
+            given.processes or None,
+            triton_path=str(given.triton) if given.triton else None,
             done=done,
-            counted=not options.compile_only,
-            part=options.part,
+            counted=not given.compile_only,
+            part=parse_part(given.part),
         )
     if chip:
         items = [_on_card(item, chip) for item in items]
     rows = [item.row for item in items]
-    if options.out:
-        write_csv(rows, options.out)
-    if options.compile_only:
-        return _compiled(items, baseline.matrix_instructions(options.against) if options.against else {})
-    if options.shown:
+    if given.out:
+        write_csv(rows, given.out)
+    if given.compile_only:
+        return _compiled(items, baseline.matrix_instructions(given.baseline) if given.baseline else {})
+    if given.show:
         print("\n\n".join(show(item) for item in items))
-    elif not options.against and not options.measured:
+    elif not given.baseline and not given.validate:
         print(table(items))
     code = int(any(row.status != "ok" for row in rows))
-    if options.accepted:
-        print("\n".join(f"wrote {path}" for path in baseline.accept(rows, options.accepted, options.pattern)))
-    if options.against:
-        code = max(code, _gate(rows, options.against, options.shown or options.pattern, options.markdown))
-    if options.measured:
-        print(validate.summary(validate.pairs(rows, options.measured)))
+    if given.accept:
+        print("\n".join(f"wrote {path}" for path in baseline.accept(rows, given.accept, given.kernel)))
+    if given.baseline:
+        code = max(code, _gate(rows, given.baseline, given.show or given.kernel, given.markdown))
+    if given.validate:
+        print(validate.summary(validate.pairs(rows, given.validate)))
     return code
 
 
@@ -141,6 +79,41 @@ def _archs(arch: str, chip: Chip | None) -> list[int]:
 
 def _on_card(item: Audited, chip: Chip) -> Audited:
     return replace(item, row=on_card(item.row, item.launch, chip)) if item.row.status == "ok" else item
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """(3, 8) of "3/8".
+
+    Raises: InputError.
+    """
+    found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise InputError(f"--part {text!r} is not K/N with K from 1 to N, such as 1/8")
+    return int(found[1]), int(found[2])
+
+
+def _check(given: AuditOptions) -> None:
+    """Refuses what would only be noticed after minutes of compiling."""
+    if given.processes < 0:
+        raise InputError(f"--processes is a count of 1 or more, got {given.processes}")
+    triton = given.triton
+    if triton and not (triton / "triton" / "__init__.py").exists():
+        raise InputError(f"--triton {triton} holds no triton package; `pip install --target {triton} triton==...` does")
+    if given.compile_only and (given.show or given.accept or given.validate or given.markdown):
+        raise InputError(
+            "--compile-only counts nothing, so it goes with neither --show, --accept, --validate nor --markdown"
+        )
+    if given.card and (given.baseline or given.accept or given.compile_only):
+        raise InputError(
+            "baselines are of usual cards: --card goes with neither --baseline, --accept nor --compile-only"
+        )
+    if parse_part(given.part) != (1, 1) and not given.compile_only:
+        raise InputError("--part leaves launches out, so it goes with --compile-only alone")
+    if given.markdown and not given.baseline:
+        raise InputError("--markdown writes what moved against a baseline: give --baseline too")
+    for path in (given.baseline, given.validate):
+        if path and not path.exists():
+            raise InputError(f"{path} does not exist; `vitbench audit --accept FOLDER` writes a baseline")
 
 
 @contextmanager

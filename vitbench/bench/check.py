@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from vitbench.bench.plan import Case
 from vitbench.errors import Unsupported
 from vitbench.ops.implementations import ops_for
 from vitbench.ops.names import COMPILED
+from vitbench.results.row import Found, Verified
 from vitbench.verify import judge
 from vitbench.verify.judge import Yardstick
 from vitbench.verify.outcome import Outcome, run
@@ -42,8 +42,8 @@ class Checker:
         self._exact: tuple[tuple[object, ...], Outcome] | None = None
         self._right_in_fp32: set[tuple[object, ...]] = set()
 
-    def check(self, case: Case, model: nn.Module, x: Tensor, row: dict[str, Any]) -> float:
-        """Fills in rel_err, its limit and the reason; returns the seconds of the implementation's first call.
+    def check(self, case: Case, model: nn.Module, x: Tensor, found: Found) -> float:
+        """Fills in what was verified and the reason; returns the seconds of the implementation's first call.
 
         Args:
             x: [B, 3, H, W], the case's input.
@@ -58,18 +58,18 @@ class Checker:
             else:
                 self._check_in_fp32(case)
                 told += ": verified in fp32 too"
-            row["reason"] = "; ".join(filter(None, (row.get("reason"), told)))
+            found.note(told)
         start = time.perf_counter()
         got = _run(case, model, x)
         seconds = time.perf_counter() - start
         if not got.finite():
             raise Incorrect("the result holds infinities or NaN")
         if case.impl == "eager":
-            row["rel_err"] = max(yardstick.own.values())
+            found.verified.rel_err = max(yardstick.own.values())
             return seconds
         eager = self._workload.module(case, "eager", TORCH_DTYPES[case.dtype])
         verdict = judge.judge(got, _run(case, eager, x), yardstick)
-        row |= {"rel_err": verdict.error, "rel_err_limit": verdict.limit}
+        found.verified = Verified(verdict.error, verdict.limit)
         if verdict.wrong:
             raise Incorrect(verdict.wrong)
         return seconds

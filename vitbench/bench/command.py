@@ -9,9 +9,10 @@ from pathlib import Path
 from vitbench.bench import plan as planning
 from vitbench.bench import selection, sweep
 from vitbench.bench.advice import common_reason
+from vitbench.bench.options import BenchOptions, MemoryCurvesOptions, ReportOptions, SweepOptions
 from vitbench.bench.plan import Case, Grid
 from vitbench.bench.progress import ConsoleProgress
-from vitbench.bench.sweep import Summary, SweepOptions
+from vitbench.bench.sweep import Summary
 from vitbench.console import console
 from vitbench.errors import InputError, nearest
 from vitbench.measure import device as devices
@@ -32,24 +33,22 @@ MAX_TIME = {"cuda": 15.0, "cpu": 2.0}
 EXPORTS = ("timm",)
 
 
-def plan(
-    model: str, resolution: str, batch: str, impl: str, dtype: str, mode: str, layout: str, device: str
-) -> list[Case]:
-    """The cases of a command's options; an empty option takes the machine's default.
+def plan(given: BenchOptions) -> list[Case]:
+    """The cases of the options; an empty option takes the machine's default.
 
     Raises: InputError on anything unknown, and when a model cannot take a resolution.
     """
-    device = devices.check_device(device) if device else devices.default_device()
+    device = devices.check_device(given.device) if given.device else devices.default_device()
     defaults = DEFAULTS["cpu" if device == "cpu" else "cuda"]
     return planning.expand(
         Grid(
-            models=selection.match(model),
-            impls=planning.split(impl or defaults["impl"], "impl", IMPLS),
-            modes=planning.split(mode, "mode", planning.MODES),
-            dtypes=planning.split(dtype, "dtype", planning.DTYPES),
-            layouts=planning.split(layout, "layout", planning.LAYOUTS),
-            resolutions=planning.split_resolutions(resolution or defaults["resolution"]),
-            batches=planning.split_batches(batch or defaults["batch"]),
+            models=selection.match(given.model),
+            impls=planning.split(given.impl or defaults["impl"], "impl", IMPLS),
+            modes=planning.split(given.mode, "mode", planning.MODES),
+            dtypes=planning.split(given.dtype, "dtype", planning.DTYPES),
+            layouts=planning.split(given.layout, "layout", planning.LAYOUTS),
+            resolutions=planning.split_resolutions(given.resolution or defaults["resolution"]),
+            batches=planning.split_batches(given.batch or defaults["batch"]),
             device=device,
         )
     )
@@ -57,45 +56,37 @@ def plan(
 
 def default_out(models: str, cases: Sequence[Case]) -> Path:
     """results/<device>/<models>.csv under the current folder."""
-    device = devices.slug(str(devices.environment(cases[0].device)["device_name"]))
+    device = devices.slug(devices.environment(cases[0].device).device_name)
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", models.replace("*", "all")).strip("-")[:80]
     return Path("results") / device / f"{name}.csv"
 
 
-def options(
-    cases: Sequence[Case],
-    time_limit: float,
-    min_time: float,
-    max_time: float | None,
-    images: str,
-    weights: str,
-    fresh: bool,
-    graphs: bool = False,
-) -> SweepOptions:
+def options(cases: Sequence[Case], given: BenchOptions) -> SweepOptions:
     """Checked options of a sweep.
 
     Raises: InputError when a folder, a file or a number cannot be used.
     """
+    max_time = given.max_time
     if max_time is None:
-        max_time = max(min_time, MAX_TIME["cpu" if cases[0].device == "cpu" else "cuda"])
-    if time_limit <= 0 or min_time <= 0 or max_time < min_time:
+        max_time = max(given.min_time, MAX_TIME["cpu" if cases[0].device == "cpu" else "cuda"])
+    if given.time_limit <= 0 or given.min_time <= 0 or max_time < given.min_time:
         raise InputError("--time-limit and --min-time are seconds above zero, --max-time is at least --min-time")
-    if graphs and cases[0].device == "cpu":
+    if given.graphs and cases[0].device == "cpu":
         raise InputError("--graphs records work of an NVIDIA GPU; on the CPU leave it out")
-    if images:
+    if given.images:
         from vitbench.models.inputs import image_files
 
-        image_files(Path(images))
-    if weights:
-        _check_weights(Path(weights), sorted({case.model for case in cases}))
+        image_files(Path(given.images))
+    if given.weights:
+        _check_weights(Path(given.weights), sorted({case.model for case in cases}))
     return SweepOptions(
-        time_limit=time_limit,
-        min_time=min_time,
+        time_limit=given.time_limit,
+        min_time=given.min_time,
         max_time=max_time,
-        images=images,
-        weights=weights,
-        fresh=fresh,
-        graphs=graphs,
+        images=given.images,
+        weights=given.weights,
+        fresh=given.fresh,
+        graphs=given.graphs,
     )
 
 
@@ -132,12 +123,6 @@ def print_plan(cases: Sequence[Case]) -> None:
     out.print(f"{len(cases)} cases; nothing was measured")
 
 
-def _environment(device: str, options: SweepOptions) -> dict[str, object]:
-    weights = f"{Path(options.weights).name}" if options.weights else "random, seed 0"
-    images = f"images in {Path(options.images).resolve()}" if options.images else "noise, seed 0"
-    return devices.environment(device) | {"input": images, "weights": weights, "graphs": options.graphs}
-
-
 def _sweep(cases: Sequence[Case], out: Path, options: SweepOptions) -> Summary:
     printer = console()
     device = cases[0].device
@@ -146,7 +131,7 @@ def _sweep(cases: Sequence[Case], out: Path, options: SweepOptions) -> Summary:
         if source is None:
             printer.print(f"energy is not measured: {why}", soft_wrap=True)
     with ConsoleProgress(printer) as progress:
-        return sweep.run(cases, out, _environment(device, options), options, progress)
+        return sweep.run(cases, out, devices.environment(device), options, progress)
 
 
 def _finish(summary: Summary, out: Path, files: Sequence[Path], planned: int) -> int:
@@ -163,23 +148,48 @@ def _finish(summary: Summary, out: Path, files: Sequence[Path], planned: int) ->
     return int(bool(summary.failed))
 
 
-def bench(cases: Sequence[Case], out: Path, options: SweepOptions, export: str, baseline: Path | None) -> int:
-    """Runs a sweep, prints its table, writes its exports and pictures; returns the exit code."""
-    held_against = _read_options(export, baseline)
-    summary = _sweep(cases, out, options)
+def bench(given: BenchOptions) -> int:
+    """Runs a sweep, prints its table, writes its exports and pictures; returns the exit code.
+
+    Raises: InputError on options that cannot be used.
+    """
+    cases = plan(given)
+    if given.dry_run:
+        print_plan(cases)
+        return 0
+    checked = options(cases, given)
+    held_against = _read_options(given.export, given.baseline)
+    out = given.out or default_out(given.model, cases)
+    summary = _sweep(cases, out, checked)
     files = [out, journal.samples_path(out)]
     if summary.rows:
         _tell(summary.rows, held_against)
-        files += _export(summary.rows, out, export)
+        files += _export(summary.rows, out, given.export)
         files += _draw(summary.rows, out, curves.throughput_chart)
     return _finish(summary, out, files, len(cases))
 
 
-def memory_curves(cases: Sequence[Case], out: Path, measure_up_to: int, time_limit: float, fresh: bool) -> int:
-    """Predicts every case's peak memory, measures those up to a batch size, draws both; returns the exit code."""
-    if measure_up_to < 0:
-        measure_up_to = 4 if cases[0].device == "cpu" else max(case.batch for case in cases)
-    options = SweepOptions(time_limit=time_limit, passes=("memory",), fresh=fresh, measure_up_to=measure_up_to)
+def memory_curves(given: MemoryCurvesOptions) -> int:
+    """Predicts every case's peak memory, measures those up to a batch size, draws both; returns the exit code.
+
+    Raises: InputError on options that cannot be used.
+    """
+    cases = plan(
+        BenchOptions(
+            model=given.model,
+            resolution=given.resolution,
+            batch=given.batch,
+            impl="eager",
+            dtype=given.dtype,
+            mode=given.mode,
+            device=given.device,
+        )
+    )
+    out = given.out or default_out(f"memory-{given.model}", cases)
+    up_to = given.measure_up_to
+    if up_to < 0:
+        up_to = 4 if cases[0].device == "cpu" else max(case.batch for case in cases)
+    options = SweepOptions(time_limit=given.time_limit, passes=("memory",), fresh=given.fresh, measure_up_to=up_to)
     summary = _sweep(cases, out, options)
     files = [out]
     if summary.rows:
@@ -188,18 +198,20 @@ def memory_curves(cases: Sequence[Case], out: Path, measure_up_to: int, time_lim
     return _finish(summary, out, files, len(cases))
 
 
-def report(csv: Path, export: str, baseline: Path | None) -> None:
+def report(given: ReportOptions) -> None:
     """Prints the table of a CSV and writes its exports and pictures.
 
     Raises: InputError when the file is not a vitbench CSV.
     """
-    held_against = _read_options(export, baseline)
+    csv = given.csv
+    held_against = _read_options(given.export, given.baseline)
     rows = journal.read(csv)
     if not rows:
         raise InputError(f"{csv} holds no row")
-    timed = any(row.img_per_s is not None for row in rows)
+    timed = any(row.speed.img_per_s is not None for row in rows)
     _tell(rows, held_against)
-    files = _export(rows, csv, export) + _draw(rows, csv, curves.throughput_chart if timed else curves.memory_chart)
+    draw = curves.throughput_chart if timed else curves.memory_chart
+    files = _export(rows, csv, given.export) + _draw(rows, csv, draw)
     if files:
         console().print("wrote " + ", ".join(map(str, files)), soft_wrap=True)
 

@@ -16,13 +16,13 @@ def describe(row: Row) -> str:
     if row.status != "ok":
         return f"{row.status}: {row.reason}"
     parts = []
-    if row.latency_ms_p50 is not None and row.img_per_s is not None:
-        parts.append(f"{row.img_per_s:,.4g} img/s, {row.latency_ms_p50:,.4g} ms")
-    if row.peak_mem_mib is not None:
-        parts.append(f"{row.peak_mem_mib:,.0f} MiB")
-    elif row.predicted_mem_mib is not None:
-        parts.append(f"{row.predicted_mem_mib:,.0f} MiB predicted")
-    if row.valid is False:
+    if row.speed.latency_ms_p50 is not None and row.speed.img_per_s is not None:
+        parts.append(f"{row.speed.img_per_s:,.4g} img/s, {row.speed.latency_ms_p50:,.4g} ms")
+    if row.memory.peak_mem_mib is not None:
+        parts.append(f"{row.memory.peak_mem_mib:,.0f} MiB")
+    elif row.memory.predicted_mem_mib is not None:
+        parts.append(f"{row.memory.predicted_mem_mib:,.0f} MiB predicted")
+    if row.health.valid is False:
         parts.append(f"not valid: {row.reason}")
     return ", ".join(parts) or "ok"
 

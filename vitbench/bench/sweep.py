@@ -3,46 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from vitbench.bench import selection
-from vitbench.bench.executor import Event, LocalExecutor, WorkerLost
+from vitbench.bench.executor import LocalExecutor, WorkerLost
+from vitbench.bench.messages import Result
+from vitbench.bench.options import SweepOptions
 from vitbench.bench.plan import Case, group
 from vitbench.catalog import format_resolution
 from vitbench.errors import InputError
 from vitbench.results import journal
-from vitbench.results.row import ENVIRONMENT, SCHEMA, Row, changes, environment_of
-
-
-@dataclass(frozen=True)
-class SweepOptions:
-    """How to measure; batches above `measure_up_to` are predicted only, `graphs` replays steps as CUDA graphs."""
-
-    time_limit: float = 600.0
-    min_time: float = 0.5
-    max_time: float = 15.0
-    passes: tuple[str, ...] = ("latency", "memory", "energy")
-    images: str = ""
-    weights: str = ""
-    fresh: bool = False
-    measure_up_to: int | None = None
-    graphs: bool = False
-
-    def for_worker(self) -> dict[str, Any]:
-        return {
-            "min_time": self.min_time,
-            "max_time": self.max_time,
-            "passes": list(self.passes),
-            "images": self.images,
-            "weights": self.weights,
-            "measure_up_to": self.measure_up_to,
-            "graphs": self.graphs,
-        }
+from vitbench.results.row import SCHEMA, Environment, Found, Published, Row, Setup, changes, environment_of
 
 
 class Progress(Protocol):
@@ -70,14 +46,14 @@ class Summary:
         return [row for row in self.rows if row.status not in ("ok", "unsupported")]
 
 
-def blank_row(case: Case, environment: dict[str, Any]) -> Row:
-    """The case's row before anything is measured: what it is, where it runs, what is published."""
+def row_of(case: Case, found: Found, environment: Environment, setup: Setup, started_at: str) -> Row:
+    """The case's row: what it is, where it ran, what is published, what was found out."""
     entry = selection.entry(case.model)
     return Row(
         schema=SCHEMA,
         case=case.id,
-        status="error",
-        reason="",
+        status=found.status,
+        reason=found.reason,
         model=case.model,
         family=entry.family,
         impl=case.impl,
@@ -87,17 +63,27 @@ def blank_row(case: Case, environment: dict[str, Any]) -> Row:
         device=case.device,
         resolution=format_resolution(case.resolution),
         batch=case.batch,
-        top1=entry.top1,
-        coco_ap=entry.coco_ap,
-        training_data=entry.training_data or None,
-        source=entry.source or None,
-        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        **environment,
+        counts=found.counts,
+        published=Published(entry.top1, entry.coco_ap, entry.training_data or None, entry.source or None),
+        speed=found.speed,
+        compile_s=found.compile_s,
+        memory=found.memory,
+        energy=found.energy,
+        health=found.health,
+        verified=found.verified,
+        utilisation=found.utilisation,
+        setup=setup,
+        environment=environment,
+        started_at=started_at,
     )
 
 
-def _resume(path: Path, environment: dict[str, Any], fresh: bool, progress: Progress) -> dict[str, Row]:
-    """The rows that are already there, by case id.
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _resume(path: Path, now: Row, fresh: bool, progress: Progress) -> dict[str, Row]:
+    """The rows that are already there, by case id; `now` is one that would be added.
 
     Raises: InputError when they come from another environment or schema.
     """
@@ -110,8 +96,7 @@ def _resume(path: Path, environment: dict[str, Any], fresh: bool, progress: Prog
         return {}
     rows = journal.read(path)
     if rows:
-        now = {name: environment.get(name) for name in ENVIRONMENT} | {"schema": SCHEMA}
-        changed = changes(environment_of(rows[-1]), now)
+        changed = changes(environment_of(rows[-1]), environment_of(now))
         if changed:
             raise InputError(
                 f"{path} was measured elsewhere or otherwise ({'; '.join(changed)}): "
@@ -123,7 +108,7 @@ def _resume(path: Path, environment: dict[str, Any], fresh: bool, progress: Prog
 def run(
     cases: Sequence[Case],
     path: Path,
-    environment: dict[str, Any],
+    environment: Environment,
     options: SweepOptions,
     progress: Progress,
     deadline: float | None = None,
@@ -131,23 +116,28 @@ def run(
     """Measures every case that `path` does not hold yet and appends its row as soon as it is known.
 
     Args:
-        environment: fields of Row that are the same for all cases; see measure.device.environment.
+        environment: what is measured on and with; see measure.device.environment.
         deadline: time.monotonic() at which to stop; what runs then leaves no row, so that another call measures it.
 
     Raises: InputError when `path` cannot be written or holds rows of another environment;
         OSError when the disk fails, with every row so far safe.
     """
     with journal.locked(path):
-        done = _resume(path, environment, options.fresh, progress)
+        example = row_of(cases[0], Found(), environment, options.setup, _now())
+        done = _resume(path, example, options.fresh, progress)
         todo = [case for case in cases if case.id not in done]
         if len(todo) < len(cases):
             progress.note(f"{len(cases) - len(todo)} of {len(cases)} cases are already in {path}")
         summary = Summary()
-        executor = LocalExecutor(
-            options.for_worker(), options.time_limit, lambda event: progress.phase(event["case"], event["what"])
-        )
+        executor = LocalExecutor(options, lambda phase: progress.phase(phase.case, phase.what))
+
+        def keep(case: Case, result: Result, started_at: str) -> Row:
+            row = row_of(case, result.found, environment, options.setup, started_at)
+            journal.append(path, row, result.samples_ms)
+            return row
+
         try:
-            _run_groups(group(todo), executor, path, environment, done, len(cases), progress, deadline)
+            _run_groups(group(todo), executor, keep, done, len(cases), progress, deadline)
             executor.close()
         except _OutOfTime as up:
             summary.cut_off = up.cases
@@ -171,8 +161,7 @@ class _OutOfTime(Exception):
 def _run_groups(
     waiting: list[list[Case]],
     executor: LocalExecutor,
-    path: Path,
-    environment: dict[str, Any],
+    keep: Callable[[Case, Result, str], Row],
     done: dict[str, Row],
     total: int,
     progress: Progress,
@@ -181,9 +170,9 @@ def _run_groups(
     start, measured = time.monotonic(), 0
     while waiting:
         cases = waiting.pop(0)
-        rows = {case.id: blank_row(case, environment) for case in cases}
+        started_at = _now()
         try:
-            events = _wait(executor, cases, progress, deadline)
+            results = _wait(executor, cases, progress, deadline)
         except WorkerLost as lost:
             if lost.case is None:
                 # Nobody knows whose fault it was: each is tried alone.
@@ -192,26 +181,23 @@ def _run_groups(
             rest = [case for case in cases if case.id != lost.case]
             if rest:
                 waiting.insert(0, rest)
-            events = [{"row": {"status": lost.status, "reason": lost.reason}, "case": lost.case}]
+            results = [Result(lost.case, Found(lost.status, lost.reason))]
         else:
-            told = {event["case"] for event in events}
+            told = {result.case for result in results}
             rest = [case for case in cases if case.id not in told]
             assert told or len(rest) > 1, "a case that is alone has a row"
             # One of them broke the device for its process; where nobody knows which, each is tried alone.
             waiting[:0] = [rest] if rest and told else [[case] for case in rest]
-        for event in events:
-            row = rows[event["case"]]
-            for name, value in event["row"].items():
-                setattr(row, name, value)
-            journal.append(path, row, event.get("samples_ms", ()))
-            done[row.case] = row
+        by_id = {case.id: case for case in cases}
+        for result in results:
+            row = done[result.case] = keep(by_id[result.case], result, started_at)
             measured += 1
             left = total - len(done)
             per_case = (time.monotonic() - start) / measured
             progress.row(row, len(done), total, left * per_case if left else None)
 
 
-def _wait(executor: LocalExecutor, cases: list[Case], progress: Progress, deadline: float | None) -> list[Event]:
+def _wait(executor: LocalExecutor, cases: list[Case], progress: Progress, deadline: float | None) -> list[Result]:
     end = float("inf") if deadline is None else deadline
     if time.monotonic() >= end:
         raise _OutOfTime([])

@@ -1,20 +1,17 @@
-"""The process that measures: builds, verifies, then measures groups of cases it is sent on stdin.
+"""The process that measures: builds, verifies, then measures the groups of cases that it is sent.
 
-One JSON object a line each way: in `{"cases", "options"}`, out `{"event": "phase" | "row" | "done"}`.
+Run by `vitbench.bench.executor`; see messages.py for what the two tell each other.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import os
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +20,8 @@ from vitbench.bench import predict
 from vitbench.bench.build import TORCH_DTYPES, Workload, autocast_dtype, set_precision, use_device
 from vitbench.bench.check import Checker, Incorrect
 from vitbench.bench.failures import DoesNotFit, breaks_device, classify, is_out_of_memory
+from vitbench.bench.messages import Done, Group, Message, Phase, Result
+from vitbench.bench.options import SweepOptions
 from vitbench.bench.plan import Case
 from vitbench.errors import Unsupported
 from vitbench.measure import device as devices
@@ -31,43 +30,32 @@ from vitbench.measure.step import Step, make_step
 from vitbench.models import compiled, foreign, unserved
 from vitbench.models.outputs import Output
 from vitbench.ops.names import COMPILED, WHOLLY_COMPILED
+from vitbench.process import answers
+from vitbench.results.row import Counts, Energy, Found, Health, Memory, Speed, Utilisation
 from vitbench.verify import judge
 from vitbench.verify.outcome import Outcome, relative_error
 
-Emit = Callable[[dict[str, Any]], None]
+Emit = Callable[[Message], None]
 
 
 #: Whether Triton runs kernels in its interpreter, as it saw when it was imported.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a sweep asks of its worker."""
-
-    min_time: float
-    max_time: float
-    passes: tuple[str, ...]
-    images: str
-    weights: str
-    measure_up_to: int | None
-    graphs: bool = False
-
-
 @dataclass
 class Prepared:
-    """A case that is built and verified, and the part of its row that is known."""
+    """A case that is built and verified, and what is known of it."""
 
     case: Case
     step: Callable[[], Output]
-    row: dict[str, Any]
+    found: Found
     samples_ms: list[float] = field(default_factory=list)
 
 
 class Worker:
     """Measures groups of cases; keeps models, inputs and counts that the next group can use."""
 
-    def __init__(self, options: Options, emit: Emit) -> None:
+    def __init__(self, options: SweepOptions, emit: Emit) -> None:
         self.options = options
         self._emit = emit
         self.workload = Workload(options.images, options.weights)
@@ -79,13 +67,13 @@ class Worker:
         self.poisoned = False
 
     def _phase(self, case: Case | None, what: str) -> None:
-        self._emit({"event": "phase", "case": case.id if case else None, "what": what})
+        self._emit(Phase(case.id if case else None, what))
 
     def run_group(self, cases: list[Case]) -> None:
-        """Measures cases that differ only in implementation and emits one row each.
+        """Measures cases that differ only in implementation and emits one result each.
 
         They are timed interleaved where all fit on the device together, else one after the other. Once an error has
-        broken the device for this process (`poisoned`), the cases that are left get no row: another must measure them.
+        broken the device for this process (`poisoned`), the cases that are left get none: another must measure them.
         """
         if self.options.measure_up_to is not None and cases[0].batch > self.options.measure_up_to:
             self._only_predict(cases)
@@ -96,13 +84,13 @@ class Worker:
         failed: set[str] = set()
         try:
             for case in cases:
-                known: dict[str, Any] = {}
+                found = Found()
                 try:
-                    prepared.append(self._prepare(case, known))
+                    prepared.append(self._prepare(case, found))
                 except Exception as error:
                     if prepared and is_out_of_memory(error):
                         raise
-                    self._fail(case, error, known if isinstance(error, Unsupported) else {})
+                    self._fail(case, error, found if isinstance(error, Unsupported) else None)
                     if self.poisoned:
                         return
                     failed.add(case.id)
@@ -128,14 +116,15 @@ class Worker:
                 if self.poisoned:
                     return
             else:
-                self._emit({"event": "row", "case": one.case.id, "row": one.row, "samples_ms": one.samples_ms})
+                self._emit(Result(one.case.id, one.found, one.samples_ms))
 
-    def _fail(self, case: Case, error: Exception, known: dict[str, Any] | None = None) -> None:
-        """Emits the row of a case that could not be measured, with what is known of it all the same."""
-        status, reason = classify(error)
+    def _fail(self, case: Case, error: Exception, known: Found | None = None) -> None:
+        """Emits the result of a case that could not be measured, with what is known of it all the same."""
+        found = known or Found()
+        found.status, found.reason = classify(error)
         self.poisoned |= breaks_device(error, case.device)
         error.__traceback__ = None  # it holds the tensors of every frame it passed
-        self._emit({"event": "row", "case": case.id, "row": {**(known or {}), "status": status, "reason": reason}})
+        self._emit(Result(case.id, found))
         self._forget()
 
     def _forget(self) -> None:
@@ -144,71 +133,65 @@ class Worker:
         if torch.cuda.is_available() and not self.poisoned:
             torch.cuda.empty_cache()
 
-    def _describe(self, case: Case) -> dict[str, Any]:
-        """What is known of a case without running it."""
+    def _describe(self, case: Case, found: Found) -> None:
+        """Fills in what is known of a case without running it."""
         self._phase(case, "predicting")
         count = predict.count(case.model, case.resolution)
-        return {
-            "status": "ok",
-            "reason": "; ".join(count.differences),
-            "params_m": count.params_m,
-            "gmacs": count.gmacs,
-            "macts": count.macts,
-            "uncounted_ops": ";".join(count.uncounted_ops) or "none",
-            "predicted_mem_mib": predict.memory_mib(case),
-        }
+        found.reason = "; ".join(count.differences)
+        found.counts = Counts(count.params_m, count.gmacs, count.macts, ";".join(count.uncounted_ops) or "none")
+        found.memory.predicted_mem_mib = predict.memory_mib(case)
 
     def _only_predict(self, cases: list[Case]) -> None:
         for case in cases:
+            found = Found()
             try:
-                self._emit({"event": "row", "case": case.id, "row": self._describe(case)})
+                self._describe(case, found)
             except Exception as error:
                 self._fail(case, error)
+            else:
+                self._emit(Result(case.id, found))
 
-    def _prepare(self, case: Case, row: dict[str, Any]) -> Prepared:
-        """Builds and verifies a case; fills in its row as far as it comes."""
+    def _prepare(self, case: Case, found: Found) -> Prepared:
+        """Builds and verifies a case; fills in what it finds out, as far as it comes."""
         _check_supported(case)
         set_precision(case)
-        row |= self._describe(case)
+        self._describe(case, found)
         if _without_gpu(case) and not INTERPRETED:
             reason = "fused kernels need an NVIDIA GPU; TRITON_INTERPRET=1 checks them here, without timing them"
             raise Unsupported(reason)
-        _check_fits(case, row["predicted_mem_mib"])
+        _check_fits(case, found.memory.predicted_mem_mib)
         self._phase(case, "building")
         dtype = TORCH_DTYPES[case.dtype]
         module = self.workload.module(case, case.impl, dtype)
         x = self.workload.input(case, dtype)
         model: nn.Module = module
         if swapped := foreign.swapped(module):
-            _note(row, swapped)
+            found.note(swapped)
         if case.impl in COMPILED:
             torch._dynamo.reset()  # else a ninth shape of the same module would silently run uncompiled
         if case.impl in WHOLLY_COMPILED:
             model = compiled(module, case.impl)
         self._phase(case, "compiling" if case.impl in COMPILED else "verifying")
-        compile_s = self._checker.check(case, model, x, row)
+        compile_s = self._checker.check(case, model, x, found)
         step = make_step(model, x, case.mode, autocast_dtype(case), capturable=self.options.graphs)
         if case.impl in COMPILED or case.mode == "train":  # a first step compiles, and makes the optimizer's state
             compile_s += _seconds(step, case.device)
         if case.impl in COMPILED:
-            row["compile_s"] = compile_s
+            found.compile_s = compile_s
         if _without_gpu(case):
-            _note(row, "right in Triton's interpreter, where there is nothing to measure")
-            row["valid"] = False
+            found.note("right in Triton's interpreter, where there is nothing to measure")
+            found.health.valid = False
         elif "memory" in self.options.passes:
             self._phase(case, "memory")
             used = memory.measure(step)
-            row |= {
-                "static_mem_mib": used.static_mib,
-                "peak_mem_mib": used.peak_mib,
-                "reserved_mem_mib": used.reserved_mib,
-            }
+            predicted = found.memory.predicted_mem_mib
+            found.memory = Memory(used.static_mib, used.peak_mib, used.reserved_mib, predicted)
         if self.options.graphs:
             self._phase(case, "recording")
-            return Prepared(case, _recorded(step), row)
+            return Prepared(case, _recorded(step), found)
         if case.device != "cpu":
             torch.cuda.synchronize(case.device)  # what its kernels do to the device is told here, not by the next case
-        return Prepared(case, step, row)
+        return Prepared(case, step, found)
 
     def _time(self, prepared: list[Prepared]) -> None:
         if "latency" not in self.options.passes:
@@ -235,24 +218,21 @@ class Worker:
             low, high = timing.interval
             one.samples_ms = timing.samples_ms
             img_per_s = one.case.batch / timing.p50 * 1e3
-            one.row |= {
-                "latency_ms_p50": timing.p50,
-                "latency_ms_ci_low": low,
-                "latency_ms_ci_high": high,
-                "latency_ms_p95": timing.p95,
-                "samples": len(timing.samples_ms),
-                "stop_reason": timing.stop_reason,
-                "img_per_s": img_per_s,
-                "sm_clock_mhz": after.sm_clock_mhz,
-                "temperature_c": after.temperature_c,
-                "throttled": throttled,
-                "valid": not throttled,
-            }
+            one.found.speed = Speed(
+                img_per_s=img_per_s,
+                latency_ms_p50=timing.p50,
+                latency_ms_ci_low=low,
+                latency_ms_ci_high=high,
+                latency_ms_p95=timing.p95,
+                samples=len(timing.samples_ms),
+                stop_reason=timing.stop_reason,
+            )
+            one.found.health = Health(after.sm_clock_mhz, after.temperature_c, throttled, valid=not throttled)
             if throttled:
-                _note(one.row, "the GPU was throttled by heat or power throughout")
-            self._utilisation(one, img_per_s)
+                one.found.note("the GPU was throttled by heat or power throughout")
+            self._utilise(one, img_per_s)
 
-    def _utilisation(self, one: Prepared, img_per_s: float) -> None:
+    def _utilise(self, one: Prepared, img_per_s: float) -> None:
         case = one.case
         key = (case.device, case.dtype)
         if key not in self._peaks:
@@ -260,8 +240,9 @@ class Worker:
                 torch.device(case.device), autocast_dtype(case) or TORCH_DTYPES[case.dtype]
             )
         passes = 3 if case.mode == "train" else 1  # a backward pass does twice the forward's products
-        done = 2 * one.row["gmacs"] * 1e9 * passes * img_per_s
-        one.row |= {"peak_tflops": self._peaks[key], "mfu": done / (self._peaks[key] * 1e12)}
+        assert one.found.counts.gmacs is not None
+        done = 2 * one.found.counts.gmacs * 1e9 * passes * img_per_s
+        one.found.utilisation = Utilisation(mfu=done / (self._peaks[key] * 1e12), peak_tflops=self._peaks[key])
 
     def _find_energy(self, device: str) -> None:
         if "energy" in self.options.passes and not self._looked_for_energy:
@@ -275,25 +256,20 @@ class Worker:
         if "energy" not in self.options.passes or _without_gpu(one.case):
             return
         if self._source is None or self._idle_watts is None:
-            one.row["energy_source"] = "none"
+            one.found.energy.energy_source = "none"
             return
         self._phase(one.case, "energy")
         device = torch.device(one.case.device)
         wait = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else lambda: None
         energy = power.measure(one.step, self._source, wait)
-        one.row |= {
-            "energy_source": self._source.name,
-            "avg_power_w": energy.watts,
-            "idle_power_w": self._idle_watts,
-            "energy_j_per_img": energy.per_call() / one.case.batch,
-            "energy_net_j_per_img": energy.per_call(self._idle_watts) / one.case.batch,
-            "energy_ratio": energy.ratio,
-        }
-
-
-def _note(row: dict[str, Any], text: str) -> None:
-    """Adds to what a row says besides its numbers."""
-    row["reason"] = "; ".join(filter(None, (row.get("reason"), text)))
+        one.found.energy = Energy(
+            avg_power_w=energy.watts,
+            idle_power_w=self._idle_watts,
+            energy_j_per_img=energy.per_call() / one.case.batch,
+            energy_net_j_per_img=energy.per_call(self._idle_watts) / one.case.batch,
+            energy_source=self._source.name,
+            energy_ratio=energy.ratio,
+        )
 
 
 def _check_supported(case: Case) -> None:
@@ -343,32 +319,23 @@ def _seconds(step: Step, device: str) -> float:
 
 
 def main() -> None:
-    """Serves groups until stdin ends. Whatever libraries print goes to stderr, away from the protocol."""
-    out = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-
-    def emit(event: dict[str, Any]) -> None:
-        out.write(json.dumps(event) + "\n")
-
-    requests: queue.SimpleQueue[str] = queue.SimpleQueue()
+    """Serves groups until the parent is gone, or done with us: then it stops at once, whatever is running."""
+    emit, asked = answers()
+    groups: queue.SimpleQueue[Group] = queue.SimpleQueue()
 
     def listen() -> None:
-        for line in sys.stdin:
-            requests.put(line)
-        # The parent is gone (or done with us): stop at once, whatever is running.
+        for one in asked:
+            groups.put(one)
         os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
     worker: Worker | None = None
     while True:
-        request = json.loads(requests.get())
-        given = request["options"]
-        options = Options(**{**given, "passes": tuple(given["passes"])})
-        if worker is None or worker.options != options:
-            worker = Worker(options, emit)
-        cases = [Case(**{**case, "resolution": tuple(case["resolution"])}) for case in request["cases"]]
-        worker.run_group(cases)
-        emit({"event": "done", "poisoned": worker.poisoned})
+        one = groups.get()
+        if worker is None or worker.options != one.options:
+            worker = Worker(one.options, emit)
+        worker.run_group(one.cases)
+        emit(Done(worker.poisoned))
 
 
 if __name__ == "__main__":

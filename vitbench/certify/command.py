@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from vitbench.certify import summary
+from vitbench.certify.options import CertifyOptions
 from vitbench.certify.stage import FAIL, NOT_RUN, PASS, Context, Stage
 from vitbench.certify.stages import STAGES, parse_stages
 from vitbench.console import console
@@ -16,21 +18,22 @@ from vitbench.measure import device as devices
 from vitbench.results.row import changes
 
 
-def run(budget: float, stage: str, out: Path | None, device: str) -> int:
+def run(given: CertifyOptions) -> int:
     """Runs stages, prints and writes the summary; 0 nothing failed, 1 something did, 130 interrupted.
 
     Raises: InputError on an unknown stage, a budget that is not positive, a device that is not there, or a folder
         with the results of another environment.
     """
-    if not 0 < budget < float("inf"):
-        raise InputError(f"--budget is a number of seconds above zero, got {budget:g}")
-    chosen = parse_stages(stage)
-    device = devices.check_device(device) if device else devices.default_device()
+    if not 0 < given.budget < float("inf"):
+        raise InputError(f"--budget is a number of seconds above zero, got {given.budget:g}")
+    chosen = parse_stages(given.stage)
+    device = devices.check_device(given.device) if given.device else devices.default_device()
     if ":" in device:
         raise InputError(f"certify measures on the first GPU, not on {device}: choose one with CUDA_VISIBLE_DEVICES")
-    deadline = time.monotonic() + budget
-    environment = devices.environment(device)
-    out = out or Path("results") / devices.slug(str(environment["device_name"])) / "certify"
+    deadline = time.monotonic() + given.budget
+    about = devices.environment(device)
+    environment = dataclasses.asdict(about)
+    out = given.out or Path("results") / devices.slug(about.device_name) / "certify"
     context = Context(out, device)
     _claim(out, environment)
     interrupted = _run_stages(chosen, context, deadline)
@@ -73,7 +76,7 @@ def _claim(out: Path, environment: dict[str, object]) -> None:
         if path.exists():
             with path.open(newline="", encoding="utf-8") as handle:
                 before = next(csv.DictReader(handle), {})
-            if changed := changes({name: before.get(name) for name in now}, dict(now)):
+            if changed := changes({name: before.get(name) or "" for name in now}, now):
                 raise InputError(
                     f"{out} was measured elsewhere or otherwise ({'; '.join(changed)}): give another --out"
                 )

@@ -14,9 +14,9 @@ from collections import defaultdict
 from pathlib import Path
 
 from vitbench.certify import recorder
-from vitbench.certify.process import Process
 from vitbench.certify.recorder import FAILED, OPEN, PASSED, PLANNED, SKIPPED, STARTED, Record
 from vitbench.certify.stage import FAIL, NOT_RUN, PASS, Context, Line, Stage
+from vitbench.process import Process, python_environment
 
 _ROOT = Path(__file__).resolve().parents[2]
 #: Where the kernels are tested, alone and in whole models; last those that take longest.
@@ -48,10 +48,8 @@ def _run(context: Context, deadline: float) -> bool:
         "-p", "no:cacheprovider", "-p", "vitbench.certify.recorder", "--record-to", str(path),
         "--continue-on-collection-errors",
     ]  # fmt: skip
-    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment = {**own, "PYTHONPATH": os.pathsep.join(map(str, (_ROOT, _ROOT / "kernels", *filter(None, sys.path))))}
-    if context.device != "cpu":
-        environment.pop("TRITON_INTERPRET", None)
+    interprets = [] if context.device == "cpu" else ["TRITON_INTERPRET"]
+    environment = python_environment(_ROOT, _ROOT / "kernels", without=["PYTEST_", *interprets])
     waiting = list(range(count))
     with contextlib.ExitStack() as stack:
         running: dict[int, Process] = {}

@@ -9,9 +9,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from vitbench.certify.process import Process
 from vitbench.certify.stage import FAIL, NOT_RUN, Context, Line, Stage, verdict
 from vitbench.console import console
+from vitbench.process import Process
 
 _BENCH = "vitbench.kernel_bench"
 #: Of the rehearsal on a CPU: one case, without gradients.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from vitbench.bench.options import SweepOptions
 from vitbench.bench.plan import Case
-from vitbench.bench.sweep import SweepOptions
 from vitbench.certify import sweeping
 from vitbench.certify.stage import NOT_RUN, Context, Line, Stage, verdict
 from vitbench.report import curves
-from vitbench.results.row import Row
+from vitbench.results.row import Memory, Row
 
 #: How far a prediction may be off the measurement, as a share of it.
 TOLERANCE = 0.05
@@ -61,9 +61,9 @@ def _judge(context: Context) -> list[Line]:
 def _judge_prediction(name: str, curve: list[Case], rows: dict[str, Row]) -> Line:
     what = f"{name}: peak memory is predicted within {TOLERANCE:.0%} of the measured"
     off = {
-        row.batch: row.predicted_mem_mib / row.peak_mem_mib - 1
+        row.batch: row.memory.predicted_mem_mib / row.memory.peak_mem_mib - 1
         for case in curve
-        if (row := rows.get(case.id)) and row.peak_mem_mib and row.predicted_mem_mib
+        if (row := rows.get(case.id)) and row.memory.peak_mem_mib and row.memory.predicted_mem_mib
     }
     if not off:
         return Line(what, NOT_RUN, sweeping.absence(curve[0], rows))
@@ -90,10 +90,10 @@ def _judge_largest(name: str, curve: list[Case], rows: dict[str, Row]) -> Line:
 
 def _judge_saving(eager: Case, rows: dict[str, Row]) -> Line:
     what = f"{eager.model} train at {eager.resolution[0]} px, batch {eager.batch}: fused needs less memory than eager"
-    before, after = rows.get(eager.id), rows.get(replace(eager, impl="fused").id)
-    if before is None or after is None or not before.predicted_mem_mib or not after.predicted_mem_mib:
-        missing = eager if before is None or not before.predicted_mem_mib else replace(eager, impl="fused")
-        return Line(what, NOT_RUN, sweeping.absence(missing, rows))
+    fused = replace(eager, impl="fused")
+    before, after = (rows[case.id].memory if case.id in rows else Memory() for case in (eager, fused))
+    if not before.predicted_mem_mib or not after.predicted_mem_mib:
+        return Line(what, NOT_RUN, sweeping.absence(fused if before.predicted_mem_mib else eager, rows))
     ratios = [after.predicted_mem_mib / before.predicted_mem_mib]
     told = f"predicted {after.predicted_mem_mib:,.0f} MiB of {before.predicted_mem_mib:,.0f} MiB, {ratios[0]:.0%}"
     if before.peak_mem_mib and after.peak_mem_mib:

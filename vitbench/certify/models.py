@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+from vitbench.bench.options import SweepOptions
 from vitbench.bench.plan import Case
-from vitbench.bench.sweep import SweepOptions
 from vitbench.catalog import Resolution
 from vitbench.certify import sweeping
 from vitbench.certify.stage import NOT_RUN, Context, Line, Stage, verdict
@@ -106,7 +106,9 @@ def _aim(model: str, mode: str, rows: dict[str, Row], context: Context) -> Line:
 
 
 def _rate(row: Row | None) -> float:
-    return row.img_per_s or 0.0 if row is not None and row.status == "ok" and row.valid is not False else 0.0
+    if row is None or row.status != "ok" or row.health.valid is False:
+        return 0.0
+    return row.speed.img_per_s or 0.0
 
 
 STAGE = Stage("models", "whole models under every implementation", 35, _run, _judge)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from vitbench.bench.options import SweepOptions
 from vitbench.bench.plan import Case
-from vitbench.bench.sweep import SweepOptions
 from vitbench.certify import sweeping
 from vitbench.certify.stage import NOT_RUN, Context, Line, Stage, verdict
 from vitbench.measure import power
+from vitbench.results.row import Energy
 
 _FILE = "power.csv"
 _MODELS = ("cmt_s", "coatnet_0", "vit_base_patch16_224", "resnet50")
@@ -37,17 +38,22 @@ def _judge(context: Context) -> list[Line]:
         row, what = rows.get(case.id), f"{case.id}: power is measured"
         if row is None or row.status in ("unsupported", "oom"):
             lines.append(Line(what, NOT_RUN, sweeping.absence(case, rows)))
-        elif row.energy_source == "none":
+        elif row.energy.energy_source == "none":
             lines.append(Line(what, NOT_RUN, f"no energy counter: {power.find(context.device)[1]}"))
-        elif row.energy_j_per_img is None or row.energy_net_j_per_img is None or row.avg_power_w is None:
-            lines.append(Line(what, verdict(False), sweeping.absence(case, rows)))
         else:
-            told = (
-                f"{row.avg_power_w:,.0f} W (idle {row.idle_power_w or 0:,.0f} W), "
-                f"{row.energy_j_per_img:.4g} J an image, {row.energy_net_j_per_img:.4g} J net of idle"
-            )
-            lines.append(Line(what, verdict(row.energy_j_per_img > 0), told))
+            lines.append(_judge_energy(what, row.energy) or Line(what, verdict(False), sweeping.absence(case, rows)))
     return lines
+
+
+def _judge_energy(what: str, found: Energy) -> Line | None:
+    """None where something was not measured."""
+    if found.energy_j_per_img is None or found.energy_net_j_per_img is None or found.avg_power_w is None:
+        return None
+    told = (
+        f"{found.avg_power_w:,.0f} W (idle {found.idle_power_w or 0:,.0f} W), "
+        f"{found.energy_j_per_img:.4g} J an image, {found.energy_net_j_per_img:.4g} J net of idle"
+    )
+    return Line(what, verdict(found.energy_j_per_img > 0), told)
 
 
 STAGE = Stage("power", "power and joules an image", 8, _run, _judge)

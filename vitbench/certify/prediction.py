@@ -67,7 +67,7 @@ def _run(context: Context, deadline: float) -> bool:
         wanted = registry.launches(["vitkernels"], arch, _SMALL)
     else:
         wanted = [launch for launch in registry.launches(["vitkernels"], arch) if _wanted(launch, measured)]
-    card = None if context.small else chips.card_named(str(devices.environment(context.device)["device_name"]))
+    card = None if context.small else chips.card_named(devices.environment(context.device).device_name)
     rows = _audited(context)
     todo = [launch for launch in wanted if launch.id not in {row.launch_id for row in rows}]
 

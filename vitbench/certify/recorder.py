@@ -8,17 +8,18 @@ a new one.
 from __future__ import annotations
 
 import csv
-import io
 import os
 import sys
 from collections import defaultdict
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-COLUMNS = ("test", "outcome", "seconds", "reason")
+from vitbench.results import lines
+from vitbench.results.table import Table
+
 PLANNED, STARTED, PASSED, FAILED, SKIPPED = "planned", "started", "passed", "failed", "skipped"
 #: Without an outcome.
 OPEN = (PLANNED, STARTED)
@@ -39,27 +40,22 @@ class Record:
     reason: str
 
 
+TABLE = Table(Record, "a record of tests")
+
+
 def read(path: Path) -> dict[str, Record]:
     """The last record of each test; a line that was cut short is none."""
     if not path.exists():
         return {}
-    with path.open(newline="", encoding="utf-8") as handle:
-        rows = [row for row in csv.reader(handle) if len(row) == len(COLUMNS) and tuple(row) != COLUMNS]
-    return {row[0]: Record(*row) for row in rows}
+    with path.open(newline="", encoding="utf-8", errors="replace") as handle:
+        rows = [row for row in csv.reader(handle) if len(row) == len(TABLE.header) and tuple(row) != TABLE.header]
+    return {row[0]: TABLE.parse(row) for row in rows}
 
 
 def append(path: Path, records: list[Record]) -> None:
     """Adds records in one write, so that several processes can share the file."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if not path.exists():
-        writer.writerow(COLUMNS)
-    writer.writerows([r.test, r.outcome, r.seconds, " ".join(r.reason.split())[:300]] for r in records)
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(descriptor, text.getvalue().encode())
-    finally:
-        os.close(descriptor)
+    short = [replace(record, reason=" ".join(record.reason.split())[:300]) for record in records]
+    lines.append_shared(path, TABLE.format(short), TABLE.header_line)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -148,4 +144,4 @@ def _last_line(report: pytest.TestReport | pytest.CollectReport) -> str:
     return lines[-1] if lines else ""
 
 
-__all__ = ["BROKEN", "COLUMNS", "FAILED", "OPEN", "PASSED", "PLANNED", "SKIPPED", "STARTED", "Record", "append", "read"]
+__all__ = ["BROKEN", "FAILED", "OPEN", "PASSED", "PLANNED", "SKIPPED", "STARTED", "Record", "append", "read"]

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vitbench.bench import selection, sweep
+from vitbench.bench.options import SweepOptions
 from vitbench.bench.plan import Case, group
 from vitbench.bench.progress import ConsoleProgress
-from vitbench.bench.sweep import SweepOptions
 from vitbench.certify.stage import FAIL, NOT_RUN, PASS, Context, Line
 from vitbench.console import console
 from vitbench.errors import InputError
 from vitbench.measure import device as devices
-from vitbench.results import journal
+from vitbench.results import journal, lines
 from vitbench.results.row import Row
 
 
@@ -39,15 +39,11 @@ def measure(cases: Sequence[Case], path: Path, options: SweepOptions, deadline: 
     here = [case for members in groups for case in members]
     if not here:
         return False
-    environment = devices.environment(here[0].device) | {
-        "input": "noise, seed 0",
-        "weights": "random, seed 0",
-        "graphs": False,
-    }
+    environment = devices.environment(here[0].device)
     with ConsoleProgress(console()) as progress:
         done = sweep.run(here, path, environment, options, progress, deadline)
     for case in done.cut_off:
-        journal.append_line(cut_off, ("" if cut_off.exists() else "case\n") + case.id + "\n")
+        lines.append(cut_off, case.id + "\n", "case\n")
     return done.interrupted
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -15,9 +14,10 @@ from typing import Any
 from vitbench.errors import InputError
 from vitbench.gate import measurements, verdicts
 from vitbench.gate.compare import Comparison, Thresholds, compare, parse_thresholds
+from vitbench.gate.options import BENCHMARKS, GateOptions
 from vitbench.measure import device as devices
+from vitbench.process import Process, python_environment
 
-BENCHMARKS = Path("tests") / "vitkernels" / "bench_kernels.py"
 ROUNDS = 2  # of each: A B B A, so that a steady drift falls on both alike
 
 
@@ -29,43 +29,34 @@ def root() -> Path:
     return Path(_git(Path.cwd(), "rev-parse", "--show-toplevel"))
 
 
-def run(
-    against: str,
-    baseline: Path | None,
-    device: str,
-    rounds: int,
-    threshold: Sequence[str],
-    markdown: Path | None,
-    json_to: Path | None,
-    audit_options: Sequence[str],
-    benchmarks: Path = BENCHMARKS,
-) -> int:
+def run(given: GateOptions) -> int:
     """What `vitbench gate` does; 0 no regression, 1 a regression, 2 not comparable.
 
     Raises: InputError.
     """
-    thresholds = parse_thresholds(threshold)
+    thresholds = parse_thresholds(given.threshold or [])
+    against, baseline = given.against, given.baseline
     if bool(against) == bool(baseline):
         raise InputError("give either --against COMMIT or --baseline FILE.json, what to compare this checkout with")
-    if rounds < 1:
-        raise InputError(f"--rounds is a count of 1 or more, got {rounds}")
+    if given.rounds < 1:
+        raise InputError(f"--rounds is a count of 1 or more, got {given.rounds}")
     checkout = root()
-    device = devices.check_device(device) if device else devices.default_device().replace("cpu", "")
+    device = devices.check_device(given.device) if given.device else devices.default_device().replace("cpu", "")
     if not device and not baseline:
-        if json_to or threshold:
+        if given.json or given.threshold:
             raise InputError(
                 "there is no GPU here, so machine code is audited, which takes neither --json nor --threshold"
             )
-        return audit_gate(checkout, against, audit_options, markdown)
+        return audit_gate(checkout, against, given.audited, given.markdown)
 
     def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     if baseline:
-        result = fixed_gate(checkout, baseline, device or "cpu", thresholds, benchmarks)
+        result = fixed_gate(checkout, baseline, device or "cpu", thresholds, given.benchmarks)
     else:
-        result = measured_gate(checkout, against, device, thresholds, rounds, tell, benchmarks)
-    verdicts.emit(result, markdown, json_to)
+        result = measured_gate(checkout, against, device, thresholds, given.rounds, tell, given.benchmarks)
+    verdicts.emit(result, given.markdown, given.json)
     return result.exit_code
 
 
@@ -103,10 +94,8 @@ def worktree(checkout: Path, reference: str) -> Iterator[Path]:
 
 def _environment(*first: Path) -> dict[str, str]:
     """A process's environment in which these folders, not what is installed, provide vitbench and vitkernels."""
-    here = [entry or os.getcwd() for entry in sys.path]
     # pytest-benchmark would refuse to measure in what it takes for a worker of pytest-xdist.
-    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
-    return {**own, "PYTHONPATH": os.pathsep.join([*map(str, first), *here])}
+    return python_environment(*first, without=["PYTEST_XDIST"])
 
 
 def run_benchmarks(checkout: Path, device: str, out: Path, benchmarks: Path = BENCHMARKS) -> None:
@@ -122,18 +111,11 @@ def run_benchmarks(checkout: Path, device: str, out: Path, benchmarks: Path = BE
         raise InputError(f"{checkout} has no {benchmarks} to run; choose a commit that has it, or give --benchmarks")
     command = [sys.executable, "-m", "pytest", str(file), "--benchmark-only", "--benchmark-json", str(out), "-q"]
     command += ["--device", device] if benchmarks == BENCHMARKS else [f"--rootdir={checkout}"]
-    done = subprocess.run(
-        command,
-        cwd=checkout,
-        env=_environment(checkout, checkout / "kernels", checkout / "src"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    # pytest's 1: some benchmarks failed. They are missing from the JSON, and compare counts them.
-    if done.returncode not in (0, 1) or not out.exists():
-        last = (done.stdout + done.stderr).strip().splitlines()[-1:] or ["no output"]
-        raise InputError(f"the benchmarks of {checkout} could not run (pytest exit code {done.returncode}): {last[0]}")
+    environment = _environment(checkout, checkout / "kernels", checkout / "src")
+    with Process(command, checkout, environment, quiet=True) as process:
+        # pytest's 1: some benchmarks failed. They are missing from the JSON, and compare counts them.
+        if process.wait() not in (0, 1) or not out.exists():
+            raise InputError(f"the benchmarks of {checkout} could not run (pytest: {process.how_it_ended()})")
 
 
 def merge(rounds: Sequence[Path], out: Path) -> Path:

@@ -81,14 +81,14 @@ def _sweep(path: Path) -> Measured:
     cases = {}
     for row in rows:
         values: dict[Metric, list[float]] = {}
-        timed = samples.get(row.case) or ([row.latency_ms_p50] if row.latency_ms_p50 is not None else [])
+        timed = samples.get(row.case) or ([row.speed.latency_ms_p50] if row.speed.latency_ms_p50 is not None else [])
         if row.status == OK and timed:
             values[TIME] = timed
-        for name in ("peak_mem_mib", "energy_j_per_img"):
-            number = getattr(row, name)
+        numbers = {"peak_mem_mib": row.memory.peak_mem_mib, "energy_j_per_img": row.energy.energy_j_per_img}
+        for name, number in numbers.items():
             if row.status == OK and number is not None:
                 values[NUMBERS[name]] = [number]
-        status = "not measured cleanly" if row.status == OK and row.valid is False else row.status
+        status = "not measured cleanly" if row.status == OK and row.health.valid is False else row.status
         cases[row.case] = Outcome(status, row.reason, values)
     first = as_dict(rows[0]) if rows else {}
     return Measured(path, "vitbench CSV", _texts(first, _COMPARABLE), _texts(first, _NOTED), cases)

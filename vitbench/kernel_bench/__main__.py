@@ -34,7 +34,7 @@ def main(
     device = devices.check_device(device) if device else devices.default_device()
     dtypes = [name.strip() for name in (dtype or ("fp32" if device == "cpu" else "bf16")).split(",")]
     if out is None:
-        out = Path("results") / devices.slug(str(devices.environment(device)["device_name"])) / "kernels.csv"
+        out = Path("results") / devices.slug(devices.environment(device).device_name) / "kernels.csv"
     done = run(kernel, device, dtypes, budget, out, tell=lambda text: print(text, flush=True), max_seconds=max_time)
     print(f"{done.measured} problems measured, {done.resumed} found in {out}, {done.left} left ({done.stopped})")
     failed = [row for row in done.rows if row.status not in ("ok", "unsupported")]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from vitbench.kernel_bench.problem import DTYPES, Impl, Problem, outcome, refere
 from vitbench.kernel_bench.rows import KernelRow
 from vitbench.measure import device as devices
 from vitbench.measure.latency import Latency
+from vitbench.results.row import Environment
 from vitbench.verify import judge
 from vitbench.verify.outcome import Outcome, relative_error
 
@@ -181,7 +182,7 @@ def _time(contenders: Sequence[Contender], device: torch.device, max_seconds: fl
 def measure(
     planned: Planned,
     device: str,
-    environment: dict[str, object],
+    environment: Environment,
     skip: Collection[str] = (),
     eager_us: float | None = None,
     max_seconds: float = timing.MAX_SECONDS,
@@ -205,11 +206,9 @@ def measure(
             continue
         refused = ("unsupported", impl.unsupported) if impl.unsupported else ("ok", "")
         contenders.append(Contender(impl, *refused))
-    name = str(environment["device_name"])
-    known: Any = {key: environment[key] for key in KernelRow.__dataclass_fields__ if key in environment}
 
     def row(contender: Contender) -> KernelRow:
-        return _row(planned, contender, len(problem.impls), device, started, known)
+        return _row(planned, contender, len(problem.impls), device, started, environment)
 
     try:
         _verify(contenders, problem, DTYPES[planned.dtype], where)
@@ -221,7 +220,7 @@ def measure(
     for c in contenders:
         made = row(c)
         if c.latency is not None:
-            _fill(made, c.latency, c.graph_us, floor_us(problem.work, name), eager_us)
+            _fill(made, c.latency, c.graph_us, floor_us(problem.work, environment.device_name), eager_us)
         found.append((made, [1e3 * ms for ms in c.latency.samples_ms] if c.latency else []))
     return found
 
@@ -236,7 +235,7 @@ def _fill(row: KernelRow, latency: Latency, graph_us: float | None, floor: float
 
 
 def _row(
-    planned: Planned, contender: Contender, impls: int, device: str, started: str, known: dict[str, Any]
+    planned: Planned, contender: Contender, impls: int, device: str, started: str, environment: Environment
 ) -> KernelRow:
     return KernelRow(
         planned.kernel,
@@ -251,6 +250,13 @@ def _row(
         rel_err=contender.error,
         rel_err_limit=contender.limit,
         device=device,
+        device_name=environment.device_name,
+        torch=environment.torch,
+        triton=environment.triton,
+        vitbench=environment.vitbench,
+        commit=environment.commit,
+        dirty=environment.dirty,
+        driver=environment.driver,
+        threads=environment.threads,
         started_at=started,
-        **known,
     )

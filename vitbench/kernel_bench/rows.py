@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vitbench.errors import InputError
-from vitbench.results import journal
+from vitbench.results import journal, lines
+from vitbench.results.row import Environment
+from vitbench.results.table import Table
 
 STATUSES = ("ok", "unsupported", "incorrect", "oom", "error", "crashed")
 
 
-@dataclass
+@dataclass(slots=True)
 class KernelRow:
     """One implementation of one case in one pass and dtype. None (empty in the CSV) means not measured.
 
@@ -73,39 +71,7 @@ class KernelRow:
 
 #: Fields that must be equal in all rows of a file: numbers of other machines or versions do not compare.
 ENVIRONMENT = ("device_name", "torch", "triton", "vitbench", "commit", "dirty", "driver", "threads")
-COLUMNS = tuple(field.name.rstrip("_") for field in fields(KernelRow))
-_KINDS = {field.name: str(field.type).removesuffix(" | None") for field in fields(KernelRow)}
-_OPTIONAL = {field.name for field in fields(KernelRow) if str(field.type).endswith(" | None")}
-
-
-def _to_text(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return " ".join(str(value).split())  # a row is one line, whatever an error message holds
-
-
-def _from_text(name: str, text: str) -> Any:
-    if not text and name in _OPTIONAL:
-        return None
-    kind = _KINDS[name]
-    if kind == "bool":
-        if text not in ("true", "false"):
-            raise ValueError(f"{name} is {text!r}, expected true or false")
-        return text == "true"
-    if kind == "float" and not math.isfinite(float(text)):
-        raise ValueError(f"{name} is {text}, expected a finite number")
-    return {"str": str, "int": int, "float": float}[kind](text)
-
-
-def to_line(row: KernelRow) -> str:
-    """The row as one line of CSV."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(_to_text(getattr(row, field.name)) for field in fields(KernelRow))
-    return line.getvalue()
+TABLE = Table(KernelRow, "a CSV of kernel timings", number="{:.6g}".format, finite=True)
 
 
 def read(path: Path) -> list[KernelRow]:
@@ -113,24 +79,7 @@ def read(path: Path) -> list[KernelRow]:
 
     Raises: InputError when it is another file or damaged.
     """
-    if not path.exists():
-        return []
-    text, _ = journal.complete_lines(path)
-    lines = csv.reader(io.StringIO(text))
-    header = tuple(next(lines, ()))
-    if header and header != COLUMNS:
-        odd = [name for name in (*header, *COLUMNS) if (name in header) != (name in COLUMNS)] or ["their order"]
-        raise InputError(
-            f"{path} is not a CSV of kernel timings (it differs in {', '.join(odd[:3])}); give another file"
-        )
-    rows = []
-    for number, cells in enumerate(lines, start=2):
-        try:
-            pairs = zip(fields(KernelRow), cells, strict=True)
-            rows.append(KernelRow(**{field.name: _from_text(field.name, cell) for field, cell in pairs}))
-        except ValueError as problem:
-            raise InputError(f"{path} line {number} is damaged ({problem}); repair or remove that line") from problem
-    return rows
+    return TABLE.read(path) if path.exists() else []
 
 
 def append(path: Path, row: KernelRow, samples_us: Sequence[float] = ()) -> None:
@@ -141,17 +90,15 @@ def append(path: Path, row: KernelRow, samples_us: Sequence[float] = ()) -> None
     path.parent.mkdir(parents=True, exist_ok=True)
     if samples_us:
         record = {"id": row.id, "started_at": row.started_at, "us": [round(s, 4) for s in samples_us]}
-        journal.append_line(journal.samples_path(path), json.dumps(record) + "\n")
-    if not path.exists() or path.stat().st_size == 0:
-        journal.append_line(path, ",".join(COLUMNS) + "\n")
-    journal.append_line(path, to_line(row))
+        lines.append(journal.samples_path(path), json.dumps(record) + "\n")
+    TABLE.append(path, [row])
 
 
-def check_environment(path: Path, rows: Sequence[KernelRow], environment: dict[str, object]) -> None:
+def check_environment(path: Path, rows: Sequence[KernelRow], environment: Environment) -> None:
     """Raises: InputError when rows of a file were measured elsewhere or with other versions."""
     for row in rows:
         for name in ENVIRONMENT:
-            old, new = _to_text(getattr(row, name)), _to_text(environment[name])
+            old, new = TABLE.to_text(getattr(row, name)), TABLE.to_text(getattr(environment, name))
             if old != new:
                 raise InputError(
                     f"{path} holds timings whose {name} is {old!r}, here it is {new!r}; give another --out"

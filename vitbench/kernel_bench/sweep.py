@@ -17,6 +17,7 @@ from vitbench.kernel_bench.cases import Planned, plan
 from vitbench.kernel_bench.rows import KernelRow
 from vitbench.measure import device as devices
 from vitbench.results import journal
+from vitbench.results.row import Environment
 
 DONE, BUDGET, DEVICE_LOST = "done", "budget", "device lost"
 
@@ -118,7 +119,7 @@ def run(
 def _measure(
     item: Planned,
     device: str,
-    environment: dict[str, object],
+    environment: Environment,
     have: dict[str, KernelRow],
     max_seconds: float,
     deadline: float,

@@ -18,6 +18,7 @@ from typing import Any
 
 from vitbench import __version__
 from vitbench.errors import InputError
+from vitbench.results.row import Environment
 
 
 @functools.cache
@@ -140,8 +141,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def environment(device: str) -> dict[str, object]:
-    """The fields of results.Row that name the machine, the software and the code."""
+def environment(device: str) -> Environment:
+    """The machine, the software and the code, as rows name them."""
     commit = _git("rev-parse", "--short=12", "HEAD")
     changed = _git("status", "--porcelain", "--", "vitbench", "kernels", "pyproject.toml")
     name, uuid, driver = _cpu_name(), _machine_digest(), None
@@ -151,17 +152,17 @@ def environment(device: str) -> dict[str, object]:
         name = str(library.nvmlDeviceGetName(handle))
         uuid = str(library.nvmlDeviceGetUUID(handle))
         driver = str(library.nvmlSystemGetDriverVersion())
-    return {
-        "device_name": name,
-        "device_uuid": uuid,
-        "driver": driver,
-        "torch": torch_version(),
-        "triton": _version("triton"),
-        "vitbench": __version__,
-        "commit": commit,
-        "dirty": None if commit is None else bool(changed),
-        "threads": cpu_threads(),
-    }
+    return Environment(
+        device_name=name,
+        device_uuid=uuid,
+        driver=driver,
+        torch=torch_version(),
+        triton=_version("triton"),
+        vitbench=__version__,
+        commit=commit,
+        dirty=None if commit is None else bool(changed),
+        threads=cpu_threads(),
+    )
 
 
 def slug(name: str) -> str:

@@ -30,11 +30,11 @@ class Finding:
 
 def findings() -> Iterator[Finding]:
     """Everything worth knowing, most important first."""
-    yield Finding("vitbench", True, f"{devices.environment('cpu')['vitbench']}, {len(catalog.catalog())} models")
+    yield Finding("vitbench", True, f"{devices.environment('cpu').vitbench}, {len(catalog.catalog())} models")
     yield Finding("python", True, platform.python_version())
     yield _torch()
     yield from _gpus()
-    name = devices.environment("cpu")["device_name"]
+    name = devices.environment("cpu").device_name
     yield Finding("cpu", True, f"{name}, {devices.cpu_threads()} threads")
     yield Finding("free memory", True, f"{devices.available_memory_mib() / 1024:.1f} GiB")
     source, why = power.find("cpu")
@@ -76,7 +76,7 @@ def _gpus() -> Iterator[Finding]:
         yield Finding(
             device,
             True,
-            f"{about['device_name']}, driver {about['driver']}, "
+            f"{about.device_name}, driver {about.driver}, "
             f"{memory.free / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free",
         )
         source, why = power.find(device)

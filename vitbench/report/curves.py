@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from vitbench.results.row import Row
+from vitbench.results.row import Row, as_dict
 
 INSTALL = "pip install altair vl-convert-python"
 
@@ -21,7 +21,7 @@ def plotting_missing() -> bool:
 
 
 def _frame(rows: Sequence[Row]) -> pd.DataFrame:
-    frame = pd.DataFrame([row.__dict__ for row in rows if row.status == "ok"])
+    frame = pd.DataFrame([as_dict(row) for row in rows if row.status == "ok"])
     if frame.empty:
         return frame
     varying = [name for name in ("model", "impl", "dtype", "layout", "resolution") if frame[name].nunique() > 1]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vitbench.report import curves
 from vitbench.report.tables import sweep_table
-from vitbench.results.row import ENVIRONMENT, Row
+from vitbench.results.row import Row, environment_of
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px; padding: 0 1rem; color: #1b1f24 }
@@ -31,11 +31,7 @@ def _html_table(rows: Sequence[Row]) -> str:
 def write(rows: Sequence[Row], path: Path, title: str) -> None:
     """Writes the page; charts are drawn by scripts inside the file, so it opens anywhere, off line too."""
     charts = [chart for chart in (curves.throughput_chart(rows), curves.memory_chart(rows)) if chart is not None]
-    where = "".join(
-        f"<dt>{name}</dt><dd>{escape(str(getattr(rows[0], name)))}</dd>"
-        for name in ENVIRONMENT
-        if getattr(rows[0], name) not in (None, "")
-    )
+    where = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in environment_of(rows[0]).items() if text)
     drawn = "".join(_embed(chart, number) for number, chart in enumerate(charts))
     script = _bundle() if charts else ""
     parts = (

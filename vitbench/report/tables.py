@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from vitbench.report.timm import Baseline
-from vitbench.results.row import Row
+from vitbench.results.row import Row, Speed
 
 
 def _number(value: float | None, digits: int = 4) -> str:
@@ -22,18 +22,23 @@ def _comparison(row: Row) -> tuple[object, ...]:
 
 def speedups(rows: Sequence[Row]) -> dict[str, float]:
     """Throughput over eager's of the same case, by case id; timed interleaved, so drift cancels."""
-    eager = {_comparison(row): row.img_per_s for row in rows if row.impl == "eager" and row.img_per_s}
+    eager = {_comparison(row): row.speed.img_per_s for row in rows if row.impl == "eager" and row.speed.img_per_s}
     return {
-        row.case: row.img_per_s / base
+        row.case: row.speed.img_per_s / base
         for row in rows
-        if row.impl != "eager" and row.img_per_s and (base := eager.get(_comparison(row)))
+        if row.impl != "eager" and row.speed.img_per_s and (base := eager.get(_comparison(row)))
     }
 
 
-def _spread(row: Row) -> str:
-    if row.latency_ms_p50 is None or row.latency_ms_ci_low is None or row.latency_ms_ci_high is None:
+def _spread(speed: Speed) -> str:
+    if speed.latency_ms_p50 is None or speed.latency_ms_ci_low is None or speed.latency_ms_ci_high is None:
         return ""
-    return f"{(row.latency_ms_ci_high - row.latency_ms_ci_low) / 2 / row.latency_ms_p50:.1%}"
+    return f"{(speed.latency_ms_ci_high - speed.latency_ms_ci_low) / 2 / speed.latency_ms_p50:.1%}"
+
+
+def _over(row: Row, baseline: Baseline | None) -> str:
+    base = baseline.of(row) if baseline else None
+    return f"{row.speed.img_per_s / base:.2f}" if row.speed.img_per_s and base else ""
 
 
 def sweep_table(rows: Sequence[Row], baseline: Baseline | None = None) -> Table:
@@ -47,21 +52,18 @@ def sweep_table(rows: Sequence[Row], baseline: Baseline | None = None) -> Table:
         "layout": [row.layout for row in rows],
         "px": [row.resolution for row in rows],
         "batch": [str(row.batch) for row in rows],
-        "img/s": [_number(row.img_per_s) for row in rows],
-        "ms": [_number(row.latency_ms_p50) for row in rows],
-        "±": [_spread(row) for row in rows],
+        "img/s": [_number(row.speed.img_per_s) for row in rows],
+        "ms": [_number(row.speed.latency_ms_p50) for row in rows],
+        "±": [_spread(row.speed) for row in rows],
         "x eager": [f"{speedup[row.case]:.2f}" if row.case in speedup else "" for row in rows],
-        "x baseline": [
-            f"{row.img_per_s / base:.2f}" if baseline and row.img_per_s and (base := baseline.of(row)) else ""
-            for row in rows
-        ],
+        "x baseline": [_over(row, baseline) for row in rows],
         "top-1": [_number(baseline.top1_of(row)) if baseline else "" for row in rows],
-        "MiB": [_number(row.peak_mem_mib) for row in rows],
-        "MiB predicted": [_number(row.predicted_mem_mib) for row in rows],
-        "J/img": [_number(row.energy_j_per_img) for row in rows],
-        "mfu": [f"{row.mfu:.0%}" if row.mfu is not None else "" for row in rows],
+        "MiB": [_number(row.memory.peak_mem_mib) for row in rows],
+        "MiB predicted": [_number(row.memory.predicted_mem_mib) for row in rows],
+        "J/img": [_number(row.energy.energy_j_per_img) for row in rows],
+        "mfu": [f"{row.utilisation.mfu:.0%}" if row.utilisation.mfu is not None else "" for row in rows],
         "note": [
-            f"{row.status}: {row.reason}" if row.status != "ok" else row.reason if row.valid is False else ""
+            f"{row.status}: {row.reason}" if row.status != "ok" else row.reason if row.health.valid is False else ""
             for row in rows
         ],
     }

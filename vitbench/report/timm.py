@@ -31,16 +31,19 @@ TRAIN = (
 
 def _as_timm(row: Row) -> dict[str, object]:
     height, width = parse_resolution(row.resolution)
-    shared: dict[str, object] = {"model": row.model.removeprefix(_PREFIX), "param_count": round(row.params_m or 0.0, 2)}
+    shared: dict[str, object] = {
+        "model": row.model.removeprefix(_PREFIX),
+        "param_count": round(row.counts.params_m or 0.0, 2),
+    }
     measured = {
-        "samples_per_sec": round(row.img_per_s or 0.0, 2),
-        "step_time": round(row.latency_ms_p50 or 0.0, 3),
+        "samples_per_sec": round(row.speed.img_per_s or 0.0, 2),
+        "step_time": round(row.speed.latency_ms_p50 or 0.0, 3),
         "batch_size": row.batch,
         "img_size": height if height == width else row.resolution,
     }
     shared |= {f"{row.mode}_{name}": value for name, value in measured.items()}
     if row.mode == "infer":
-        shared |= {"infer_gmacs": round(row.gmacs or 0.0, 2), "infer_macts": round(row.macts or 0.0, 2)}
+        shared |= {"infer_gmacs": round(row.counts.gmacs or 0.0, 2), "infer_macts": round(row.counts.macts or 0.0, 2)}
     return shared
 
 
@@ -52,9 +55,10 @@ def export(rows: Sequence[Row], folder: Path) -> list[Path]:
     """
     files: dict[Path, list[Row]] = defaultdict(list)
     for row in rows:
-        if row.status == "ok" and row.img_per_s is not None:
-            version = "".join((row.torch or "").split("+")[0].split(".")[:2])
-            name = f"benchmark-{row.mode}-{row.dtype}-{row.layout}-pt{version}-{slug(row.device_name)}-{row.impl}.csv"
+        if row.status == "ok" and row.speed.img_per_s is not None:
+            version = "".join((row.environment.torch or "").split("+")[0].split(".")[:2])
+            device = slug(row.environment.device_name)
+            name = f"benchmark-{row.mode}-{row.dtype}-{row.layout}-pt{version}-{device}-{row.impl}.csv"
             files[folder / name].append(row)
     for path, members in files.items():
         header = INFER if members[0].mode == "infer" else TRAIN
@@ -92,7 +96,7 @@ class Baseline:
 
     def unmatched(self, rows: Sequence[Row]) -> str:
         """One line on the measured rows that the file says nothing of; "" where there are none."""
-        measured = [row for row in rows if row.img_per_s is not None]
+        measured = [row for row in rows if row.speed.img_per_s is not None]
         alone = [row for row in measured if self.of(row) is None and self.top1_of(row) is None]
         if not alone:
             return ""
@@ -127,8 +131,8 @@ def read_baseline(path: Path) -> Baseline:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"baseline {path} cannot be read ({error})") from error
     if header in HEADERS.values():
-        rows = [row for row in read(path) if row.img_per_s is not None]
-        return Baseline(path, "vitbench", {_key(row, "vitbench"): row.img_per_s for row in rows if row.img_per_s})
+        own = {_key(row, "vitbench"): row.speed.img_per_s for row in read(path)}
+        return Baseline(path, "vitbench", {key: speed for key, speed in own.items() if speed})
     modes = [mode for mode in ("infer", "train") if f"{mode}_samples_per_sec" in header]
     if not modes and not {"model", "img_size", "top1"} <= set(header):
         raise InputError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import fcntl
-import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -12,17 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vitbench.errors import InputError
-from vitbench.results.row import HEADER, HEADER_LINE, HEADERS, SCHEMA, Row, format_row, from_text
-
-
-def complete_lines(path: Path) -> tuple[str, int]:
-    """The text up to the last newline and its length in bytes: a line cut short by a kill is not a row."""
-    data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    try:
-        return data[:end].decode("utf-8-sig"), end
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a vitbench CSV: it is not text") from error
+from vitbench.results import lines
+from vitbench.results.row import HEADERS, SCHEMA, TABLE, TABLES, Row
 
 
 def read(path: Path) -> list[Row]:
@@ -32,54 +22,18 @@ def read(path: Path) -> list[Row]:
     """
     if not path.exists():
         raise InputError(f"results file {path} does not exist")
-    text, _ = complete_lines(path)
-    if not text:
-        return []
-    lines = csv.reader(io.StringIO(text))
-    header = tuple(next(lines))
-    schema = next((number for number, known in HEADERS.items() if known == header), None)
-    if schema is None:
-        unknown = [name for name in header if name not in HEADER]
-        missing = [name for name in HEADER if name not in header]
-        detail = f"unknown columns {', '.join(unknown[:3])}" if unknown else f"no column {', '.join(missing[:3])}"
-        raise InputError(f"{path} is not a vitbench CSV of schema {SCHEMA} ({detail}); give another file")
-    rows = []
-    for number, cells in enumerate(lines, start=2):
-        if not any(cells):
-            continue
-        try:
-            row = Row(**{name: from_text(name, cell) for name, cell in zip(header, cells, strict=True)})  # type: ignore[arg-type]
-        except ValueError as error:
-            raise InputError(f"{path} line {number} is damaged ({error}); repair or remove that line") from error
+    header = next(csv.reader(lines.complete(path).splitlines()[:1]), ())
+    schema = next((number for number, known in HEADERS.items() if known == tuple(header)), SCHEMA)
+    rows = TABLES[schema].read(path)
+    for number, row in enumerate(rows, start=2):
         if row.schema != schema:
             raise InputError(f"{path} line {number} has schema {row.schema}, its header is that of {schema}")
-        rows.append(row)
     return rows
 
 
 def samples_path(path: Path) -> Path:
     """Where the raw samples of a CSV's rows are: one JSON object a line, beside it."""
     return path.with_suffix(".samples.jsonl")
-
-
-def append_line(path: Path, line: str) -> None:
-    """Appends and syncs one line; a write that fails (a full disk) leaves the file as it was."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
-    try:
-        end = complete_lines(path)[1]
-        os.ftruncate(descriptor, end)
-        os.lseek(descriptor, end, os.SEEK_SET)
-        data = line.encode()
-        try:
-            written = 0
-            while written < len(data):
-                written += os.write(descriptor, data[written:])
-            os.fsync(descriptor)
-        except OSError:
-            os.ftruncate(descriptor, end)
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def append(path: Path, row: Row, samples_ms: Sequence[float] = ()) -> None:
@@ -89,10 +43,8 @@ def append(path: Path, row: Row, samples_ms: Sequence[float] = ()) -> None:
     """
     if samples_ms:
         record = {"case": row.case, "started_at": row.started_at, "latency_ms": [round(s, 6) for s in samples_ms]}
-        append_line(samples_path(path), json.dumps(record) + "\n")
-    if not path.exists() or path.stat().st_size == 0:
-        append_line(path, HEADER_LINE)
-    append_line(path, format_row(row))
+        lines.append(samples_path(path), json.dumps(record) + "\n")
+    TABLE.append(path, [row])
 
 
 def read_samples(path: Path) -> dict[str, list[float]]:
@@ -100,7 +52,7 @@ def read_samples(path: Path) -> dict[str, list[float]]:
     beside = samples_path(path)
     if not beside.exists():
         return {}
-    records = (json.loads(line) for line in complete_lines(beside)[0].splitlines())
+    records = (json.loads(line) for line in lines.complete(beside).splitlines())
     return {record["case"]: record["latency_ms"] for record in records}
 
 

@@ -1,21 +1,143 @@
-"""The row, whose fields are the CSV header. Imports no torch."""
+"""The row of a case, whose fields are the CSV header. Imports no torch."""
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import io
-import types
-import typing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
+
+from vitbench.results.table import Table, columns_of
 
 SCHEMA = 2
-
-
+#: What models are fed and made of where nothing else is given.
+NOISE, RANDOM = "noise, seed 0", "random, seed 0"
 STATUSES = ("ok", "oom", "incorrect", "unsupported", "timeout", "crashed", "error")
 
 
-@dataclass
+@dataclass(slots=True)
+class Counts:
+    """Of one image, before anything runs: parameters in 10^6, multiply-accumulates in 10^9, activations in 10^6."""
+
+    params_m: float | None = None
+    gmacs: float | None = None
+    macts: float | None = None
+    uncounted_ops: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What is published about the model: accuracies in percent, the data it was trained on, and where it says so."""
+
+    top1: float | None = None
+    coco_ap: float | None = None
+    training_data: str | None = None
+    source: str | None = None
+
+
+@dataclass(slots=True)
+class Speed:
+    """How long a step takes."""
+
+    img_per_s: float | None = None
+    latency_ms_p50: float | None = None
+    latency_ms_ci_low: float | None = None
+    latency_ms_ci_high: float | None = None
+    latency_ms_p95: float | None = None
+    samples: int | None = None
+    stop_reason: str | None = None
+
+
+@dataclass(slots=True)
+class Memory:
+    """What a step needs on the device, measured, and predicted without running it."""
+
+    static_mem_mib: float | None = None
+    peak_mem_mib: float | None = None
+    reserved_mem_mib: float | None = None
+    predicted_mem_mib: float | None = None
+
+
+@dataclass(slots=True)
+class Energy:
+    """What steps draw, and the same less what an idle device draws."""
+
+    avg_power_w: float | None = None
+    idle_power_w: float | None = None
+    energy_j_per_img: float | None = None
+    energy_net_j_per_img: float | None = None
+    energy_source: str | None = None
+    energy_ratio: float | None = None
+
+
+@dataclass(slots=True)
+class Health:
+    """What the device did while steps were timed; `valid` is whether their times count."""
+
+    sm_clock_mhz: float | None = None
+    temperature_c: float | None = None
+    throttled: bool | None = None
+    valid: bool | None = None
+
+
+@dataclass(slots=True)
+class Verified:
+    """The error against eager, and how large it may be."""
+
+    rel_err: float | None = None
+    rel_err_limit: float | None = None
+
+
+@dataclass(slots=True)
+class Utilisation:
+    """The share of the device's own matrix products per second that the model's are."""
+
+    mfu: float | None = None
+    peak_tflops: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What all cases of a sweep are fed and how their steps are run."""
+
+    input: str = NOISE
+    weights: str = RANDOM
+    graphs: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """The machine, the software and the code; `measure.device.environment` finds it out."""
+
+    device_name: str
+    threads: int | None = None
+    commit: str | None = None
+    dirty: bool | None = None
+    vitbench: str | None = None
+    torch: str | None = None
+    triton: str | None = None
+    driver: str | None = None
+    device_uuid: str | None = None
+
+
+@dataclass(slots=True)
+class Found:
+    """What a worker finds out about a case, part by part; `reason` also holds what there is to say of an ok case."""
+
+    status: str = "ok"
+    reason: str = ""
+    counts: Counts = field(default_factory=Counts)
+    speed: Speed = field(default_factory=Speed)
+    compile_s: float | None = None
+    memory: Memory = field(default_factory=Memory)
+    energy: Energy = field(default_factory=Energy)
+    health: Health = field(default_factory=Health)
+    verified: Verified = field(default_factory=Verified)
+    utilisation: Utilisation = field(default_factory=Utilisation)
+
+    def note(self, text: str) -> None:
+        """Adds to what it says besides its numbers."""
+        self.reason = "; ".join(filter(None, (self.reason, text)))
+
+
+@dataclass(slots=True, kw_only=True)
 class Row:
     """One case and what came of it. None (empty in the CSV) means not measured; zero means zero.
 
@@ -33,58 +155,28 @@ class Row:
     dtype: str
     layout: str
     device: str
-    device_name: str
     resolution: str
     batch: int
-    input: str
-    weights: str
-    params_m: float | None = None
-    gmacs: float | None = None
-    macts: float | None = None
-    uncounted_ops: str | None = None
-    top1: float | None = None
-    coco_ap: float | None = None
-    training_data: str | None = None
-    source: str | None = None
-    img_per_s: float | None = None
-    latency_ms_p50: float | None = None
-    latency_ms_ci_low: float | None = None
-    latency_ms_ci_high: float | None = None
-    latency_ms_p95: float | None = None
-    samples: int | None = None
-    stop_reason: str | None = None
+    counts: Counts = field(default_factory=Counts)
+    published: Published = field(default_factory=Published)
+    speed: Speed = field(default_factory=Speed)
     compile_s: float | None = None
-    static_mem_mib: float | None = None
-    peak_mem_mib: float | None = None
-    reserved_mem_mib: float | None = None
-    predicted_mem_mib: float | None = None
-    avg_power_w: float | None = None
-    idle_power_w: float | None = None
-    energy_j_per_img: float | None = None
-    energy_net_j_per_img: float | None = None
-    energy_source: str | None = None
-    energy_ratio: float | None = None
-    sm_clock_mhz: float | None = None
-    temperature_c: float | None = None
-    throttled: bool | None = None
-    valid: bool | None = None
-    rel_err: float | None = None
-    rel_err_limit: float | None = None
-    mfu: float | None = None
-    peak_tflops: float | None = None
-    graphs: bool | None = None
-    threads: int | None = None
-    commit: str | None = None
-    dirty: bool | None = None
-    vitbench: str | None = None
-    torch: str | None = None
-    triton: str | None = None
-    driver: str | None = None
-    device_uuid: str | None = None
+    memory: Memory = field(default_factory=Memory)
+    energy: Energy = field(default_factory=Energy)
+    health: Health = field(default_factory=Health)
+    verified: Verified = field(default_factory=Verified)
+    utilisation: Utilisation = field(default_factory=Utilisation)
+    setup: Setup = field(default_factory=Setup)
+    environment: Environment
     started_at: str | None = None
 
 
-HEADER = tuple(field.name for field in fields(Row))
+#: What a row is about stands first, wherever it is kept; then the fields in their order.
+_FIRST = (
+    "schema", "case", "status", "reason", "model", "family", "impl", "mode", "dtype", "layout", "device", "device_name",
+    "resolution", "batch", "input", "weights",
+)  # fmt: skip
+HEADER = (*_FIRST, *(column.name for column in columns_of(Row) if column.name not in _FIRST))
 
 
 #: The header of every schema that can be read; only the last is written.
@@ -92,6 +184,9 @@ HEADERS = {
     1: tuple(name for name in HEADER if name not in ("training_data", "source", "graphs")),
     SCHEMA: HEADER,
 }
+_WHAT = f"a vitbench CSV of schema {SCHEMA}"
+TABLES = {schema: Table(Row, _WHAT, names) for schema, names in HEADERS.items()}
+TABLE = TABLES[SCHEMA]
 
 
 #: What must agree for rows to stand in one file: a change in any of these makes numbers incomparable.
@@ -101,62 +196,17 @@ ENVIRONMENT = (
 )  # fmt: skip
 
 
-def _field_types() -> dict[str, type]:
-    """The bare type of each field, without `| None`."""
-    hints = typing.get_type_hints(Row)
-    return {
-        name: next(arg for arg in typing.get_args(hint) if arg is not type(None))
-        if isinstance(hint, types.UnionType)
-        else hint
-        for name, hint in hints.items()
-    }
+def environment_of(row: Row) -> dict[str, str]:
+    """The columns ENVIRONMENT of a row, as they stand in its file."""
+    cells = TABLE.texts(row)
+    return {name: cells[name] for name in ENVIRONMENT}
 
 
-_TYPES = _field_types()
-
-
-_OPTIONAL = {field.name for field in fields(Row) if field.default is None}
-
-
-def _to_text(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return f"{value:.10g}"
-    return " ".join(str(value).split())  # one row is one line, whatever an error message holds
-
-
-def from_text(name: str, text: str) -> object:
-    if text == "" and name in _OPTIONAL:
-        return None
-    kind = _TYPES[name]
-    return text == "true" if kind is bool else kind(text)
-
-
-def format_row(row: Row) -> str:
-    """The row as one CSV line with its newline."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(_to_text(getattr(row, name)) for name in HEADER)
-    return line.getvalue()
-
-
-HEADER_LINE = ",".join(HEADER) + "\n"
-
-
-def environment_of(row: Row) -> dict[str, object]:
-    return {name: getattr(row, name) for name in ENVIRONMENT}
-
-
-def changes(old: dict[str, object], new: dict[str, object]) -> list[str]:
+def changes(old: dict[str, str], new: dict[str, str]) -> list[str]:
     """What differs between two environments, as phrases."""
-    return [
-        f"{name} was {_to_text(old[name])!r}, is {_to_text(new[name])!r}"
-        for name in old
-        if _to_text(old[name]) != _to_text(new[name])
-    ]
+    return [f"{name} was {old[name]!r}, is {new[name]!r}" for name in old if old[name] != new[name]]
 
 
 def as_dict(row: Row) -> dict[str, object]:
-    return dataclasses.asdict(row)
+    """A row's values by column."""
+    return TABLE.values(row)

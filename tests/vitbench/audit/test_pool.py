@@ -67,7 +67,7 @@ def test_absent_pointer_compiles_the_branch_away(items: dict[str, Audited]) -> N
     ("case", "reason"),
     [
         ("odd block", "arange"),
-        ("crash", "the compiling process ended with code 7"),
+        ("crash", "the compiling process ended: exit code 7"),
         ("lacking", "args lack y_ptr, n, scale, flag, bias_ptr, BLOCK"),
         ("extra", "has no parameter m"),
     ],

@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from vitbench.audit import registry, run
-from vitbench.audit.command import Options, parse_part
+from vitbench.audit import command, registry, run
 from vitbench.audit.job import job_of
+from vitbench.audit.options import AuditOptions
 from vitbench.errors import InputError
 
 PATTERN = "*attention/c*/*"
@@ -19,7 +19,7 @@ def test_parts_are_disjoint_whole_and_keep_together_what_compiles_alike(monkeypa
     parts = [run.audit(pattern=PATTERN, archs=[90], part=(k, 5), counted=False) for k in range(1, 6)]
     ids = [[launch.id for launch, _ in part] for part in parts]  # type: ignore[misc]
     planned = registry.launches(["vitkernels"], 90, PATTERN)
-    assert Counter(sum(ids, [])) == Counter(launch.id for launch in planned)
+    assert Counter(name for names in ids for name in names) == Counter(launch.id for launch in planned)
     assert all(len(part) < len(planned) / 2 for part in ids)
     part_of = {name: k for k, names in enumerate(ids) for name in names}
     alike: dict[str, set[int]] = {}
@@ -32,10 +32,10 @@ def test_parts_are_disjoint_whole_and_keep_together_what_compiles_alike(monkeypa
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "1/4/8", "-1/4"])
 def test_a_part_that_is_none(text: str) -> None:
     with pytest.raises(InputError, match="K/N"):
-        parse_part(text)
+        command.parse_part(text)
 
 
 def test_a_part_is_for_compiling_alone() -> None:
-    assert parse_part("3/8") == (3, 8)
+    assert command.parse_part("3/8") == (3, 8)
     with pytest.raises(InputError, match="--compile-only"):
-        Options(part=(3, 8)).check()
+        command.run(AuditOptions(part="3/8"))

@@ -14,6 +14,7 @@ from vitbench.bench.build import TORCH_DTYPES, Workload
 from vitbench.bench.check import Checker, Incorrect, Unverifiable
 from vitbench.bench.failures import classify
 from vitbench.bench.plan import Case
+from vitbench.results.row import Found
 
 #: Small. Rounding in bf16 decides every gradient of the second and third, and even their output.
 CASES = {
@@ -44,12 +45,12 @@ class Doctored(Workload):
         return module
 
 
-def check(workload: Doctored, checker: Checker, case: Case) -> dict[str, Any]:
-    row: dict[str, Any] = {}
+def check(workload: Doctored, checker: Checker, case: Case) -> Found:
+    found = Found()
     checker._right_in_fp32.clear()
     dtype = TORCH_DTYPES[case.dtype]
-    checker.check(case, workload.module(case, case.impl, dtype), workload.input(case, dtype), row)
-    return row
+    checker.check(case, workload.module(case, case.impl, dtype), workload.input(case, dtype), found)
+    return found
 
 
 def rounded_otherwise(module: nn.Module) -> list[Any]:
@@ -87,8 +88,8 @@ def test_another_rounding_passes_and_no_wrong_gradient_does(model: str, dtype: s
     workload = Doctored(rounded_otherwise)
     checker = Checker(workload)
     case = Case(model, "sdpa", "train", dtype, "nhwc", CASES[model], 3, "cpu")
-    row = check(workload, checker, case)
-    assert row["rel_err_limit"] is None or 0 < row["rel_err"] <= row["rel_err_limit"] <= 0.6
+    verified = check(workload, checker, case).verified
+    assert verified.rel_err_limit is None or 0 < verified.rel_err <= verified.rel_err_limit <= 0.6
     for change in (times(0), times(2), times(-1), times(0, ONE[model])):
         workload.change = change
         with pytest.raises(Incorrect):
@@ -105,15 +106,15 @@ def test_what_a_dtype_cannot_tell_is_told_and_verified_in_fp32_once() -> None:
 
     workload = Doctored(count)
     checker = Checker(workload)
-    row: dict[str, Any] = {}
+    found = Found()
     for batch in (2, 4):
         of_batch = replace(case, batch=batch)
         model = workload.module(of_batch, "sdpa", torch.bfloat16)
-        row = {"reason": "swapped 3"}
-        checker.check(of_batch, model, workload.input(of_batch, torch.bfloat16), row)
+        found = Found(reason="swapped 3")
+        checker.check(of_batch, model, workload.input(of_batch, torch.bfloat16), found)
     assert dtypes == [torch.bfloat16, torch.float32, torch.bfloat16]
-    assert row["reason"].startswith("swapped 3; rounding in bf16 decides ")
-    assert row["reason"].endswith(" of 214 tensors: verified in fp32 too")
+    assert found.reason.startswith("swapped 3; rounding in bf16 decides ")
+    assert found.reason.endswith(" of 214 tensors: verified in fp32 too")
 
 
 def test_what_no_dtype_can_tell_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +130,6 @@ def test_torch_compile_alone_is_not_compiled_again_for_the_check() -> None:
     case = Case("efficientnet_b0", "compile", "train", "bf16", "nhwc", (64, 64), 2, "cpu")
     workload = Doctored(lambda _: [])
     checker = Checker(workload)
-    row = check(workload, checker, case)  # with the module as it is: what compiling makes of it is not the point
-    assert row["reason"].endswith(" of 214 tensors: those are held to their size")
+    found = check(workload, checker, case)  # with the module as it is: what compiling makes of it is not the point
+    assert found.reason.endswith(" of 214 tensors: those are held to their size")
     assert not checker._right_in_fp32

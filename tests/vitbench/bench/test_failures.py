@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from vitbench.bench import command, predict, sweep, worker
 from vitbench.bench.build import Workload
 from vitbench.bench.check import Checker
-from vitbench.bench.executor import Event
 from vitbench.bench.failures import classify
+from vitbench.bench.messages import Message, Phase, Result
+from vitbench.bench.options import BenchOptions, SweepOptions
 from vitbench.bench.plan import Case
-from vitbench.bench.sweep import SweepOptions
 from vitbench.errors import Unsupported
 from vitbench.ops import bundle
 from vitbench.results import journal
+from vitbench.results.row import Found
 
 CASES = [Case("resnet18", "eager", "infer", "fp32", "nchw", (32, 32), batch, "cpu") for batch in (1, 2)]
 
@@ -27,15 +28,15 @@ CASES = [Case("resnet18", "eager", "infer", "fp32", "nchw", (32, 32), batch, "cp
 class InThisProcess:
     """As LocalExecutor, with a worker that sees what a test has patched."""
 
-    def __init__(self, options: dict[str, object], time_limit: float, on_event: Callable[[Event], None]) -> None:
-        self.events: list[Event] = []
-        self.worker = worker.Worker(worker.Options(**options), lambda event: self.events.append(event))  # type: ignore[arg-type]
+    def __init__(self, options: SweepOptions, on_phase: Callable[[Phase], None]) -> None:
+        self.told: list[Message] = []
+        self.worker = worker.Worker(options, self.told.append)
 
-    def submit(self, cases: list[Case]) -> Future[list[Event]]:
-        self.events.clear()
+    def submit(self, cases: list[Case]) -> Future[list[Result]]:
+        self.told.clear()
         self.worker.run_group(cases)
-        future: Future[list[Event]] = Future()
-        future.set_result([event for event in self.events if event["event"] == "row"])
+        future: Future[list[Result]] = Future()
+        future.set_result([message for message in self.told if isinstance(message, Result)])
         return future
 
     def close(self) -> None: ...
@@ -62,7 +63,8 @@ def test_a_failing_counter_is_an_error_that_is_told_once_and_fails_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "a.csv"
-    assert command.bench(CASES, out, SweepOptions(passes=("latency",)), "", None) == 1
+    given = BenchOptions(model="resnet18", resolution="32", batch="1,2", impl="eager", device="cpu", out=out)
+    assert command.bench(given) == 1
     reason = "NotImplementedError: convolution_overrideable not implemented"
     assert [(row.status, row.reason) for row in journal.read(out)] == [("error", reason)] * 2
     last = capsys.readouterr().out.splitlines()[-1]
@@ -104,7 +106,7 @@ def test_an_operator_that_torch_lacks_is_a_limit_of_the_case_only_where_the_case
     case = CASES[0]
     named = "convolution_overrideable" not in str(error)
     with pytest.raises(Unsupported if named else NotImplementedError) as raised:
-        checker.check(case, Raising(error), workload.input(case, torch.float32), {})
+        checker.check(case, Raising(error), workload.input(case, torch.float32), Found())
     assert classify(raised.value)[0] == ("unsupported" if named else "error")
 
 

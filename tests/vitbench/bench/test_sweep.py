@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ import torch
 
 from vitbench import kernel_bench
 from vitbench.bench import sweep, worker
-from vitbench.bench.executor import Event
+from vitbench.bench.messages import Message, Result
+from vitbench.bench.options import SweepOptions
 from vitbench.bench.plan import Case
-from vitbench.bench.sweep import Summary, SweepOptions
+from vitbench.bench.sweep import Summary
 from vitbench.errors import InputError, Unsupported
 from vitbench.measure import device as devices
 from vitbench.results import journal
-from vitbench.results.row import Row
+from vitbench.results.row import Environment, Found, Row
 
 QUICK = SweepOptions(min_time=0.02, time_limit=120, passes=("latency", "memory"))
 
@@ -55,11 +57,11 @@ class Recorder:
         pass
 
 
-def environment(**changes: object) -> dict[str, object]:
-    return devices.environment("cpu") | {"input": "noise, seed 0", "weights": "random, seed 0"} | changes
+def environment(**changes: Any) -> Environment:
+    return replace(devices.environment("cpu"), **changes)
 
 
-def run(cases: list[Case], path: Path, options: SweepOptions = QUICK, **env: object) -> tuple[Summary, Recorder]:
+def run(cases: list[Case], path: Path, options: SweepOptions = QUICK, **env: str) -> tuple[Summary, Recorder]:
     recorder = Recorder()
     return sweep.run(cases, path, environment(**env), options, recorder), recorder
 
@@ -90,23 +92,24 @@ def test_rows_hold_what_was_asked(tmp_path: Path) -> None:
     assert [row.case for row in journal.read(path)] == [c.id for c in cases]
     samples = journal.read_samples(path)
     for row in summary.rows:
-        assert (row.status, row.reason, row.valid) == ("ok", "", True)
-        assert row.params_m == 11.689512
-        assert (row.top1, row.coco_ap, row.training_data) == (69.76, None, "ImageNet-1k")
+        assert (row.status, row.reason, row.health.valid) == ("ok", "", True)
+        assert row.counts.params_m == 11.689512
+        assert (row.published.top1, row.published.coco_ap, row.published.training_data) == (69.76, None, "ImageNet-1k")
         assert row.source is not None
         assert "IMAGENET1K_V1" in row.source
-        assert row.latency_ms_ci_low <= row.latency_ms_p50 <= row.latency_ms_ci_high
-        assert row.img_per_s == pytest.approx(1e3 / row.latency_ms_p50)
+        assert row.speed.latency_ms_ci_low <= row.speed.latency_ms_p50 <= row.speed.latency_ms_ci_high
+        assert row.speed.img_per_s == pytest.approx(1e3 / row.speed.latency_ms_p50)
         assert len(samples[row.case]) == row.samples
-        assert row.peak_mem_mib == pytest.approx(row.predicted_mem_mib, rel=0.01)
-        assert row.rel_err < 1e-3
-        assert row.rel_err_limit is None if row.impl == "eager" else row.rel_err <= row.rel_err_limit
-        assert 0 < row.mfu < 1
-        assert row.energy_j_per_img is None
+        assert row.memory.peak_mem_mib == pytest.approx(row.memory.predicted_mem_mib, rel=0.01)
+        error, limit = row.verified.rel_err, row.verified.rel_err_limit
+        assert error < 1e-3
+        assert limit is None if row.impl == "eager" else error <= limit
+        assert 0 < row.utilisation.mfu < 1
+        assert row.energy.energy_j_per_img is None
         assert row.compile_s is None
     infer, train = summary.rows[0], summary.rows[2]
-    assert train.latency_ms_p50 > infer.latency_ms_p50
-    assert train.peak_mem_mib > 3 * infer.static_mem_mib
+    assert train.speed.latency_ms_p50 > infer.speed.latency_ms_p50
+    assert train.memory.peak_mem_mib > 3 * infer.memory.static_mem_mib
     assert len(samples[cases[0].id]) == len(samples[cases[1].id]), "implementations are timed in the same rounds"
 
 
@@ -116,14 +119,14 @@ def test_compiled_training_is_verified_and_timed(tmp_path: Path) -> None:
     (row,) = summary.rows
     assert (row.status, row.reason) == ("ok", "")
     assert row.compile_s > 0
-    assert row.rel_err <= row.rel_err_limit
+    assert row.verified.rel_err <= row.verified.rel_err_limit
 
 
 def test_a_case_too_large_for_the_machine_is_oom_before_it_runs(tmp_path: Path) -> None:
     summary, _ = run([case(batch=3_000_000), case()], tmp_path / "a.csv")
     assert [row.status for row in summary.rows] == ["oom", "ok"]
     assert "predicted" in summary.rows[0].reason
-    assert summary.rows[0].img_per_s is None
+    assert summary.rows[0].speed.img_per_s is None
     assert len(summary.failed) == 1
 
 
@@ -176,7 +179,7 @@ class Breakable(worker.Worker):
     alive = 0
 
     def __init__(self, emit: worker.Emit, bad: str, at: str) -> None:
-        super().__init__(worker.Options(0.01, 0.02, ("latency",), "", "", None), emit)
+        super().__init__(SweepOptions(min_time=0.01, max_time=0.02, passes=("latency",)), emit)
         self.bad, self.at, self.broken = bad, at, False
         Breakable.alive += 1
 
@@ -185,9 +188,9 @@ class Breakable(worker.Worker):
         if self.broken:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    def _prepare(self, case: Case, row: dict[str, Any]) -> worker.Prepared:
+    def _prepare(self, case: Case, found: Found) -> worker.Prepared:
         self.reach("building", [case.impl])
-        return super()._prepare(case, row)
+        return super()._prepare(case, found)
 
     def _time(self, prepared: list[worker.Prepared]) -> None:
         self.reach("timing", [one.case.impl for one in prepared])
@@ -204,14 +207,14 @@ def test_a_broken_device_costs_the_row_of_whoever_broke_it(
         def __init__(self, *_: object) -> None:
             self.worker: Breakable | None = None
 
-        def submit(self, cases: list[Case]) -> Future[list[Event]]:
-            events: list[Event] = []
+        def submit(self, cases: list[Case]) -> Future[list[Result]]:
+            told: list[Message] = []
             if self.worker is None or self.worker.poisoned:
-                self.worker = Breakable(lambda event: None, "sdpa", at)
-            self.worker._emit = events.append
+                self.worker = Breakable(lambda message: None, "sdpa", at)
+            self.worker._emit = told.append
             self.worker.run_group(cases)
-            future: Future[list[Event]] = Future()
-            future.set_result([event for event in events if event["event"] == "row"])
+            future: Future[list[Result]] = Future()
+            future.set_result([message for message in told if isinstance(message, Result)])
             return future
 
         def close(self) -> None: ...
@@ -236,10 +239,10 @@ def test_the_gpu_that_is_named_is_the_current_one(
     monkeypatch.setattr(torch.cuda, "set_device", used.append)
 
     class Idle(worker.Worker):
-        def _prepare(self, case: Case, row: dict[str, Any]) -> worker.Prepared:
+        def _prepare(self, case: Case, found: Found) -> worker.Prepared:
             raise Unsupported("there is no such GPU here")
 
-    Idle(worker.Options(0.01, 0.02, (), "", "", None), lambda event: None).run_group([case(device=device)])
+    Idle(SweepOptions(passes=()), lambda message: None).run_group([case(device=device)])
     assert used == current
     monkeypatch.setattr("vitbench.kernel_bench.sweep.devices.check_device", lambda name: name)
     with pytest.raises(InputError, match="no kernel case matches"):

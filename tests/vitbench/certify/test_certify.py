@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from vitbench import cli
+from vitbench.bench.options import SweepOptions
 from vitbench.bench.plan import Case
-from vitbench.bench.sweep import Summary, SweepOptions
+from vitbench.bench.sweep import Summary
 from vitbench.certify import command, correctness, memory, models, power, sweeping
+from vitbench.certify.options import CertifyOptions
 from vitbench.certify.stage import FAIL, NOT_RUN, PASS, Context, Line, Stage
 from vitbench.certify.summary import markdown
 from vitbench.errors import InputError
@@ -34,17 +36,21 @@ def stamps(out: Path) -> dict[str, list[str]]:
     }
 
 
+def certify(out: Path, budget: float, stage: str = "all") -> int:
+    return command.run(CertifyOptions(budget=budget, stage=stage, out=out, device="cpu"))
+
+
 @pytest.mark.smoke
 def test_the_rehearsal_measures_judges_and_resumes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A user's shell has no such thing; with it the workers would interpret whole networks' kernels, for minutes.
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert command.run(0.01, "all", tmp_path, "cpu") == 0
+    assert certify(tmp_path, budget=0.01) == 0
     lines = RESULT.findall((tmp_path / "summary.md").read_text(encoding="utf-8"))
     assert {verdict for _, verdict, _ in lines} == {NOT_RUN}, "there was no time for anything"
 
-    assert command.run(3600, "all", tmp_path, "cpu") == 0
+    assert certify(tmp_path, budget=3600) == 0
     text = (tmp_path / "summary.md").read_text(encoding="utf-8")
     assert re.findall(r"^## (\w+):", text, re.MULTILINE) == [stage.name for stage in command.STAGES]
     told = {what: (verdict, detail) for what, verdict, detail in RESULT.findall(text)}
@@ -60,10 +66,10 @@ def test_the_rehearsal_measures_judges_and_resumes(
     rows = {row.case: row for row in journal.read(tmp_path / "models.csv")}
     assert rows.keys() == {case.id for case in models.cases(Context(tmp_path, "cpu"))}
     fused = rows["convit_tiny/fused/train/fp32/nhwc/32/b2/cpu"]
-    assert (fused.status, fused.img_per_s) == ("unsupported", None)
+    assert (fused.status, fused.speed.img_per_s) == ("unsupported", None)
 
     before = stamps(tmp_path)
-    assert command.run(3600, "all", tmp_path, "cpu") == 0
+    assert certify(tmp_path, budget=3600) == 0
     assert stamps(tmp_path) == before
     assert "8 of 8 cases are already in" in capsys.readouterr().out
     assert (tmp_path / "summary.md").read_text(encoding="utf-8") == text
@@ -143,8 +149,8 @@ def test_a_failed_line_of_a_chosen_stage_is_exit_code_1(tmp_path: Path, monkeypa
         return Stage(name, name, 1, lambda context, deadline: False, lambda context: [Line("x | y", verdict, "why")])
 
     monkeypatch.setattr(command, "STAGES", (stage("good", PASS), stage("bad", FAIL)))
-    assert command.run(1, "good", tmp_path, "cpu") == 0
-    assert command.run(1, "all", tmp_path, "cpu") == 1
+    assert certify(tmp_path, budget=1, stage="good") == 0
+    assert certify(tmp_path, budget=1) == 1
     assert "| x \\| y | fail | why |" in (tmp_path / "summary.md").read_text()
 
 

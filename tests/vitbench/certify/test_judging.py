@@ -14,10 +14,11 @@ import pytest
 from vitbench.audit.records import COLUMNS, write_csv
 from vitbench.audit.records import Row as AuditRow
 from vitbench.bench.plan import Case
-from vitbench.bench.sweep import blank_row
+from vitbench.bench.sweep import row_of
 from vitbench.certify import kernels, memory, models, power, prediction
 from vitbench.certify.stage import FAIL, NOT_RUN, PASS, Context, Line
 from vitbench.results import journal
+from vitbench.results.row import TABLE, Environment, Found, Setup
 
 
 @pytest.fixture
@@ -26,10 +27,8 @@ def context(tmp_path: Path) -> Context:
 
 
 def write(context: Context, file: str, case: Case, **known: Any) -> None:
-    row = blank_row(case, {"device_name": "a GPU", "input": "noise", "weights": "random"})
-    for name, value in {"status": "ok", **known}.items():
-        setattr(row, name, value)
-    journal.append(context.out / file, row)
+    blank = row_of(case, Found(), Environment(device_name="a GPU"), Setup(), "")
+    journal.append(context.out / file, TABLE.of(**{**TABLE.values(blank), **known}))
 
 
 def aimed(context: Context) -> Line:

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from vitbench.errors import InputError
-from vitbench.gate.command import BENCHMARKS, merge, root, worktree
+from vitbench.gate.command import merge, root, worktree
+from vitbench.gate.options import BENCHMARKS
 
-PLANTED = Path(__file__).parent / "audit" / "planted_kernels.py"
+PLANTED = Path(__file__).parents[1] / "audit" / "planted_kernels.py"
 CONFTEST = """
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu")

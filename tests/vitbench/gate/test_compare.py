@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,15 +24,16 @@ from vitbench.gate import verdicts
 from vitbench.gate.compare import Change, Comparison, compare, interval, judge, parse_thresholds
 from vitbench.gate.measurements import NUMBERS, TIME, load
 from vitbench.results import journal
-from vitbench.results.row import SCHEMA, Row
+from vitbench.results.row import SCHEMA, TABLE
 
 MEMORY, THROUGHPUT = NUMBERS["peak_mem_mib"], NUMBERS["img_per_s"]
-ROW = Row(
-    schema=SCHEMA, case="", status="ok", reason="", model="cmt_s", family="cmt", impl="eager", mode="infer",
-    dtype="fp32", layout="nchw", device="cuda", device_name="H200", resolution="224", batch=1,
-    input="noise", weights="random", latency_ms_p50=10.0, peak_mem_mib=100.0, energy_j_per_img=2.0,
-    torch="2.13.0", triton="3.7.1", driver="580", device_uuid="GPU-1", threads=1,
-)  # fmt: skip
+COLUMNS: dict[str, Any] = {
+    "schema": SCHEMA, "case": "", "status": "ok", "reason": "", "model": "cmt_s", "family": "cmt", "impl": "eager",
+    "mode": "infer", "dtype": "fp32", "layout": "nchw", "device": "cuda", "device_name": "H200", "resolution": "224",
+    "batch": 1, "input": "noise", "weights": "random", "latency_ms_p50": 10.0, "peak_mem_mib": 100.0,
+    "energy_j_per_img": 2.0, "torch": "2.13.0", "triton": "3.7.1", "driver": "580", "device_uuid": "GPU-1",
+    "threads": 1,
+}  # fmt: skip
 
 
 def samples(centre: float, count: int = 60, spread: float = 0.01, seed: int = 0) -> list[float]:
@@ -44,7 +44,7 @@ def samples(centre: float, count: int = 60, spread: float = 0.01, seed: int = 0)
 def sweep(path: Path, times: dict[str, list[float]], **changes: Any) -> Path:
     """A vitbench CSV with these samples in ms; `changes` go into every row."""
     for case, values in times.items():
-        journal.append(path, replace(ROW, case=case, **changes), values)
+        journal.append(path, TABLE.of(**{**COLUMNS, "case": case, **changes}), values)
     return path
 
 
@@ -219,7 +219,7 @@ def test_other_environment_refuses(change: dict[str, Any], tmp_path: Path) -> No
     code, output = call(base, new)
     assert code == 2
     ((name, value),) = change.items()
-    assert f"{name} was {getattr(ROW, name)}, is {value}" in output
+    assert f"{name} was {COLUMNS[name]}, is {value}" in output
     code, output = call(base, new, "--cross-environment")
     assert code == 0
     assert f"differs: {name}" in output

@@ -25,7 +25,7 @@ from vitbench.gate import measurements as measured
 from vitbench.kernel_bench import Finished, group, run, sweep, timing
 from vitbench.kernel_bench.cases import Planned, plan
 from vitbench.kernel_bench.problem import Impl, Problem, reference_outcome
-from vitbench.kernel_bench.rows import COLUMNS, STATUSES, KernelRow, append, read
+from vitbench.kernel_bench.rows import STATUSES, TABLE, KernelRow, append, read
 from vitbench.measure import device as devices
 from vitbench.measure.latency import Latency, measure
 from vitbench.results import journal
@@ -215,7 +215,7 @@ def test_a_lost_device_leaves_a_row_and_the_next_run_passes_it_by(
 def test_rows_of_another_environment_are_refused(tmp_path: Path) -> None:
     out = tmp_path / "kernels.csv"
     go(out)
-    out.write_text(out.read_text().replace(str(ENVIRONMENT["torch"]), "1.0.0"))
+    out.write_text(out.read_text().replace(str(ENVIRONMENT.torch), "1.0.0"))
     with pytest.raises(InputError, match=r"torch is '1.0.0', here it is '.*; give another --out"):
         go(out)
 
@@ -251,17 +251,17 @@ def test_rows_survive_the_file(tmp_path_factory: pytest.TempPathFactory, rows: l
     for row in rows:
         append(path, row, [1.0])
     assert read(path) == rows
-    assert tuple(path.read_text(encoding="utf-8").splitlines()[0].split(",")) == COLUMNS
+    assert tuple(path.read_text(encoding="utf-8").splitlines()[0].split(",")) == TABLE.header
 
 
 def test_the_header_is_the_fields_of_the_row(tmp_path: Path) -> None:
-    assert [field.name.replace("pass_", "pass") for field in fields(KernelRow)] == list(COLUMNS)
+    assert [field.name.replace("pass_", "pass") for field in fields(KernelRow)] == list(TABLE.header)
     other = tmp_path / "other.csv"
     other.write_text("model,batch\nvit,1\n")
     with pytest.raises(InputError, match="not a CSV of kernel timings"):
         read(other)
     damaged = tmp_path / "damaged.csv"
-    damaged.write_text(",".join(COLUMNS) + "\n" + ",".join(["x"] * len(COLUMNS)) + "\n")
+    damaged.write_text(TABLE.header_line + ",".join(["x"] * len(TABLE.header)) + "\n")
     with pytest.raises(InputError, match="line 2 is damaged"):
         read(damaged)
 
@@ -374,7 +374,7 @@ def test_the_command_measures_compiled_rivals_too(tmp_path: Path) -> None:
 
 def test_benchmarks_for_the_gate(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
-    file = Path(__file__).parents[1] / "vitkernels" / "bench_kernels.py"
+    file = Path(__file__).parents[2] / "vitkernels" / "bench_kernels.py"
     command = [sys.executable, "-m", "pytest", str(file), "--device", "cpu", "--benchmark-only", "-q"]
     command += [
         "--benchmark-json",
@@ -398,7 +398,7 @@ def test_benchmarks_for_the_gate(tmp_path: Path) -> None:
         assert all(seconds > 0 for seconds in entry["stats"]["data"])
     loaded = measured.load(out)
     assert all(outcome.status == "ok" for outcome in loaded.cases.values())
-    assert loaded.environment["torch"] == ENVIRONMENT["torch"]
+    assert loaded.environment["torch"] == ENVIRONMENT.torch
 
 
 def test_before_is_called_ahead_of_every_sample_and_not_timed() -> None:

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 
 from vitbench.bench import command, predict, selection, worker
+from vitbench.bench.messages import Message, Result
+from vitbench.bench.options import SweepOptions
 from vitbench.bench.plan import Case
 from vitbench.errors import InputError
 from vitbench.models import create_model, foreign, transformers_configs, unserved
 from vitbench.models.transformers_configs import Config
+from vitbench.results.row import Found, Speed
 
 
 @pytest.mark.parametrize(("pattern", "says"), [
@@ -85,28 +88,29 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
     return "transformers:segformer-tiny"
 
 
-def row_of(case: Case) -> dict[str, Any]:
-    events: list[dict[str, Any]] = []
-    worker.Worker(worker.Options(0.01, 0.02, ("latency", "memory"), "", "", None), events.append).run_group([case])
-    (row,) = (event["row"] for event in events if event["event"] == "row")
-    return row
+def found_of(case: Case) -> Found:
+    told: list[Message] = []
+    options = SweepOptions(min_time=0.01, max_time=0.02, passes=("latency", "memory"))
+    worker.Worker(options, told.append).run_group([case])
+    (result,) = (message for message in told if isinstance(message, Result))
+    return result.found
 
 
 @pytest.mark.parametrize("mode", ["infer", "train"])
 def test_bench_verifies_and_says_what_was_swapped(mode: str, tiny: str, timm: Any) -> None:
     case = Case(tiny, "fused", mode, "fp32", "nhwc", (32, 32), 2, "cpu")
-    row = row_of(case)
-    assert (row["status"], row["valid"]) == ("ok", False)
-    assert row["reason"].startswith("fuse swapped 1 SegformerMixMLP; right in Triton's interpreter")
-    assert row["rel_err"] <= row["rel_err_limit"]
-    assert row["predicted_mem_mib"] > 0
+    found = found_of(case)
+    assert (found.status, found.health.valid) == ("ok", False)
+    assert found.reason.startswith("fuse swapped 1 SegformerMixMLP; right in Triton's interpreter")
+    assert found.verified.rel_err <= found.verified.rel_err_limit
+    assert found.memory.predicted_mem_mib > 0
 
 
 def test_what_fuse_cannot_serve_is_unsupported_and_untimed(timm: Any) -> None:
-    row = row_of(Case("timm:resnet18", "fused", "infer", "fp32", "nchw", (32, 32), 1, "cpu"))
-    assert row["status"] == "unsupported"
-    assert "vitkernels.fuse finds no module in it" in row["reason"]
-    assert "latency_ms_p50" not in row
+    found = found_of(Case("timm:resnet18", "fused", "infer", "fp32", "nchw", (32, 32), 1, "cpu"))
+    assert found.status == "unsupported"
+    assert "vitkernels.fuse finds no module in it" in found.reason
+    assert found.speed == Speed()
     with pytest.raises(InputError, match="has no fused implementation"):
         create_model("timm:resnet18", "fused")
     assert predict.memory_mib(Case("timm:resnet18", "fused", "infer", "fp32", "nchw", (32, 32), 1, "cpu")) is None
@@ -125,8 +129,8 @@ def test_a_dry_run_says_what_is_unsupported(timm: Any, capsys: pytest.CaptureFix
 @pytest.mark.parametrize("impl", ["sdpa", "flex"])
 def test_attention_is_the_librarys_own(impl: str, timm: Any) -> None:
     assert "chooses its own attention" in (unserved("timm:pvt_v2_b0", impl) or "")
-    row = row_of(Case("timm:pvt_v2_b0", impl, "infer", "fp32", "nchw", (32, 32), 1, "cpu"))
-    assert (row["status"], row["reason"][:4]) == ("unsupported", "impl")
+    found = found_of(Case("timm:pvt_v2_b0", impl, "infer", "fp32", "nchw", (32, 32), 1, "cpu"))
+    assert (found.status, found.reason[:4]) == ("unsupported", "impl")
 
 
 def test_a_size_that_a_model_cannot_take_is_one_line(timm: Any) -> None:

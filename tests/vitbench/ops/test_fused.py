@@ -15,6 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitbench.bench import predict, worker
+from vitbench.bench.messages import Message, Result
+from vitbench.bench.options import SweepOptions
 from vitbench.bench.plan import Case
 from vitbench.catalog import catalog
 from vitbench.errors import InputError
@@ -29,6 +31,7 @@ from vitbench.models.efficientnet import EfficientNet, EfficientNetConfig, Stage
 from vitbench.models.spec import ModelSpec, Preprocessing
 from vitbench.ops.bundle import EAGER, Ops
 from vitbench.ops.fused import FUSED, UNSERVED
+from vitbench.results.row import Found, Speed
 from vitbench.verify import judge
 from vitbench.verify.outcome import relative_error, run, without_dropout
 
@@ -276,36 +279,37 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Case:
     return Case("cmt_tiny", "fused", "infer", "fp32", "nhwc", SIZE, 1, "cpu")
 
 
-def row_of(case: Case) -> dict[str, Any]:
-    events: list[dict[str, Any]] = []
-    worker.Worker(worker.Options(0.01, 0.02, ("latency", "memory"), "", "", None), events.append).run_group([case])
-    (row,) = (event["row"] for event in events if event["event"] == "row")
-    return row
+def found_of(case: Case) -> Found:
+    told: list[Message] = []
+    options = SweepOptions(min_time=0.01, max_time=0.02, passes=("latency", "memory"))
+    worker.Worker(options, told.append).run_group([case])
+    (result,) = (message for message in told if isinstance(message, Result))
+    return result.found
 
 
 @pytest.mark.parametrize("mode", ["infer", "train"])
 def test_bench_on_the_cpu_checks_but_never_times_a_stand_in(tiny: Case, mode: str) -> None:
-    row = row_of(replace(tiny, mode=mode, batch=2))
-    assert (row["status"], row["valid"]) == ("ok", False)
-    assert "interpreter" in row["reason"]
-    assert row["rel_err"] <= row["rel_err_limit"]
-    assert not {"latency_ms_p50", "peak_mem_mib"} & row.keys()
+    found = found_of(replace(tiny, mode=mode, batch=2))
+    assert (found.status, found.health.valid) == ("ok", False)
+    assert "interpreter" in found.reason
+    assert found.verified.rel_err <= found.verified.rel_err_limit
+    assert (found.speed, found.memory.peak_mem_mib) == (Speed(), None)
 
 
 def test_bench_without_gpu_or_kernel_says_so(tiny: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "INTERPRETED", False)
-    row = row_of(tiny)
-    assert row["status"] == "unsupported"
-    assert "need an NVIDIA GPU" in row["reason"]
-    assert row["predicted_mem_mib"] is not None
-    row = row_of(replace(tiny, model="resnet18", resolution=(64, 64)))
-    assert row["status"] == "unsupported"
-    assert "no fused kernel serves resnet18" in row["reason"]
+    found = found_of(tiny)
+    assert found.status == "unsupported"
+    assert "need an NVIDIA GPU" in found.reason
+    assert found.memory.predicted_mem_mib is not None
+    found = found_of(replace(tiny, model="resnet18", resolution=(64, 64)))
+    assert found.status == "unsupported"
+    assert "no fused kernel serves resnet18" in found.reason
 
 
 def test_bench_finds_a_wrong_kernel(tiny: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = replace(FUSED, attention=lambda q, k, v, bias: FUSED.attention(q, k, v, 0 * bias))
     monkeypatch.setattr("vitbench.ops.fused.FUSED", wrong)
-    row = row_of(tiny)
-    assert row["status"] == "incorrect"
-    assert "latency_ms_p50" not in row
+    found = found_of(tiny)
+    assert found.status == "incorrect"
+    assert found.speed == Speed()

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from vitbench.report.curves import throughput_chart
-from vitbench.results.row import SCHEMA, Row
+from vitbench.results.row import SCHEMA, TABLE
 
-ROW = Row(
+ROW = TABLE.of(
     schema=SCHEMA, case="", status="ok", reason="", model="cmt_s", family="cmt", impl="eager", mode="infer",
     dtype="fp32", layout="nchw", device="cpu", device_name="a CPU", resolution="224", batch=1, input="noise",
     weights="random", img_per_s=100.0, latency_ms_p50=10.0, torch="2.13.0", threads=1,

@@ -11,7 +11,7 @@ import pytest
 from vitbench.errors import InputError
 from vitbench.report import timm
 from vitbench.results import journal
-from vitbench.results.row import SCHEMA, Row
+from vitbench.results.row import SCHEMA, TABLE, Row
 
 
 def make_row(**changes: object) -> Row:
@@ -22,7 +22,7 @@ def make_row(**changes: object) -> Row:
         "weights": "random", "params_m": 25.557032, "gmacs": 4.0892, "macts": 11.11, "img_per_s": 1234.567,
         "latency_ms_p50": 51.84, "torch": "2.13.0+cu126",
     }  # fmt: skip
-    return Row(**{**fields, **changes})  # type: ignore[arg-type]
+    return TABLE.of(**{**fields, **changes})
 
 
 def test_inference_columns_and_name_are_timms(tmp_path: Path) -> None:

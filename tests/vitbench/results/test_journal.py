@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import errno
 import io
 import math
@@ -19,7 +18,7 @@ from hypothesis import strategies as st
 
 from vitbench.errors import InputError
 from vitbench.results import journal
-from vitbench.results.row import ENVIRONMENT, HEADER, HEADERS, SCHEMA, Row, changes, environment_of, format_row
+from vitbench.results.row import ENVIRONMENT, HEADER, HEADERS, SCHEMA, TABLE, Row, changes, environment_of
 
 
 def make_row(**changes: object) -> Row:
@@ -28,7 +27,7 @@ def make_row(**changes: object) -> Row:
         "model": "cmt_s", "family": "cmt", "impl": "eager", "mode": "infer", "dtype": "fp32", "layout": "nchw",
         "device": "cpu", "device_name": "a CPU", "resolution": "224", "batch": 1, "input": "noise", "weights": "random",
     }  # fmt: skip
-    return Row(**{**fields, **changes})  # type: ignore[arg-type]
+    return TABLE.of(**{**fields, **changes})
 
 
 words = st.text(st.characters(blacklist_categories=("Cs", "Cc")), max_size=40)
@@ -42,7 +41,7 @@ def test_any_row_survives_the_csv(
     row = make_row(
         reason=reason, device_name=name, img_per_s=speed, throttled=throttled, samples=samples, energy_j_per_img=energy
     )
-    (cells,) = csv.reader(io.StringIO(format_row(row)))
+    (cells,) = csv.reader(io.StringIO(TABLE.format([row])))
     back = dict(zip(HEADER, cells, strict=True))
     assert back["reason"] == " ".join(reason.split())
     assert back["throttled"] == {None: "", True: "true", False: "false"}[throttled]
@@ -51,15 +50,15 @@ def test_any_row_survives_the_csv(
         assert back["img_per_s"] == ""
     else:
         assert math.isclose(float(back["img_per_s"]), speed, rel_tol=1e-6, abs_tol=1e-38)
-    assert format_row(row).count("\n") == 1
+    assert TABLE.format([row]).count("\n") == 1
 
 
 def test_empty_is_not_zero(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     journal.append(path, make_row(energy_j_per_img=0.0, avg_power_w=None))
     (row,) = journal.read(path)
-    assert row.energy_j_per_img == 0.0
-    assert row.avg_power_w is None
+    assert row.energy.energy_j_per_img == 0.0
+    assert row.energy.avg_power_w is None
 
 
 def test_written_rows_read_back_equal_in_types_too(tmp_path: Path) -> None:
@@ -113,7 +112,7 @@ def test_files_of_the_first_schema_are_read_and_never_added_to(tmp_path: Path) -
     path = tmp_path / "a.csv"
     old = make_row(schema=1, top1=83.5)
     names = HEADERS[1]
-    cells = dict(zip(HEADER, next(csv.reader([format_row(old)])), strict=True))
+    cells = dict(zip(HEADER, next(csv.reader([TABLE.format([old])])), strict=True))
     path.write_text(",".join(names) + "\n" + ",".join(cells[name] for name in names) + "\n")
     assert set(HEADER) - set(names) == {"training_data", "source", "graphs"}
     assert journal.read(path) == [old]
@@ -145,10 +144,10 @@ def test_full_disk_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     journal.append(path, make_row())
     before = path.read_bytes()
     program = (
-        "import resource, sys; from pathlib import Path; from vitbench import results\n"
-        f"(row,) = results.read(Path({str(path)!r}))\n"
+        "import resource, sys; from pathlib import Path; from vitbench.results import journal\n"
+        f"(row,) = journal.read(Path({str(path)!r}))\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) + 50},) * 2)\n"
-        f"try: results.append(Path({str(path)!r}), row)\n"
+        f"try: journal.append(Path({str(path)!r}), row)\n"
         "except OSError as error: sys.exit(error.errno)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], env=os.environ, capture_output=True, text=True)
@@ -200,4 +199,3 @@ def test_header_has_the_promised_columns() -> None:
     positions = [HEADER.index(name) for name in names]
     assert positions == sorted(positions)
     assert set(ENVIRONMENT) <= set(HEADER)
-    assert [field.name for field in dataclasses.fields(Row)] == list(HEADER)

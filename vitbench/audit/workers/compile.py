@@ -1,17 +1,14 @@
 """The working side of the audit: a process that imports triton without the interpreter and answers jobs.
 
-Protocol: one line per job on standard input (base64 of a pickle of `Job`), one line per answer on standard output
-(base64 of a pickle of `Examined` or `Failed`). Run by `vitbench.audit.workers.pool`, never by hand.
+It is asked a `Job` and answers an `Examined` or `Failed`. Run by `vitbench.audit.workers.pool`, never by hand.
 """
 
 from __future__ import annotations
 
-import base64
 import gzip
 import hashlib
 import json
 import os
-import pickle
 import re
 import subprocess
 import sys
@@ -24,6 +21,7 @@ from vitbench.audit.job import Compiled, Failed, FunctionRef, Job, resolve
 from vitbench.audit.traffic import Traffic
 from vitbench.audit.workers.examine import Examined, examine, source_fingerprint
 from vitbench.audit.workers.process import Worker
+from vitbench.process import answers
 
 _CACHE_VERSION = 3
 _PARAMETER_BASE = {9: 0x210, 8: 0x160}  # bank 0 offset of the first kernel parameter, by major version
@@ -198,16 +196,13 @@ def _traffic(job: Job, cache: Path, interpreter: Worker) -> Traffic | None:
     return found
 
 
-def answer(line: bytes, cache: Path, interpreter: Worker) -> bytes:
-    job = pickle.loads(base64.b64decode(line))
-    result: Examined | Failed
+def answer(job: Job, cache: Path, interpreter: Worker) -> Examined | Failed:
     try:
         compiled = compile_job(job, cache)
         traffic = _traffic(job, cache, interpreter) if compiled.sass else None
-        result = examine(job.launch, compiled, job.arch, cache, traffic)
+        return examine(job.launch, compiled, job.arch, cache, traffic)
     except Exception as problem:  # every failure of the compiler is a row of the audit, with its reason
-        result = Failed(_one_line(problem), traceback.format_exc())
-    return base64.b64encode(pickle.dumps(result))
+        return Failed(_one_line(problem), traceback.format_exc())
 
 
 def _one_line(problem: Exception) -> str:
@@ -219,13 +214,10 @@ def _one_line(problem: Exception) -> str:
 
 def main() -> None:
     cache = Path(sys.argv[1])
-    # The compiler prints; answers keep a descriptor of their own, and everything else goes to standard error.
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    say, jobs = answers()
     interpreter = Worker("vitbench.audit.workers.follow", interprets=True)
-    for line in sys.stdin.buffer:
-        answers.write(answer(line.strip(), cache, interpreter) + b"\n")
-        answers.flush()
+    for job in jobs:
+        say(answer(job, cache, interpreter))
     interpreter.close()
 
 

@@ -4,18 +4,15 @@ Machine code shows how wide a load is, not which of its lanes are masked off nor
 interpreter knows every element's address. Loads give zeros and nothing is stored, so a launch needs no tensors and
 addresses that depend on data are those of zeros. Programs spread over the grid are followed, and scaled.
 
-A process of its own, since nothing compiles in one that interprets. Protocol as in `vitbench.audit.workers.compile`: a
-line per job in, a line per answer out (a `Traffic`, or a `Failed` for what the interpreter cannot run). With the bytes
-of an L2 cache as its argument it follows every program, through that cache.
+A process of its own, since nothing compiles in one that interprets. It is asked a `Job` and answers a `Traffic`, or a
+`Failed` for what the interpreter cannot run. With the bytes of an L2 cache as its argument it follows every program,
+through that cache.
 """
 
 from __future__ import annotations
 
-import base64
 import inspect
 import math
-import os
-import pickle
 import sys
 import traceback
 from collections.abc import Callable
@@ -31,6 +28,7 @@ from triton.runtime import interpreter
 from vitbench.audit.job import Failed, FunctionRef, Job, resolve
 from vitbench.audit.sampling import spread
 from vitbench.audit.traffic import CAPACITIES, SECTOR, Traffic, total
+from vitbench.process import answers
 
 Array = npt.NDArray[Any]
 MIN_PROGRAMS, MAX_PROGRAMS = 4, 12
@@ -233,14 +231,11 @@ def _arguments(kernel: Any, function: Any, job: Job) -> dict[str, Any]:
     return inspect.getcallargs(function, **given)
 
 
-def answer(line: bytes, l2_bytes: int) -> bytes:
-    job = pickle.loads(base64.b64decode(line))
-    result: Traffic | Failed
+def answer(job: Job, l2_bytes: int) -> Traffic | Failed:
     try:
-        result = follow(job, l2_bytes)
+        return follow(job, l2_bytes)
     except Exception as problem:  # the audit then counts bytes from the machine code alone
-        result = Failed(f"{type(problem).__name__}: {str(problem).splitlines()[-1:]}"[:300], traceback.format_exc())
-    return base64.b64encode(pickle.dumps(result))
+        return Failed(f"{type(problem).__name__}: {str(problem).splitlines()[-1:]}"[:300], traceback.format_exc())
 
 
 def main() -> None:
@@ -248,11 +243,9 @@ def main() -> None:
     interpreter._patch_lang = _patch_once
     interpreter.interpreter_builder.__class__ = _Followed
     l2_bytes = int(sys.argv[1]) if len(sys.argv) > 1 else 0
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    for line in sys.stdin.buffer:
-        answers.write(answer(line.strip(), l2_bytes) + b"\n")
-        answers.flush()
+    say, jobs = answers()
+    for job in jobs:
+        say(answer(job, l2_bytes))
 
 
 if __name__ == "__main__":

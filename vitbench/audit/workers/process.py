@@ -1,17 +1,13 @@
-"""Processes that answer jobs: a line in (base64 of a pickle), a line out."""
+"""A process that answers jobs, whatever becomes of it at one of them."""
 
 from __future__ import annotations
 
-import base64
-import os
-import pickle
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
-from typing import IO, Any
+from typing import Any
 
 from vitbench.audit.job import Failed, Job
+from vitbench.process import Process, python_environment
 
 
 class Worker:
@@ -26,50 +22,29 @@ class Worker:
     def __init__(
         self, module: str, arguments: Sequence[str] = (), triton_path: str | None = None, interprets: bool = False
     ) -> None:
-        self.command = [sys.executable, "-P", "-m", module, *arguments]
+        self._command = [sys.executable, "-P", "-m", module, *arguments]
         path = [triton_path] if triton_path else []
-        self.environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        self._environment = python_environment(*path, without=["TRITON_INTERPRET"])
         if interprets:
-            self.environment["TRITON_INTERPRET"] = "1"
-        self.environment["PYTHONPATH"] = os.pathsep.join(path + [entry or os.getcwd() for entry in sys.path])
-        self.process: subprocess.Popen[bytes] | None = None
-        self.errors: IO[Any] | None = None
+            self._environment["TRITON_INTERPRET"] = "1"
+        self._process: Process | None = None
 
     def ask(self, job: Job) -> Any:
         """The answer to a job; `Failed` when the process ended instead of giving one."""
-        if self.process is None or self.process.poll() is not None:
+        if self._process is not None and self._process.code() is not None:
             self.close()
-            self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-            self.process = subprocess.Popen(
-                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env=self.environment
-            )
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
+        if self._process is None:
+            self._process = Process(self._command, environment=self._environment, asked=True, apart=False)
+        self._process.say(job)
         try:
-            self.process.stdin.write(base64.b64encode(pickle.dumps(job)) + b"\n")
-            self.process.stdin.flush()
-            line = self.process.stdout.readline()
-        except BrokenPipeError:
-            line = b""
-        if line:
-            return pickle.loads(base64.b64decode(line))
-        code = self.process.wait()
-        return Failed(f"the compiling process ended with code {code}", self._last_words())
-
-    def _last_words(self) -> str:
-        if self.errors is None:
-            return ""
-        self.errors.seek(0)
-        text: str = self.errors.read().decode(errors="replace")
-        return text[-4000:]
+            return self._process.hear()
+        except EOFError:
+            how = self._process.how_it_ended()
+            failed = Failed(f"the compiling process ended: {how}", self._process.said()[-4000:])
+            self.close()
+            return failed
 
     def close(self) -> None:
-        if self.process is not None:
-            for pipe in (self.process.stdin, self.process.stdout):
-                if pipe is not None:
-                    pipe.close()
-            self.process.wait()
-            self.process = None
-        if self.errors is not None:
-            self.errors.close()
-            self.errors = None
+        if self._process is not None:
+            self._process.close()
+            self._process = None

@@ -1,0 +1,111 @@
+"""What the commands that measure models are told, each option once: here. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from vitbench.results.row import NOISE, RANDOM, Setup
+
+Model = Annotated[str, Option("--model", "-m", help="Names or wildcards, separated by commas; `all` is every model.")]
+Out = Annotated[Path | None, Option("--out", help="The CSV to write. Default: results/<device>/<models>.csv.")]
+Device = Annotated[str, Option(help="cpu, cuda or cuda:N. Default: cuda where there is a GPU.")]
+Fresh = Annotated[
+    bool, Option("--fresh", help="Begin anew although the CSV exists; the old file is renamed, not lost.")
+]
+TimeLimit = Annotated[float, Option(help="Seconds one case may take, compilation included.")]
+Export = Annotated[str, Option("--export", help="Also write the rows in another tool's format: timm.")]
+Baseline = Annotated[Path | None, Option(help="A vitbench or timm CSV; the table shows the throughput over it.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """Of `vitbench bench`, as typed."""
+
+    model: Model = "vit_base_patch16_224,resnet50,cmt_s"
+    resolution: Annotated[
+        str, Option(help="Sizes such as 224 or 800x1066, `native`, or factors of it such as x1.5. Default by device.")
+    ] = ""
+    batch: Annotated[str, Option(help="Batch sizes. Default by device.")] = ""
+    impl: Annotated[
+        str, Option(help="eager, sdpa, flex, compile, max-autotune, fused, fused+compile. Default by device.")
+    ] = ""
+    dtype: Annotated[str, Option(help="fp32, tf32, bf16, fp16, amp (fp32 weights, bf16 autocast).")] = "fp32"
+    mode: Annotated[str, Option(help="infer, train (forward, backward, AdamW step).")] = "infer"
+    layout: Annotated[str, Option(help="nchw, nhwc (channels_last).")] = "nchw"
+    device: Device = ""
+    out: Out = None
+    time_limit: TimeLimit = 600.0
+    min_time: Annotated[float, Option(help="Seconds of samples each case gets at least.")] = 0.5
+    max_time: Annotated[
+        float | None, Option(help="Seconds of samples each case gets at most. Default: 15 on a GPU, 2 on a CPU.")
+    ] = None
+    images: Annotated[str, Option(help="A folder of photographs to feed in. Default: seeded normal noise.")] = ""
+    weights: Annotated[str, Option(help="A .safetensors file for the one model. Default: seeded random.")] = ""
+    graphs: Annotated[
+        bool, Option("--graphs", help="Record each step as a CUDA graph and time its replay: no launch costs.")
+    ] = False
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Print the cases with parameters, GMACs and predicted memory; measure nothing.")
+    ] = False
+    fresh: Fresh = False
+    export: Export = ""
+    baseline: Baseline = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryCurvesOptions:
+    """Of `vitbench memory-curves`, as typed."""
+
+    model: Model = "vit_base_patch16_224,resnet50"
+    resolution: Annotated[str, Option(help="As for bench.")] = "native"
+    batch: Annotated[str, Option(help="Batch sizes.")] = "1,2,4,8,16,32,64,128,256"
+    dtype: Annotated[str, Option(help="As for bench.")] = "fp32"
+    mode: Annotated[str, Option(help="infer, train.")] = "infer,train"
+    measure_up_to: Annotated[
+        int,
+        Option(help="The largest batch that is measured beside predicted. Default: 4 on the CPU, all on a GPU."),
+    ] = -1
+    device: Device = ""
+    out: Out = None
+    time_limit: TimeLimit = 600.0
+    fresh: Fresh = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Of `vitbench report`, as typed."""
+
+    csv: Annotated[Path, Argument(help="A CSV that bench or memory-curves wrote.")]
+    export: Export = ""
+    baseline: Baseline = None
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """How a sweep measures, checked: what `sweep.run` and its worker are told.
+
+    Times are seconds; batches above `measure_up_to` are predicted only, `graphs` replays steps as CUDA graphs.
+    """
+
+    time_limit: float = 600.0
+    min_time: float = 0.5
+    max_time: float = 15.0
+    passes: tuple[str, ...] = ("latency", "memory", "energy")
+    images: str = ""
+    weights: str = ""
+    fresh: bool = False
+    measure_up_to: int | None = None
+    graphs: bool = False
+
+    @property
+    def setup(self) -> Setup:
+        """What a row says of them."""
+        return Setup(
+            input=f"images in {Path(self.images).resolve()}" if self.images else NOISE,
+            weights=Path(self.weights).name if self.weights else RANDOM,
+            graphs=self.graphs,
+        )
