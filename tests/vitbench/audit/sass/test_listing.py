@@ -29,7 +29,7 @@ def run(*lines: str, constants: dict[int, int] | None = None, grid: tuple[int, i
     graph = build_graph(listing(*lines))
     ran = execute.count(graph, execute.Launched(dict(constants or {}), grid, 1))
     programs = grid[0] * grid[1] * grid[2]
-    return [ran.warps[graph.block_of[i.index]] / programs for i in graph.sass.instructions]
+    return [ran.warps[graph.block_of[i.index]] / programs for i in graph.listing.instructions]
 
 
 LOOP = (
