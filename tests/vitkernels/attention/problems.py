@@ -20,6 +20,8 @@ from vitkernels.attention import bias, gated, relative
 from vitkernels.runtime.call import Call
 from vitkernels.runtime.call import run_all as launch_all
 
+from .accuracy import assert_accurate, run, sizes_of_gated_terms, sizes_of_terms
+
 MODULES = {"bias_attention": bias, "relative_attention": relative, "gated_attention": gated}
 
 
@@ -37,22 +39,38 @@ def naive_gated(
     return ((1 - g) * scores.softmax(-1) + g * positional.to(q.dtype).softmax(-1)) @ v
 
 
-def naive_relative(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: tuple[int, int]) -> Tensor:
-    h, w = grid
-    index = torch.tensor(
+def relative_index(h: int, w: int, device: str | torch.device) -> Tensor:
+    """[h * w, h * w]: the table's row for query i and key j."""
+    return torch.tensor(
         [[(i // w - j // w + h - 1) * (2 * w - 1) + i % w - j % w + w - 1 for j in range(h * w)] for i in range(h * w)],
-        device=q.device,
+        device=device,
     )
-    return naive(q, k, v, table[index].permute(2, 0, 1))
+
+
+def naive_relative(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: tuple[int, int]) -> Tensor:
+    return naive(q, k, v, table[relative_index(*grid, q.device)].permute(2, 0, 1))
+
+
+def sizes_of_relative_terms(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, grad: Tensor, grid: tuple[int, int]
+) -> tuple[list[Tensor], float]:
+    index = relative_index(*grid, q.device)
+    (*sizes, dbias), score = sizes_of_terms(q, k, v, table[index].permute(2, 0, 1), grad, q.shape[-1] ** -0.5)
+    squares = torch.zeros_like(table).index_add_(0, index.flatten(), dbias.square().flatten(1).mT)
+    return [*sizes, squares.sqrt()], score
 
 
 @dataclass
 class Problem:
-    """One call: the kernel, its reference, the low-precision rival, and inputs of which all need gradients."""
+    """One call: the kernel, its reference, the low-precision rival, the sizes of its terms, and what goes in.
+
+    Of all inputs gradients are asked for; `sizes(*inputs, grad)` is as `sizes_of_terms`.
+    """
 
     kernel: Callable[..., Tensor]
     reference: Callable[..., Tensor]
     rival: Callable[..., Tensor]
+    sizes: Callable[..., tuple[list[Tensor], float]]
     inputs: list[Tensor]
     grad: Tensor
 
@@ -82,6 +100,7 @@ def bias_problem(
         lambda *x: bias_attention(*x, scale),
         lambda *x: bias_attention_reference(*x, scale),
         lambda *x: naive(*x, scale),
+        lambda *x: sizes_of_terms(*x, D**-0.5 if scale is None else scale),
         [q, k, v, bias],
         grad,
     )
@@ -94,39 +113,34 @@ def relative_problem(B: int, H: int, grid: tuple[int, int], D: int, dtype: torch
         lambda *x: relative_attention(*x, grid),
         lambda *x: relative_attention_reference(*x, grid),
         lambda *x: naive_relative(*x, grid),
+        lambda *x: sizes_of_relative_terms(*x, grid),
         [q, k, v, table],
         grad,
     )
 
 
-def gated_problem(B: int, H: int, N: int, D: int, dtype: torch.dtype, device: str) -> Problem:
+def gated_problem(
+    B: int, H: int, N: int, D: int, dtype: torch.dtype, device: str, scale: float | None = None
+) -> Problem:
     q, k, v, grad = (tokens(B, H, N, D, dtype, device, packed=True) for _ in range(4))
     inputs = [q, k, v, torch.randn(H, N, N, device=device), torch.randn(H, device=device)]
-    return Problem(gated_attention, gated_attention_reference, naive_gated, inputs, grad)
-
-
-def run(function: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
-    """The output and the gradient of every input."""
-    leaves = [x.detach().requires_grad_() for x in inputs]
-    out = function(*leaves)
-    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+    return Problem(
+        lambda *x: gated_attention(*x, scale),
+        lambda *x: gated_attention_reference(*x, scale),
+        lambda *x: naive_gated(*x, scale),
+        lambda *x: sizes_of_gated_terms(*x, D**-0.5 if scale is None else scale),
+        inputs,
+        grad,
+    )
 
 
 def check(problem: Problem) -> None:
-    """Every result is finite, of the right shape and dtype, and at most twice as wrong as the low-precision rival."""
+    """Every result is finite, of the right shape and dtype, and as accurate as `assert_accurate` demands."""
     got = run(problem.kernel, problem.inputs, problem.grad)
     rival = run(problem.rival, problem.inputs, problem.grad)
-    exact = run(problem.reference, [x.double() for x in problem.inputs], problem.grad.double())
-    eps = torch.finfo(problem.grad.dtype).eps
-    slack = 3 * eps if problem.grad.dtype == torch.float32 else eps  # fp32 sums in another order differ by a few eps
-    largest = max(truth.abs().max() for truth in exact)  # a gradient can be exactly zero, as with a single key
-    for index, (ours, theirs, truth) in enumerate(zip(got, rival, exact, strict=True)):
-        assert ours.shape == truth.shape
-        assert ours.dtype == ([problem.grad, *problem.inputs])[index].dtype
-        assert ours.isfinite().all(), f"result {index} is not finite"
-        allowed = 2 * (theirs.double() - truth).abs().max() + slack * (truth.abs().max() + largest)
-        wrong = (ours.double() - truth).abs().max()
-        assert wrong <= allowed, f"result {index} (0 is the output) is wrong by {wrong:.2e}, allowed {allowed:.2e}"
+    inputs, grad = [x.double() for x in problem.inputs], problem.grad.double()
+    assert [x.dtype for x in got] == [problem.grad.dtype, *(x.dtype for x in problem.inputs)]
+    assert_accurate(got, rival, run(problem.reference, inputs, grad), *problem.sizes(*inputs, grad))
 
 
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[Call]:

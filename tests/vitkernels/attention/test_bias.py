@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vitkernels import bias_attention, bias_attention_reference
 
-from .problems import bias_problem, check, run
+from .accuracy import run
+from .problems import bias_problem, check
 
 BIAS_SHAPES = {
     "window-49": (3, 2, 49, 49, 32),

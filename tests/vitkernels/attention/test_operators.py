@@ -22,7 +22,8 @@ from vitkernels import (
 )
 from vitkernels.attention.relative import relative_index
 
-from .problems import bias_problem, gated_problem, relative_problem, run
+from .accuracy import run
+from .problems import bias_problem, gated_problem, relative_problem
 
 B, H, GRID, D = 2, 2, (3, 5), 16
 N = GRID[0] * GRID[1]

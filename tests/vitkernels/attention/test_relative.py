@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vitkernels import expand_relative_bias, relative_attention
 
-from .problems import check, relative_problem, run
+from .accuracy import run
+from .problems import check, relative_problem
 
 
 @pytest.mark.parametrize(
