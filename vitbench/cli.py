@@ -13,6 +13,7 @@ import typer
 from vitbench.audit.options import AuditOptions
 from vitbench.bench.options import BenchOptions, MemoryCurvesOptions, ReportOptions
 from vitbench.certify.options import CertifyOptions
+from vitbench.doctor.options import DoctorOptions
 from vitbench.errors import InputError
 from vitbench.gate.options import CompareOptions, GateOptions
 
@@ -90,12 +91,12 @@ def list_models(
     listing.print_models(pattern, format)
 
 
-@app.command()
-def doctor() -> None:
-    """What this machine can measure, what not, and why."""
-    from vitbench.measure import doctor
+@_command(DoctorOptions)
+def doctor(given: DoctorOptions) -> int:
+    """What this machine can measure, what not, and why; --deep tries it. Exit code: 0, or 1 where a trial failed."""
+    from vitbench.doctor import command
 
-    doctor.print_report()
+    return command.run(given)
 
 
 @_command(ReportOptions)

@@ -105,8 +105,8 @@ class Process:
 
     def said(self) -> str:
         """All that it wrote to stderr, and to stdout where it is quiet."""
-        self._log.seek(0)
-        return self._log.read().decode(errors="replace")
+        log = self._log.fileno()  # where the process writes next is shared with it, so the file is not moved in
+        return os.pread(log, os.fstat(log).st_size, 0).decode(errors="replace")
 
     def how_it_ended(self) -> str:
         """Waits for it; the exit code or the signal, and the last line that it wrote."""
@@ -125,8 +125,8 @@ class Process:
         self.wait(seconds)
         self.end()
 
-    def end(self) -> None:
-        """Ends it at once where it still runs, and in a session of its own also what it started."""
+    def kill(self) -> None:
+        """Ends it at once where it still runs, and in a session of its own also what it started; its words are kept."""
         if self.code() is None:
             with contextlib.suppress(ProcessLookupError):
                 if self._apart:
@@ -134,6 +134,10 @@ class Process:
                 else:
                     self._process.kill()
             self._process.wait()
+
+    def end(self) -> None:
+        """Kills it and lets go of all that is open for it."""
+        self.kill()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Stage 1: the kernels' own tests, on the device, in every dtype; one row a test in correctness.csv.
+"""Stage 2: the kernels' own tests, on the device, in every dtype; one row a test in correctness.csv.
 
 Which tests need a device they say themselves: the marker `on_device`, and `rehearsal` for the few that a CPU runs.
 """

@@ -1,4 +1,4 @@
-"""Stage 2: kernels against all peers, interleaved; the rows of kernels.csv are `vitbench.kernel_bench`'s."""
+"""Stage 3: kernels against all peers, interleaved; the rows of kernels.csv are `vitbench.kernel_bench`'s."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 5: peak memory over the batch size, measured beside predicted, and what fusion saves; in memory.csv."""
+"""Stage 6: peak memory over the batch size, measured beside predicted, and what fusion saves; in memory.csv."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 3: whole models under every implementation, in models.csv; the first groups are those of the stated aims."""
+"""Stage 4: whole models under every implementation, in models.csv; the first groups are those of the stated aims."""
 
 from __future__ import annotations
 

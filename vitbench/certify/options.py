@@ -15,7 +15,7 @@ class CertifyOptions:
 
     budget: Annotated[float, Option(help="Seconds this call may take, over all stages.")] = 540.0
     stage: Annotated[
-        str, Option(help="correctness, kernels, models, power, memory, prediction, or all; commas between.")
+        str, Option(help="doctor, correctness, kernels, models, power, memory, prediction, or all; commas between.")
     ] = "all"
     device: Annotated[str, Option(help="cuda, or cpu for a small rehearsal. Default: cuda if there is one.")] = ""
     out: Annotated[Path | None, Option(metavar="DIR", help="Where to write. Default: results/<device>/certify.")] = None

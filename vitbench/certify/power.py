@@ -1,4 +1,4 @@
-"""Stage 4: power and joules an image, in power.csv."""
+"""Stage 5: power and joules an image, in power.csv."""
 
 from __future__ import annotations
 

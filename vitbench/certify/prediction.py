@@ -1,4 +1,4 @@
-"""Stage 6: the audit's modelled kernel times beside the measured ones; in audit.csv and prediction.csv."""
+"""Stage 7: the audit's modelled kernel times beside the measured ones; in audit.csv and prediction.csv."""
 
 from __future__ import annotations
 

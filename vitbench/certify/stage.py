@@ -33,7 +33,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Stage:
-    """One of the six.
+    """One of the seven.
 
     `share` is its part of the time, relative to the stages after it; run(context, deadline) measures what its files
     do not hold yet until time.monotonic() passes `deadline` and says whether it was interrupted; judge(context)

@@ -1,13 +1,14 @@
-"""The six stages of a certification, in their order."""
+"""The seven stages of a certification, in their order."""
 
 from __future__ import annotations
 
-from vitbench.certify import correctness, kernels, memory, models, power, prediction
+from vitbench.certify import correctness, doctor, kernels, memory, models, power, prediction
 from vitbench.certify.stage import Stage
 from vitbench.errors import InputError, nearest
 
-#: Most valuable first: what is wrong, then what is slow, then what it costs.
+#: Most valuable first: what cannot work here, what is wrong, then what is slow, then what it costs.
 STAGES: tuple[Stage, ...] = (
+    doctor.STAGE,
     correctness.STAGE,
     kernels.STAGE,
     models.STAGE,

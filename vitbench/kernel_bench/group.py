@@ -149,11 +149,28 @@ def verified(problem: Problem, impl: Impl, dtype: str, device: str) -> Callable[
 
     Raises: AssertionError when it fails or is wrong, saying how.
     """
+    step = _verified(problem, impl, dtype, device).step
+    assert step is not None
+    return step
+
+
+def error_of(problem: Problem, impl: Impl, dtype: str, device: str) -> tuple[float, float]:
+    """The error of an implementation against fp64, and how large it may be.
+
+    Raises: AssertionError as `verified`.
+    """
+    contender = _verified(problem, impl, dtype, device)
+    assert contender.error is not None
+    assert contender.limit is not None
+    return contender.error, contender.limit
+
+
+def _verified(problem: Problem, impl: Impl, dtype: str, device: str) -> Contender:
     contender = Contender(impl)
     _verify([contender], problem, DTYPES[dtype], torch.device(device))
     if contender.step is None:
         raise AssertionError(f"{impl.name} is {contender.status}: {contender.reason}")
-    return contender.step
+    return contender
 
 
 def _time(contenders: Sequence[Contender], device: torch.device, max_seconds: float, deadline: float) -> None:

@@ -31,9 +31,8 @@ def stamps(out: Path) -> dict[str, list[str]]:
     """When each measured row was, and how long each test took: what measuring again would change."""
     swept = {f"{name}.csv": [row.started_at or "" for row in journal.read(out / f"{name}.csv")]
              for name in ("models", "power", "memory")}  # fmt: skip
-    return swept | {
-        name: (out / name).read_text().splitlines() for name in ("correctness.csv", "kernels.csv", "audit.csv")
-    }
+    others = ("doctor.csv", "correctness.csv", "kernels.csv", "audit.csv")
+    return swept | {name: (out / name).read_text().splitlines() for name in others}
 
 
 def certify(out: Path, budget: float, stage: str = "all") -> int:
@@ -54,6 +53,7 @@ def test_the_rehearsal_measures_judges_and_resumes(
     text = (tmp_path / "summary.md").read_text(encoding="utf-8")
     assert re.findall(r"^## (\w+):", text, re.MULTILINE) == [stage.name for stage in command.STAGES]
     told = {what: (verdict, detail) for what, verdict, detail in RESULT.findall(text)}
+    assert told["a row from a worker"][0] == told["gated_attention fwd+bwd: 49 tokens"][0] == PASS
     assert told["tests/vitkernels/attention/test_operators.py"][0] == PASS
     assert told["cmt_s infer, bf16, batch 64, 224 px: at least 1.5x the throughput of torch.compile"][0] == NOT_RUN
     assert next(v for k, v in told.items() if k.startswith("convit_tiny: every"))[0] == NOT_RUN
@@ -96,7 +96,7 @@ def complaint(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(("arguments", "says"), [
     (["--stage", "model"], "--stage 'model' is unknown: did you mean models?"),
-    (["--stage", "zzz"], "allowed: correctness, kernels, models, power, memory, prediction, all"),
+    (["--stage", "zzz"], "allowed: doctor, correctness, kernels, models, power, memory, prediction, all"),
     (["--stage", ""], "is unknown"),
     (["--budget", "0"], "above zero"),
     (["--budget", "-5"], "above zero"),
