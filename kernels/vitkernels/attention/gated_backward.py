@@ -15,18 +15,18 @@ from torch import Tensor
 
 from vitkernels.attention.backward.plan import backward_calls, bias_slices, key_block
 from vitkernels.attention.blocks import padded_head_dim, rest_block, stride_alignment, tall_tile
-from vitkernels.attention.tiles import LOG2E, aligned, load_rows_or_last, sum_rows
+from vitkernels.attention.tiles import aligned, load_rows_or_last, sum_rows
 from vitkernels.runtime.call import Call, cdiv, sum_parts_call
 from vitkernels.runtime.device import reads_results_from_tensor_memory
-
-LOG2_E = tl.constexpr(1.4426950408889634)
+from vitkernels.runtime.constants import LOG2E, OUTSIDE
+from vitkernels.runtime.constants import LOG2E
 
 
 @triton.jit
 def load_logits(ptr, rows, cols, N):
     """[R, K] fp32 tile of logits in units of log2, -inf outside."""
     mask = (rows[:, None] < N) & (cols[None, :] < N)
-    return tl.load(ptr + rows[:, None] * N + cols[None, :], mask=mask, other=float("-inf")).to(tl.float32) * LOG2_E
+    return tl.load(ptr + rows[:, None] * N + cols[None, :], mask=mask, other=float("-inf")).to(tl.float32) * LOG2E
 
 
 @triton.jit
@@ -56,7 +56,7 @@ def _content_gradient(q, do, lse, k_ptr, k_row, v_ptr, v_row, keys, N, scale_log
     k = load_rows_or_last(k_ptr, k_row, keys, N, D, q.shape[1])
     s = tl.dot(q, tl.trans(k), input_precision="tf32x3") * scale_log2
     if MASKED:
-        s = tl.where(keys[None, :] < N, s, -1.0e30)
+        s = tl.where(keys[None, :] < N, s, OUTSIDE)
     v = load_rows_or_last(v_ptr, v_row, keys, N, D, q.shape[1])
     return tl.math.exp2(s - lse[:, None]) * tl.dot(do, tl.trans(v), input_precision="tf32x3")
 
@@ -192,7 +192,7 @@ def gated_backward_calls(
         "k_stride_b": k.stride(0), "k_stride_h": k.stride(1), "k_stride_n": k.stride(2),
         "v_stride_b": v.stride(0), "v_stride_h": v.stride(1), "v_stride_n": v.stride(2),
         "do_stride_b": grad.stride(0), "do_stride_h": grad.stride(1), "do_stride_n": grad.stride(2),
-        "H": H, "N": N, "scale_log2": scale * LOG2E, "ALIGN": stride_alignment(q, k, v, grad), "D": D,
+        "H": H, "N": N, "scale_log2": scale * LOG2E.value, "ALIGN": stride_alignment(q, k, v, grad), "D": D,
         "BLOCK_D": padded_head_dim(D), "BLOCK_N": block_n, "BLOCK_M": block_m, "REST": rest_block(N, block_m),
         # Triton 3.7 cannot lower tl.sum over what comes out of tensor memory.
         "BY_PRODUCT": reads_results_from_tensor_memory(arch),

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from vitkernels.attention.blocks import last_tile, padded_head_dim, rest_block, stride_alignment, tall_tile
 from vitkernels.attention.gated_backward import load_logits, load_weights, row_softmax
-from vitkernels.attention.tiles import LOG2E, aligned, load_rows_or_last, store_rows, sum_rows
+from vitkernels.attention.tiles import aligned, load_rows_or_last, store_rows, sum_rows
 from vitkernels.runtime.call import Call, cdiv
+from vitkernels.runtime.constants import LOG2E, OUTSIDE
 from vitkernels.runtime.device import reads_results_from_tensor_memory
 
 
@@ -47,7 +48,7 @@ def _absorb(q, k_ptr, k_row, v_ptr, v_row, weights, cols, N, scale_log2, top, to
     BLOCK_D: tl.constexpr = q.shape[1]
     s = tl.dot(q, tl.trans(load_rows_or_last(k_ptr, k_row, cols, N, D, BLOCK_D)), input_precision="tf32x3")
     if MASKED:
-        s = tl.where(cols[None, :] < N, s * scale_log2, -1.0e30)
+        s = tl.where(cols[None, :] < N, s * scale_log2, OUTSIDE)
         new_top = tl.maximum(top, tl.max(s, 1))
     else:  # the largest score before scaling is also the largest after it: scaling fuses with the subtraction
         new_top = tl.maximum(top, tl.max(s, 1) * scale_log2)
@@ -207,7 +208,7 @@ def gated_forward_calls(
         "q_stride_b": q.stride(0), "q_stride_h": q.stride(1), "q_stride_n": q.stride(2),
         "k_stride_b": k.stride(0), "k_stride_h": k.stride(1), "k_stride_n": k.stride(2),
         "v_stride_b": v.stride(0), "v_stride_h": v.stride(1), "v_stride_n": v.stride(2),
-        "B": B, "H": H, "N": N, "P": P, "scale_log2": scale * LOG2E,
+        "B": B, "H": H, "N": N, "P": P, "scale_log2": scale * LOG2E.value,
         "ALIGN": stride_alignment(q, k, v, out), "D": D, "BLOCK_D": padded_head_dim(D), "BLOCK_N": block_n,
         "BLOCK_M": block_m, "REST": rest_block(N, block_m),
         "LAST": last_tile(N, block_n), "IMAGES": images,

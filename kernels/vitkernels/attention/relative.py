@@ -29,9 +29,9 @@ from vitkernels.attention.bias import bias_attention_reference, bias_attention_w
 from vitkernels.attention.checks import Shape, check_qkv, check_shape, last_contiguous, token_major
 from vitkernels.attention.forward.plan import forward_calls
 from vitkernels.attention.relative_table import expand_call, table_gradient_kernel
-from vitkernels.attention.tiles import LOG2E
 from vitkernels.runtime.autograd import distinct, needs_grad, once_differentiable
 from vitkernels.runtime.call import Call, cdiv, run_all, sum_parts_call
+from vitkernels.runtime.constants import LOG2E, OUTSIDE, OUTSIDE_FP16
 from vitkernels.runtime.device import arch_of, autocast, check_interpretable, kernels_run_on
 from vitkernels.runtime.launch import Launch
 
@@ -124,8 +124,8 @@ def _expand(table: Tensor, grid_h: int, grid_w: int, dtype: torch.dtype) -> Tens
         return out
     n = grid_h * grid_w
     bias = table.to(dtype)[relative_index((grid_h, grid_w), table.device)].permute(2, 0, 1)
-    out[..., n:] = -65504.0 if dtype == torch.float16 else -1.0e30
-    out[..., :n] = bias * LOG2E
+    out[..., n:] = (OUTSIDE_FP16 if dtype == torch.float16 else OUTSIDE).value
+    out[..., :n] = bias * LOG2E.value
     return out
 
 
@@ -139,7 +139,7 @@ def _fwd(q: Tensor, k: Tensor, v: Tensor, expanded: Tensor, scale: float, need_l
     out, lse = _fwd_fake(q, k, v, expanded, scale, need_lse)
     if not kernels_run_on(q) or not q.numel():  # nothing to launch for an empty batch
         with torch.autocast(q.device.type, enabled=False):
-            bias = expanded[..., : q.shape[2]].to(torch.promote_types(q.dtype, torch.float32)) / LOG2E
+            bias = expanded[..., : q.shape[2]].to(torch.promote_types(q.dtype, torch.float32)) / LOG2E.value
             return out.copy_(bias_attention_reference(q, k, v, bias, scale)), lse.zero_()
     check_interpretable(q)
     q, k, v = (last_contiguous(x) for x in (q, k, v))

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vitkernels.runtime.call import Call, cdiv
+from vitkernels.runtime.constants import LOG2E, OUTSIDE, OUTSIDE_FP16
 
 
 @triton.jit
@@ -35,9 +36,9 @@ def _expand_kernel(
     at_col = cols // grid_w * width + cols % grid_w
     inside = (rows[:, None] < N) & (cols[None, :] < N)
     offs = (at_row[:, None] - at_col[None, :]) * table_stride + head
-    OUTSIDE: tl.constexpr = -65504.0 if out_ptr.dtype.element_ty == tl.float16 else -1.0e30
-    bias = tl.load(table_ptr + offs, mask=inside, other=0.0).to(tl.float32) * 1.4426950408889634
-    bias = tl.where(cols[None, :] < N, bias, OUTSIDE)
+    FILL: tl.constexpr = OUTSIDE_FP16 if out_ptr.dtype.element_ty == tl.float16 else OUTSIDE
+    bias = tl.load(table_ptr + offs, mask=inside, other=0.0).to(tl.float32) * LOG2E
+    bias = tl.where(cols[None, :] < N, bias, FILL)
     out_ptr += tl.cast(head, tl.int64) * N * P
     mask = (rows[:, None] < N) & (cols[None, :] < P)
     tl.store(out_ptr + rows[:, None] * P + cols[None, :], bias.to(out_ptr.dtype.element_ty), mask=mask)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOG2E = 1.4426950408889634
+from vitkernels.runtime.constants import LOG2E, OUTSIDE, OUTSIDE_FP16
 
 
 @triton.jit
@@ -90,11 +90,11 @@ def load_bias(
 
     An expanded bias is in units of log2 already and is as wide as its stride: its own padding is hugely negative.
     """
-    OUTSIDE: tl.constexpr = -65504.0 if ptr.dtype.element_ty == tl.float16 else -1.0e30
+    FILL: tl.constexpr = OUTSIDE_FP16 if ptr.dtype.element_ty == tl.float16 else OUTSIDE
     width = stride if EXPANDED else n_cols
     mask = (rows[:, None] < n_rows) & (cols[None, :] < width)
-    tile = tl.load(ptr + rows[:, None] * stride + cols[None, :], mask=mask, other=OUTSIDE)
-    return tile if EXPANDED else tile.to(tl.float32) * 1.4426950408889634
+    tile = tl.load(ptr + rows[:, None] * stride + cols[None, :], mask=mask, other=FILL)
+    return tile if EXPANDED else tile.to(tl.float32) * LOG2E
 
 
 @triton.jit
@@ -109,16 +109,16 @@ def load_bias_or_last(
 ):
     """`load_bias` with the last row again beyond n_rows, for rows that weigh nothing: fewer masks."""
     pointers = ptr + tl.minimum(rows, n_rows - 1)[:, None] * stride + cols[None, :]
-    OUTSIDE: tl.constexpr = -65504.0 if ptr.dtype.element_ty == tl.float16 else -1.0e30
-    tile = tl.load(pointers, mask=(cols < (stride if EXPANDED else n_cols))[None, :], other=OUTSIDE)
-    return tile if EXPANDED else tile.to(tl.float32) * 1.4426950408889634
+    FILL: tl.constexpr = OUTSIDE_FP16 if ptr.dtype.element_ty == tl.float16 else OUTSIDE
+    tile = tl.load(pointers, mask=(cols < (stride if EXPANDED else n_cols))[None, :], other=FILL)
+    return tile if EXPANDED else tile.to(tl.float32) * LOG2E
 
 
 @triton.jit
 def load_bias_inside(ptr, stride, rows, n_rows, cols, EXPANDED: tl.constexpr):
     """`load_bias_or_last` where all columns are inside the matrix: no masks at all."""
     tile = tl.load(ptr + tl.minimum(rows, n_rows - 1)[:, None] * stride + cols[None, :])
-    return tile if EXPANDED else tile.to(tl.float32) * 1.4426950408889634
+    return tile if EXPANDED else tile.to(tl.float32) * LOG2E
 
 
 @triton.jit

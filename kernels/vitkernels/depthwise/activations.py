@@ -14,9 +14,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from vitkernels.runtime.constants import LOG2E
+
 ACTIVATIONS = ("none", "relu", "silu", "gelu", "gelu_tanh")
 
-_LOG2E = tl.constexpr(1.4426950408889634)
 _SQRT_HALF = tl.constexpr(0.7071067811865476)
 _LOG2_SQRT_2PI = tl.constexpr(1.3257480647361593)
 # tanh form: u sigmoid(2 sqrt(2 / pi) (u + 0.044715 u^3)); the gain in base two, its cubic part, and the inner slope.
@@ -49,7 +50,7 @@ def activate(u, ACT: tl.constexpr, PRECISE: tl.constexpr):
     if ACT == "relu":
         a = tl.maximum(u, 0.0)
     elif ACT == "silu":
-        a = u / (1.0 + tl.exp2(u * -_LOG2E))
+        a = u / (1.0 + tl.exp2(u * -LOG2E))
     elif ACT == "gelu_tanh":
         a = u / (1.0 + tl.exp2(u * (u * u * -_TANH_THIRD - _TANH_GAIN)))
     elif ACT == "gelu":
@@ -70,7 +71,7 @@ def activate_with_slope(u, ACT: tl.constexpr, PRECISE: tl.constexpr):
         a = tl.maximum(u, 0.0)
         slope = tl.where(u > 0.0, 1.0, 0.0)
     elif ACT == "silu":
-        s = 1.0 / (1.0 + tl.exp2(u * -_LOG2E))
+        s = 1.0 / (1.0 + tl.exp2(u * -LOG2E))
         a = u * s
         slope = s + a * (1.0 - s)
     elif ACT == "gelu_tanh":
@@ -85,7 +86,7 @@ def activate_with_slope(u, ACT: tl.constexpr, PRECISE: tl.constexpr):
             tail = normal_tail(tl.abs(u))
             cdf = tl.where(u > 0.0, 1.0 - tail, tail)
         a = u * cdf
-        slope = cdf + u * tl.exp2(u * u * (-0.5 * _LOG2E) - _LOG2_SQRT_2PI)
+        slope = cdf + u * tl.exp2(u * u * (-0.5 * LOG2E) - _LOG2_SQRT_2PI)
     else:
         a = u
         slope = tl.full(u.shape, 1.0, tl.float32)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-_LOG2E = tl.constexpr(1.4426950408889634)
+from vitkernels.runtime.constants import LOG2E, OUTSIDE
 
 
 @triton.jit
@@ -168,8 +168,8 @@ def reduced_block_kernel(
                 scores += tl.load(bias)
             else:
                 bias = bias_ptr + h * N * M + offs_n[:, None] * M + offs_m[None, :]
-                scores += tl.load(bias, mask=(offs_n < N)[:, None] & mask_m, other=0.0).to(tl.float32) * _LOG2E
-                scores = tl.where(mask_m, scores, -1.0e30)
+                scores += tl.load(bias, mask=(offs_n < N)[:, None] & mask_m, other=0.0).to(tl.float32) * LOG2E
+                scores = tl.where(mask_m, scores, OUTSIDE)
             p = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
             out = tl.dot(p.to(dtype), vs[h]) / tl.sum(p, axis=1)[:, None]
             acc = tl.dot(out.to(dtype), wos[h], acc)

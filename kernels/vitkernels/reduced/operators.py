@@ -11,12 +11,13 @@ import triton
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vitkernels.attention.tiles import LOG2E
 from vitkernels.reduced.kernels import reduced_block_kernel, reduced_kv_kernel
 from vitkernels.reduced.reference import ReducedAttentionWeights, reduced_attention_reference, reduced_attention_work
 from vitkernels.runtime.call import Call, cdiv, run_all
+from vitkernels.runtime.constants import LOG2E, OUTSIDE, OUTSIDE_FP16
 from vitkernels.runtime.device import (
     INTERPRETED,
+    MULTIPROCESSORS,
     arch_of,
     kernels_run_on,
     reads_operands_from_registers,
@@ -44,8 +45,8 @@ def _padded_keys(keys: int) -> int:
 
 def expand_block_bias(bias: Tensor, dtype: torch.dtype) -> Tensor:
     """[heads, N, M] as the block reads it fastest: [heads, N, padded M] of dtype, in units of log2; no gradient."""
-    outside = -65504.0 if dtype == torch.float16 else -1.0e30
-    log2 = (bias.detach().float() * LOG2E).to(dtype)
+    outside = (OUTSIDE_FP16 if dtype == torch.float16 else OUTSIDE).value
+    log2 = (bias.detach().float() * LOG2E.value).to(dtype)
     return torch.nn.functional.pad(log2, (0, _padded_keys(bias.shape[2]) - bias.shape[2]), value=outside)
 
 
@@ -71,8 +72,8 @@ def plan_block(batch: int, tokens: int, keys: int, channels: int, heads: int, ar
     tall = channels <= 64 or not (reads_operands_from_registers(arch) or reads_results_from_tensor_memory(arch))
     block_n = min(128 if tall else 64, max(16, triton.next_power_of_2(tokens)))
     pieces = cdiv(tokens, block_n)
-    # A program fills an SM and fetches all weights first: one program each for the 132 SMs of an H100 or H200.
-    tiles = cdiv(pieces, min(pieces, max(1, 132 // batch))) if channels <= 64 else 1
+    # A program fills an SM and fetches all weights first: one program each for the multiprocessors of an H100 or H200.
+    tiles = cdiv(pieces, min(pieces, max(1, MULTIPROCESSORS // batch))) if channels <= 64 else 1
     block_d = max(16, triton.next_power_of_2(channels // heads))
     return BlockPlan(block_n, block_m, max(16, triton.next_power_of_2(channels)), block_d, tiles, cdiv(pieces, tiles))
 
@@ -150,7 +151,7 @@ def block_calls(
         "N": tokens,
         "tiles": plan.tiles,
         "groups": plan.groups,
-        "scale": attention_scale * LOG2E,
+        "scale": attention_scale * LOG2E.value,
         "HEADS": heads,
         "D": channels // heads,
         "HAS_BQ": w.q_bias is not None,
@@ -213,7 +214,7 @@ def _block(
     keys = tokens // (r * r)
     if not kernels_run_on(x) or not x.numel():  # nothing to launch for an empty batch
         if expanded:
-            bias = bias[..., :keys].float() / LOG2E
+            bias = bias[..., :keys].float() / LOG2E.value
         if scale is not None and shift is not None:
             # The affine map as a batch norm of statistics (0, 1) with eps 0.
             w = w._replace(bn_weight=scale, bn_bias=shift, bn_mean=scale * 0, bn_var=scale * 0 + 1)

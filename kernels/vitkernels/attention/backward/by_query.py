@@ -19,6 +19,7 @@ from torch import Tensor
 from vitkernels.attention.blocks import has_tail, last_tile, rest_block, tall_tile
 from vitkernels.attention.tiles import aligned, load_bias, load_bias_inside, load_rows_or_last, store_rows, store_scores
 from vitkernels.runtime.call import Call, cdiv
+from vitkernels.runtime.constants import OUTSIDE
 from vitkernels.runtime.device import reads_results_from_tensor_memory
 
 
@@ -33,7 +34,7 @@ def _absorb_keys(
     s = tl.dot(q, tl.trans(k), input_precision="tf32x3") * scale_log2
     s += bias
     if MASKED:
-        s = tl.where(keys[None, :] < n_keys, s, -1.0e30)
+        s = tl.where(keys[None, :] < n_keys, s, OUTSIDE)
     ds = tl.math.exp2(s - lse[:, None]) * (tl.dot(do, tl.trans(v), input_precision="tf32x3") - delta[:, None])
     return tl.dot(ds.to(q.dtype), k, dq, input_precision="tf32x3"), ds
 

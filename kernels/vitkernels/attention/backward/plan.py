@@ -27,8 +27,8 @@ from vitkernels.attention.backward.queries_held import fits_whole, whole_calls
 from vitkernels.attention.backward.queries_held_bias import whole_bias_calls
 from vitkernels.attention.backward.scores_held import fits_short, short_calls
 from vitkernels.attention.blocks import images_per_program, padded_head_dim, stride_alignment
-from vitkernels.attention.tiles import LOG2E
 from vitkernels.runtime.call import Call, cdiv
+from vitkernels.runtime.constants import LOG2E
 from vitkernels.runtime.device import reads_operands_from_registers
 
 
@@ -89,7 +89,7 @@ def backward_calls(
         "v_stride_b": v.stride(0), "v_stride_h": v.stride(1), "v_stride_m": v.stride(2),
         "do_stride_b": do.stride(0), "do_stride_h": do.stride(1), "do_stride_n": do.stride(2),
         "bias_stride_h": bias.stride(0), "bias_stride_n": bias.stride(1), "B": B, "H": H, "N": N, "M": M,
-        "scale_log2": scale * LOG2E, "EXPANDED": expanded, "D": D, "BLOCK_D": padded_head_dim(D),
+        "scale_log2": scale * LOG2E.value, "EXPANDED": expanded, "D": D, "BLOCK_D": padded_head_dim(D),
         "ALIGN": stride_alignment(q, k, v, do, out, dq, dk),
     }  # fmt: skip
     of_tokens = shared | {"scale": scale}

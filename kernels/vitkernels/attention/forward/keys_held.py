@@ -18,8 +18,9 @@ import triton.language as tl
 from torch import Tensor
 
 from vitkernels.attention.blocks import padded_head_dim, pieces, stride_alignment, tall_tile
-from vitkernels.attention.tiles import LOG2E, aligned, load_bias, load_rows_or_last, store_rows, sum_rows
+from vitkernels.attention.tiles import aligned, load_bias, load_rows_or_last, store_rows, sum_rows
 from vitkernels.runtime.call import Call, cdiv
+from vitkernels.runtime.constants import LOG2E
 from vitkernels.runtime.device import MULTIPROCESSORS
 
 
@@ -159,7 +160,7 @@ def few_keys_calls(
         "k_stride_b": k.stride(0), "k_stride_h": k.stride(1), "k_stride_m": k.stride(2),
         "v_stride_b": v.stride(0), "v_stride_h": v.stride(1), "v_stride_m": v.stride(2),
         "bias_stride_h": bias.stride(0), "bias_stride_n": bias.stride(1), "B": B, "H": H, "N": N, "M": M,
-        "scale_log2": scale * LOG2E, "TILES": each, "EXPANDED": expanded, "ALIGN": stride_alignment(q, k, v, out),
+        "scale_log2": scale * LOG2E.value, "TILES": each, "EXPANDED": expanded, "ALIGN": stride_alignment(q, k, v, out),
         "D": D, "BLOCK_D": padded_head_dim(D), "BLOCK_N": 128, "IMAGES": _IMAGES, "KEYS_0": keys[0], "KEYS_1": keys[1],
         "KEYS_2": keys[2],
     }  # fmt: skip

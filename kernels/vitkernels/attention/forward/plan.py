@@ -23,8 +23,8 @@ from vitkernels.attention.blocks import (
 from vitkernels.attention.forward.bias_held import bias_held_kernel, short_limit
 from vitkernels.attention.forward.keys_held import few_keys, few_keys_calls
 from vitkernels.attention.forward.streamed import long_images, streamed_kernel
-from vitkernels.attention.tiles import LOG2E
 from vitkernels.runtime.call import Call, cdiv
+from vitkernels.runtime.constants import LOG2E
 from vitkernels.runtime.device import reads_operands_from_registers, reads_results_from_tensor_memory
 
 
@@ -51,7 +51,7 @@ def forward_calls(
         "k_stride_b": k.stride(0), "k_stride_h": k.stride(1), "k_stride_m": k.stride(2),
         "v_stride_b": v.stride(0), "v_stride_h": v.stride(1), "v_stride_m": v.stride(2),
         "bias_stride_h": bias.stride(0), "bias_stride_n": bias.stride(1), "B": B, "H": H, "N": N, "M": M,
-        "scale_log2": scale * LOG2E, "EXPANDED": expanded, "ALIGN": stride_alignment(q, k, v, out), "D": D,
+        "scale_log2": scale * LOG2E.value, "EXPANDED": expanded, "ALIGN": stride_alignment(q, k, v, out), "D": D,
         "BLOCK_D": padded_head_dim(D), "BLOCK_N": block_n,
     }  # fmt: skip
     if short:
