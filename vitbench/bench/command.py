@@ -21,7 +21,7 @@ from vitbench.ops.names import IMPLS
 from vitbench.report import curves, page, timm
 from vitbench.report.tables import sweep_table
 from vitbench.results import journal
-from vitbench.results.row import Row
+from vitbench.results.row import Environment, Found, Row, Setup
 
 #: A GPU sweeps widely; a CPU sweep has the same shape and ends within minutes.
 DEFAULTS = {
@@ -101,26 +101,48 @@ def _check_weights(path: Path, models: list[str]) -> None:
     load_weights(spec.build(EAGER, spec.resolution, spec.num_classes), models[0], path)
 
 
-def print_plan(cases: Sequence[Case]) -> None:
+def print_plan(cases: Sequence[Case], export: str = "", baseline: Path | None = None) -> int:
     """`--dry-run`: every case with parameters (10^6), GMACs (10^9, batch 1) and predicted peak memory (MiB).
 
-    A case that no machine can run, as its model has no such implementation, says so.
-    """
-    from vitbench.bench import predict
-    from vitbench.models import unserved
+    A case that no machine can run, as its model has no such implementation or takes no such size, says so, and so
+    does one that cannot be predicted; the plan goes on.
 
+    Returns: the exit code, 1 when a case would end as an error.
+
+    Raises: InputError as the sweep would on its baseline or export.
+    """
+    held_against = _read_options(export, baseline)
     out = console()
     width = max(len(case.id) for case in cases)
     out.print(f"{'case':{width}}  {'params M':>10}  {'GMACs':>9}  {'predicted MiB':>13}", soft_wrap=True)
+    failed = 0
     for case in cases:  # a line as soon as it is known: predicting a large training step takes seconds
+        said, status = _planned(case)
+        failed += status == "error"
+        row = sweep.row_of(case, Found(), Environment(device_name=""), Setup(), "")
+        speed = held_against.of(row) if held_against else None
+        out.print(f"{case.id:{width}}  {said}" + (f"  baseline {speed:,.1f} img/s" if speed else ""), soft_wrap=True)
+    out.print(f"{len(cases)} cases; nothing was measured" + (f"; {failed} would fail" if failed else ""))
+    return int(failed > 0)
+
+
+def _planned(case: Case) -> tuple[str, str]:
+    """What is known of a case in one line, and the status that its row would have."""
+    from vitbench.bench import predict
+    from vitbench.bench.failures import classify
+    from vitbench.models import unserved
+
+    try:
         count = predict.count(case.model, case.resolution)
         memory = predict.memory_mib(case)
-        predicted = "" if memory is None else f"{memory:,.1f}"
-        line = f"{case.id:{width}}  {count.params_m:10.6f}  {count.gmacs:9.4f}  {predicted:>13}"
-        if why := unserved(case.model, case.impl, case.resolution):
-            line += f"  unsupported: {why}"
-        out.print(line.rstrip(), soft_wrap=True)
-    out.print(f"{len(cases)} cases; nothing was measured")
+        why = unserved(case.model, case.impl, case.resolution)
+    except Exception as error:
+        status, reason = classify(error)
+        return f"{status}: {reason}", status
+    predicted = "" if memory is None else f"{memory:,.1f}"
+    line = f"{count.params_m:10.6f}  {count.gmacs:9.4f}  {predicted:>13}"
+    notes = [*count.differences, *([f"unsupported: {why}"] if why else [])]
+    return "  ".join([line, *notes]).rstrip(), "unsupported" if why else "ok"
 
 
 def _sweep(cases: Sequence[Case], out: Path, options: SweepOptions) -> Summary:
@@ -154,10 +176,9 @@ def bench(given: BenchOptions) -> int:
     Raises: InputError on options that cannot be used.
     """
     cases = plan(given)
-    if given.dry_run:
-        print_plan(cases)
-        return 0
     checked = options(cases, given)
+    if given.dry_run:
+        return print_plan(cases, given.export, given.baseline)
     held_against = _read_options(given.export, given.baseline)
     out = given.out or default_out(given.model, cases)
     summary = _sweep(cases, out, checked)

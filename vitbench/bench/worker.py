@@ -137,7 +137,7 @@ class Worker:
         """Fills in what is known of a case without running it."""
         self._phase(case, "predicting")
         count = predict.count(case.model, case.resolution)
-        found.reason = "; ".join(count.differences)
+        found.note("; ".join(count.differences))
         found.counts = Counts(count.params_m, count.gmacs, count.macts, ";".join(count.uncounted_ops) or "none")
         found.memory.predicted_mem_mib = predict.memory_mib(case)
 

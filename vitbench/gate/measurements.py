@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vitbench.errors import InputError
+from vitbench.gate.summaries import from_interval, from_quartiles
 from vitbench.results import journal
-from vitbench.results.row import as_dict
+from vitbench.results.row import Row, as_dict
 
 OK, UNSUPPORTED = "ok", "unsupported"
 
@@ -81,7 +82,7 @@ def _sweep(path: Path) -> Measured:
     cases = {}
     for row in rows:
         values: dict[Metric, list[float]] = {}
-        timed = samples.get(row.case) or ([row.speed.latency_ms_p50] if row.speed.latency_ms_p50 is not None else [])
+        timed = samples.get(row.case) or _from_row(row)
         if row.status == OK and timed:
             values[TIME] = timed
         numbers = {"peak_mem_mib": row.memory.peak_mem_mib, "energy_j_per_img": row.energy.energy_j_per_img}
@@ -94,13 +95,34 @@ def _sweep(path: Path) -> Measured:
     return Measured(path, "vitbench CSV", _texts(first, _COMPARABLE), _texts(first, _NOTED), cases)
 
 
+def _from_row(row: Row) -> list[float]:
+    """What stands in the CSV of samples that are not beside it."""
+    speed = row.speed
+    median, low, high = speed.latency_ms_p50, speed.latency_ms_ci_low, speed.latency_ms_ci_high
+    if median is None:
+        return []
+    return [median] if low is None or high is None else from_interval(median, low, high, speed.samples or 1)
+
+
 def _texts(record: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, str]:
     return {name: str(record[name]) for name in names if record.get(name) not in (None, "")}
 
 
+#: How benchmark JSON of other tools is known; they say too little of their samples, or leave them in other files.
+_OTHERS = {
+    "google-benchmark": lambda text: "context" in text and "benchmarks" in text,
+    "nvbench": lambda text: "benchmarks" in text and ("devices" in text or "meta" in text),
+    "optimum-benchmark": lambda text: "report" in text or any(
+        isinstance(part, dict) and "latency" in part for part in text.values()
+    ),
+}  # fmt: skip
+
+
 def _benchmarks(path: Path) -> Measured:
     try:
-        text = json.loads(path.read_text(encoding="utf-8"))
+        text = json.loads(path.read_text(encoding="utf-8-sig"))
+        if "machine_info" not in text:
+            raise _not_pytests(path, text)
         info = text["machine_info"]
         cases = {entry["fullname"]: _benchmark(entry) for entry in text["benchmarks"]}
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
@@ -117,9 +139,20 @@ def _benchmarks(path: Path) -> Measured:
     return Measured(path, "pytest-benchmark JSON", environment, {k: v for k, v in noted.items() if v}, cases)
 
 
+def _not_pytests(path: Path, text: Mapping[str, Any]) -> InputError:
+    other = next((name for name, is_it in _OTHERS.items() if is_it(text)), None)
+    what = f"is a JSON of {other}" if other else "is not what `pytest --benchmark-json` writes"
+    return InputError(f"{path} {what}; compared are vitbench's CSV and pytest-benchmark's JSON")
+
+
 def _benchmark(entry: Mapping[str, Any]) -> Outcome:
     stats, extra = entry["stats"], entry.get("extra_info") or {}
-    seconds = stats.get("data") or [stats["median"]]
+    seconds = stats.get("data") or from_quartiles(stats)
+    if not seconds:
+        raise InputError(
+            f"{entry['fullname']} has neither raw samples nor quartiles of several rounds, so that nothing would be "
+            "noticed: write the file with --benchmark-save-data, or by --benchmark-json"
+        )
     values = {TIME: [1e3 * float(value) for value in seconds]}
     for name, metric in NUMBERS.items():
         if isinstance(extra.get(name), int | float):

@@ -36,6 +36,7 @@ def load(package: str) -> ModuleType:
 
     Raises: InputError when it is not installed or cannot be imported.
     """
+    _mend_torchvision()
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
@@ -43,16 +44,28 @@ def load(package: str) -> ModuleType:
             f"models named {package}:... need the package {error.name}, which is not installed; `pip install {package}`"
         ) from error
     except RuntimeError as error:
-        # timm imports torchvision, which beside another build of torch than its own lacks its C++ operators and then
-        # fails over their missing schemas. No classifier runs them.
-        if "torchvision::nms" not in str(error):
-            raise InputError(f"the package {package} cannot be imported: {error}") from error
-        for operator in ("nms", "qnms"):
-            _TORCHVISION.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        return importlib.import_module(package)
+        raise InputError(f"the package {package} cannot be imported: {error}") from error
 
 
 _TORCHVISION = torch.library.Library("torchvision", "FRAGMENT")
+
+
+@cache
+def _mend_torchvision() -> None:
+    """Makes torchvision importable, which timm imports at once and transformers with the first image model.
+
+    Beside another build of torch than its own it lacks its C++ operators and fails over their missing schemas. No
+    classifier runs them.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except ModuleNotFoundError:
+        pass
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            return  # whoever imports it will say so
+        for operator in ("nms", "qnms"):
+            _TORCHVISION.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,8 @@ from vitkernels.attention.backward.plan import backward_calls, bias_slices, key_
 from vitkernels.attention.blocks import padded_head_dim, rest_block, stride_alignment, tall_tile
 from vitkernels.attention.tiles import aligned, load_rows_or_last, sum_rows
 from vitkernels.runtime.call import Call, cdiv, sum_parts_call
-from vitkernels.runtime.device import reads_results_from_tensor_memory
 from vitkernels.runtime.constants import LOG2E, OUTSIDE
-from vitkernels.runtime.constants import LOG2E
+from vitkernels.runtime.device import reads_results_from_tensor_memory
 
 
 @triton.jit
