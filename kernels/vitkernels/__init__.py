@@ -31,7 +31,7 @@ from vitkernels.depthwise.conv import (
     depthwise_conv2d_stats,
     depthwise_conv2d_work,
 )
-from vitkernels.fusing.fuse import FuseReport, fuse, is_fused, refresh, unfuse
+from vitkernels.fusing.fuse import FuseReport, freeze, fuse, is_fused, refresh, thaw, unfuse
 from vitkernels.reduced.attention import (
     REDUCED_ATTENTION_CASES,
     ReducedAttentionCase,
@@ -65,6 +65,7 @@ __all__ = [
     "depthwise_conv2d_stats",
     "depthwise_conv2d_work",
     "expand_relative_bias",
+    "freeze",
     "fuse",
     "gated_attention",
     "gated_attention_reference",
@@ -77,5 +78,6 @@ __all__ = [
     "relative_attention",
     "relative_attention_reference",
     "relative_attention_work",
+    "thaw",
     "unfuse",
 ]

@@ -78,6 +78,10 @@ class Workload:
             self._module_of[key] = module.to(memory_format=memory_format(case))  # type: ignore[call-overload]
         module = self._module_of[key]
         module.load_state_dict(state)
+        if impl.startswith("fused"):
+            import vitkernels  # needs triton, which not every platform has
+
+            (vitkernels.freeze if case.mode == "infer" else vitkernels.thaw)(module)
         return module.train(case.mode == "train")
 
     def input(self, case: Case, dtype: torch.dtype, batch: int | None = None) -> Tensor:

@@ -54,9 +54,9 @@ def offsets(grid: Grid, like: Tensor) -> Tensor:
     return torch.stack([dx, dy, dx * dx + dy * dy], dim=-1).to(like.dtype)
 
 
-def _logits(layer: nn.Module, offsets: Tensor) -> Tensor:
+def _logits(weight: Tensor, bias: Tensor, offsets: Tensor) -> Tensor:
     """[N, N, 3] to [H, N, N]."""
-    return layer(offsets).permute(2, 0, 1)
+    return F.linear(offsets, weight, bias).permute(2, 0, 1)
 
 
 class GatedAttention(nn.Module):
@@ -75,10 +75,8 @@ class GatedAttention(nn.Module):
         both, v = self.ops.linears(x, self.qk, self.v)
         q, k = (part.transpose(1, 2) for part in both.unflatten(-1, (2, self.heads, -1)).unbind(2))
         v = v.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        layer, key = self.pos_proj, (offsets.dtype, offsets.shape[0])
-        positional = self.ops.derive(
-            layer, "positional", lambda *_: _logits(layer, offsets), *layer.parameters(), key=key
-        )
+        layer = self.pos_proj
+        positional = self.ops.derive(layer, "positional", _logits, layer.weight, layer.bias, offsets)
         y = self.ops.gated_attention(q, k, v, positional, self.gating_param)
         return self.proj(y.transpose(1, 2).flatten(2))
 
@@ -172,7 +170,8 @@ class ConViT(nn.Module):
                 f"image of shape {list(x.shape)} given to a model built for {format_resolution(self.resolution)}"
             )
         x = self.patch_embed(x) + self.pos_embed
-        between = offsets(self.grid, x)
+        key = (self.grid, x.dtype, x.device)
+        between = self.ops.derive(self, "offsets", lambda: offsets(self.grid, x), key=key)
         for block in self.blocks[: self.gated_blocks]:
             x = block(x, between)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)

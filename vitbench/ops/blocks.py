@@ -82,8 +82,8 @@ def eager_reduced_attention(
 def eager_derive(
     owner: object, name: str, make: Callable[..., Any], *sources: Tensor, key: tuple[Any, ...] = ()
 ) -> Any:
-    """make(*sources), which another bundle may keep as long as neither the sources, parameters of `owner`, nor `key`
-    change."""
+    """make(*sources), which another bundle may keep where `owner` is frozen: make reads nothing else but what `key`
+    tells."""
     return make(*sources)
 
 

@@ -25,7 +25,7 @@ from vitkernels.depthwise.conv import depthwise_conv2d
 from vitkernels.fusing import timm, torchvision, transformers
 from vitkernels.fusing.rules import Rule, grouped_by_channel, plain, refuse_version
 from vitkernels.layers.convolution import is_depthwise, padding_of
-from vitkernels.layers.derived import note_writes, refresh
+from vitkernels.layers.derived import freeze, refresh, thaw
 from vitkernels.layers.folding import compute_dtype
 from vitkernels.runtime.device import kernels_run_on
 
@@ -93,8 +93,8 @@ def _fused_class(kind: type[nn.Module]) -> type[nn.Module]:
         return _new, (kind,), state
 
     def train(self: nn.Module, mode: bool = True) -> nn.Module:
-        if mode != self.training:
-            note_writes()  # whoever changes the mode has trained, perhaps in a way that nobody counts
+        if mode:
+            thaw(self)  # weights that are trained do not stay as they are
         return kind.train(self, mode)
 
     @wraps(rule.forward)
@@ -201,13 +201,12 @@ def fuse(model: nn.Module) -> FuseReport:
     of a derived class, one whose shapes no kernel takes, and attention with a bias that no rule knows. Fusing again is
     no change: what is fused already is in neither list.
 
-    What kernels want of the weights, such as folded batch norms and expanded bias tables, is derived once in inference
-    and again when the weights may have changed: after writes that torch counts, an optimizer's step, a pass with
-    gradients, a change between train() and eval(). Nothing sees writes through `.data` or numpy, replays of a captured
-    CUDA graph that trains, and a compiled step of a fused optimizer: call `refresh(model)` after those.
+    What kernels want of the weights, such as folded batch norms and expanded bias tables, is derived at every call,
+    since nobody sees every write to a weight. For inference with weights that change no more call `freeze(model)`,
+    after loading and converting it: then it is derived once, under no_grad or inference_mode. `thaw(model)` and
+    `train()` take that back; after writes that torch does not count (through `.data` or numpy) call `refresh(model)`.
 
-    Under torch.compile and in export it is derived inside the graph, at every call: every norm folded, every table
-    expanded, since no guard sees a write to a weight. Where weights change no more,
+    Under torch.compile and in export it is derived inside the graph, frozen or not. Where weights change no more,
     `torch._inductor.config.freezing = True` before the first call without gradients derives it once.
 
     Compile, export and distribute the model after fusing it, not before; hooks that are set afterwards on layers inside
@@ -233,7 +232,6 @@ def fuse(model: nn.Module) -> FuseReport:
             swaps.append((module, _fused_class(kind)))
             consumed.update(_consumed(module, found[0]))
             swapped.append(Fused(name, kind.__name__, found[0].what))
-    refresh(model)
     for module, becomes in swaps:  # all at once: whatever raises before leaves the model as it was
         module.__class__ = becomes
     return FuseReport(tuple(swapped), tuple(left))
@@ -242,10 +240,9 @@ def fuse(model: nn.Module) -> FuseReport:
 def unfuse(model: nn.Module) -> int:
     """Gives every module that `fuse` swapped its own class back; returns how many there were."""
     fused = [module for module in model.modules() if is_fused(module)]
-    refresh(model)
     for module in fused:
         module.__class__ = type(module).fused_from  # type: ignore[attr-defined]
     return len(fused)
 
 
-__all__ = ["FuseReport", "Fused", "fuse", "is_fused", "refresh", "unfuse"]
+__all__ = ["FuseReport", "Fused", "freeze", "fuse", "is_fused", "refresh", "thaw", "unfuse"]

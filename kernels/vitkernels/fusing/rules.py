@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -195,6 +196,20 @@ def window_attention(
 
     out = bias_attention(regroup(q), regroup(k), regroup(v), bias, scale)
     return out.unflatten(1, (windows, heads)).transpose(2, 3).reshape(many, n, heads * d)
+
+
+def indexed_bias(owner: nn.Module, table: Tensor, index: Tensor) -> Tensor:
+    """table[index] as a bias [1, H, N, N], kept by the module that owns the table.
+
+    Args:
+        table: [rows, H]; index: [N, N] or [N * N].
+    """
+
+    def look_up(table: Tensor, index: Tensor) -> Tensor:
+        n = math.isqrt(index.numel())
+        return table[index.flatten()].view(n, n, -1).permute(2, 0, 1).contiguous()[None]
+
+    return cast(Tensor, derived(owner, "bias", look_up, table, index))
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:

@@ -16,6 +16,7 @@ from vitkernels.fusing.rules import (
     dense_attention,
     folds,
     grouped_by_channel,
+    indexed_bias,
     merge_heads,
     plain,
     refuse_dropout,
@@ -54,8 +55,7 @@ def _beit(self: Any, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Te
     else:
         joined = torch.cat((self.q_bias, self.k_bias, self.v_bias))
         packed = self.qkv(x) + joined if self.qkv_bias_separate else F.linear(x, self.qkv.weight, joined)
-    table = self.relative_position_bias_table
-    bias = derived(self, "bias", lambda *_: self._get_rel_pos_bias(), table)
+    bias = indexed_bias(self, self.relative_position_bias_table, self.relative_position_index)
     if shared_rel_pos_bias is not None:
         bias = bias + shared_rel_pos_bias
     y = dense_attention(*split_heads(packed, self.num_heads), bias, self.scale)
@@ -75,16 +75,13 @@ def _positioned(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention [B, H, N, D] with the bias of `rel_pos`; returns [B, N, H * D]."""
     position = m.rel_pos
     if type(position).__name__ == "RelPosBias":
-        table, grid = (
-            position.relative_position_bias_table,
-            (int(position.window_size[0]), int(position.window_size[1])),
-        )
+        table = position.relative_position_bias_table
+        grid = (int(position.window_size[0]), int(position.window_size[1]))
         if table.shape[0] == (2 * grid[0] - 1) * (2 * grid[1] - 1):  # no rows for a class token
             return merge_heads(table_attention(position, q, k, v, table, grid, m.scale))
-    if position.training:  # an MLP that makes the bias may have dropout
+        bias = indexed_bias(position, table, position.relative_position_index)
+    else:  # nobody here can tell what it depends on
         bias = position.get_bias()
-    else:
-        bias = derived(position, "bias", lambda *_: position.get_bias(), *position.parameters())
     return dense_attention(q, k, v, bias if bias.ndim == 4 else bias[None], m.scale)
 
 
@@ -117,16 +114,21 @@ def _refuse_gpsa(m: Any) -> str | None:
     return refuse_dropout(m.attn_drop.p) or refuse_head_dim(m.dim // m.num_heads)
 
 
+def _logits(weight: Tensor, bias: Tensor | None, between: Tensor) -> Tensor:
+    """[1, N, N, 3] to [H, N, N]."""
+    return F.linear(between, weight, bias)[0].permute(2, 0, 1)
+
+
 def _gpsa(self: Any, x: Tensor) -> Tensor:
-    n = x.shape[1]
-    if self.rel_indices is None or self.rel_indices.shape[1] != n:
-        self.rel_indices = self.get_rel_indices(n)
+    n, between = x.shape[1], self.rel_indices
+    unfit = between is None or between.shape[1] != n
+    if unfit or (between.is_inference() and not torch.is_inference_mode_enabled()):
+        with torch.inference_mode(False):  # else a later pass with gradients could not save it
+            between = self.rel_indices = self.get_rel_indices(n)
     q, k = (part.transpose(1, 2) for part in self.qk(x).unflatten(-1, (2, self.num_heads, -1)).unbind(2))
     v = self.v(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-    layer, between = self.pos_proj, self.rel_indices
-    logits = derived(
-        layer, "logits", lambda *_: layer(between)[0].permute(2, 0, 1), *layer.parameters(), between
-    )  # fmt: skip
+    layer = self.pos_proj
+    logits = derived(layer, "logits", _logits, layer.weight, layer.bias, between)
     return self.proj_drop(self.proj(merge_heads(gated_attention(q, k, v, logits, self.gating_param, self.scale))))
 
 
@@ -211,8 +213,8 @@ RULES = (
     ),
     Rule(
         "timm.models.beit:Attention", "attention with relative positions",
-        "qkv num_heads q_bias k_bias v_bias qkv_bias_separate relative_position_bias_table _get_rel_pos_bias scale "
-        "attn_drop.p proj proj_drop", _refuse_beit, _beit, ("qkv",),
+        "qkv num_heads q_bias k_bias v_bias qkv_bias_separate relative_position_bias_table "
+        "relative_position_index scale attn_drop.p proj proj_drop", _refuse_beit, _beit, ("qkv",),
     ),
     Rule(
         "timm.models.maxxvit:AttentionCl", "attention with relative positions",

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitkernels.layers.derived import derived, wants_grad
+from vitkernels.layers.derived import derived, is_frozen, wants_grad
 from vitkernels.layers.folding import affine, batches_seen, compute_dtype, norm_state
 from vitkernels.reduced.operators import block_fits, block_op, expand_block_bias
 from vitkernels.runtime.device import arch_of, kernels_run_on
@@ -14,7 +14,8 @@ from vitkernels.runtime.device import arch_of, kernels_run_on
 
 def reduced_block_serves(x: Tensor, bias: Tensor, heads: int, modules: tuple[nn.Module | None, ...]) -> bool:
     """Whether `reduced_block` computes this: evaluation without gradients, at shapes whose weights fit on chip."""
-    parameters = [p for m in modules if m is not None for p in m.parameters()]
+    # By attribute: replicas of nn.DataParallel have no parameters().
+    parameters = [t for m in modules if m is not None for t in (m.weight, m.bias)]
     if any(m is not None and m.training for m in modules):
         return False
     if wants_grad(x, bias, *parameters):
@@ -69,7 +70,7 @@ def reduced_block(
             key=(batch_norm.eps,),
             watch=batches_seen(batch_norm),
         )
-    expanded = kernels_run_on(x)
+    expanded = kernels_run_on(x) and is_frozen(bias)
     if expanded:
         bias = derived(bias, "block", lambda t: expand_block_bias(t, dtype), bias, key=(dtype,))
     out: Tensor = block_op(

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitkernels.layers.derived import derived, wants_grad
+from vitkernels.layers.derived import derived, is_frozen
 from vitkernels.layers.folding import compute_dtype
 
 
 def packed_linear(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
-    """layer(x) for each of the layers; without gradients of weights as one matrix product, each result a part of it."""
-    if wants_grad(*(p for layer in layers for p in layer.parameters())):
+    """layer(x) for each of the layers; where the first is frozen as one matrix product, each result a part of it."""
+    if not is_frozen(layers[0]):  # packing takes as long as it saves
         return tuple(layer(x) for layer in layers)
     count, dtype = len(layers), compute_dtype(x)
 

@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitkernels.layers.derived import wants_grad
-
 Order = Literal["norm_act", "act_norm"]
 _aten = torch.ops.aten
 
@@ -165,7 +163,6 @@ def norm_act(x: Tensor, norm: nn.BatchNorm2d, activation: str, order: Order, sum
             return nn.BatchNorm2d.forward(norm, activate(x, activation))
         return activate(nn.BatchNorm2d.forward(norm, x), activation)
     _check_count(x.numel() // x.shape[1])
-    wants_grad(norm.weight)  # a step may follow
     sums = None if sums is None else sums.detach()
     y, mean, spread = _NormAct.apply(x, norm.weight, norm.bias, sums, norm.eps, activation, order)
     update_running(norm, mean, spread**-2 - norm.eps, x.numel() // x.shape[1])
