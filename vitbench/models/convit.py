@@ -150,7 +150,7 @@ class ConViT(nn.Module):
             raise ValueError(f"{config.heads} heads make no square window; take 1, 4, 9 or 16")
         if any(side < 1 or side % PATCH for side in resolution):
             raise ValueError(f"resolution {format_resolution(resolution)} is not a positive multiple of {PATCH} px")
-        self.resolution = resolution
+        self.ops, self.resolution = ops, resolution
         self.grid = (resolution[0] // PATCH, resolution[1] // PATCH)
         self.patch_embed = PatchEmbed(config.width)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.width))

@@ -158,6 +158,8 @@ class Table(Generic[T]):
             raise InputError(f"{path} is not {self.what} ({self.difference(header)}); give another file")
         rows = []
         for number, cells in enumerate(found, start=2):
+            if not any(cells):
+                continue  # an empty line, as editors leave them
             try:
                 rows.append(self.parse(cells))
             except ValueError as error:

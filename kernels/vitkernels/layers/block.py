@@ -15,7 +15,7 @@ from vitkernels.runtime.device import arch_of, kernels_run_on
 def reduced_block_serves(x: Tensor, bias: Tensor, heads: int, modules: tuple[nn.Module | None, ...]) -> bool:
     """Whether `reduced_block` computes this: evaluation without gradients, at shapes whose weights fit on chip."""
     # By attribute: replicas of nn.DataParallel have no parameters().
-    parameters = [t for m in modules if m is not None for t in (m.weight, m.bias)]
+    parameters: list[Any] = [t for m in modules if m is not None for t in (m.weight, m.bias)]
     if any(m is not None and m.training for m in modules):
         return False
     if wants_grad(x, bias, *parameters):

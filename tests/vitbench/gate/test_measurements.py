@@ -14,7 +14,7 @@ from vitbench.gate.measurements import TIME, load
 from vitbench.gate.summaries import from_interval, from_quartiles
 from vitbench.measure.latency import median_interval, quantile
 from vitbench.results import journal
-from vitbench.results.row import SCHEMA, Row
+from vitbench.results.row import SCHEMA, TABLE, Row
 
 
 def stats(median: float, spread: float, rounds: int, **changes: Any) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def row(ms: float) -> Row:
         "device_name": "cpu", "resolution": "224", "batch": 1, "input": "noise", "weights": "random",
         "latency_ms_p50": ms, "latency_ms_ci_low": ms * 0.99, "latency_ms_ci_high": ms * 1.01, "samples": 30,
     }  # fmt: skip
-    return Row(**fields)
+    return TABLE.of(**fields)
 
 
 def test_a_csv_without_its_samples_is_judged_by_its_interval(tmp_path: Path) -> None:
