@@ -16,7 +16,7 @@ from vitbench import cli
 from vitbench.bench.options import SweepOptions
 from vitbench.bench.plan import Case
 from vitbench.bench.sweep import Summary
-from vitbench.certify import command, correctness, memory, models, power, sweeping
+from vitbench.certify import command, correctness, memory, models, power, stages, sweeping
 from vitbench.certify.options import CertifyOptions
 from vitbench.certify.stage import FAIL, NOT_RUN, PASS, Context, Line, Stage
 from vitbench.certify.summary import markdown
@@ -148,7 +148,9 @@ def test_a_failed_line_of_a_chosen_stage_is_exit_code_1(tmp_path: Path, monkeypa
     def stage(name: str, verdict: str) -> Stage:
         return Stage(name, name, 1, lambda context, deadline: False, lambda context: [Line("x | y", verdict, "why")])
 
-    monkeypatch.setattr(command, "STAGES", (stage("good", PASS), stage("bad", FAIL)))
+    planned = (stage("good", PASS), stage("bad", FAIL))
+    for module in (command, stages):
+        monkeypatch.setattr(module, "STAGES", planned)
     assert certify(tmp_path, budget=1, stage="good") == 0
     assert certify(tmp_path, budget=1) == 1
     assert "| x \\| y | fail | why |" in (tmp_path / "summary.md").read_text()

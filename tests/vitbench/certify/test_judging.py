@@ -229,7 +229,7 @@ def test_the_model_must_rank_and_be_near(
         AuditRow(**{("pass_" if name == "pass" else name): 0 for name in COLUMNS}
                  | {"kernel": "dw", "case": case, "pass_": "fwd", "dtype": "bf16", "arch": "sm_90", "triton": "3.6",
                     "status": "ok", "reason": "", "modelled_us": us, "matrix_instruction": "", "bound_by": "",
-                    "occupancy_limit": ""})  # type: ignore[arg-type]
+                    "occupancy_limit": "", "exact": True})  # type: ignore[arg-type]
         for case, us in zip("abcd", modelled, strict=True)
     ]  # fmt: skip
     write_csv(audited, context.out / "audit.csv")
