@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CHOSEN = "relative_attention/coatnet_0-s3-224/*,relative_attention/coatnet_0-s3-384/expand*,"
 CHOSEN += "relative_attention/coatnet_0-s3-384/fwd*,bias_attention/convit_small-224/fwd*,"
 CHOSEN += "gated_attention/convit_small-224/fwd*"

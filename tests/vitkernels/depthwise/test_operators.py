@@ -224,7 +224,7 @@ def test_stats_refuse_a_residual_after_the_norm(device: str) -> None:
 
 PLAIN = """
 import torch
-from vitkernels.depthwise_conv import depthwise_conv2d, depthwise_conv2d_reference, depthwise_conv2d_stats
+from vitkernels.depthwise.conv import depthwise_conv2d, depthwise_conv2d_reference, depthwise_conv2d_stats
 torch.manual_seed(0)
 for act, res, stride in (("gelu", "pre", 1), ("gelu_tanh", "post", 1), ("silu", "none", 2), ("relu", "none", 2)):
     x, w = torch.randn(2, 3, 6, 5).double().requires_grad_(), torch.randn(3, 1, 3, 3).double().requires_grad_()
@@ -243,7 +243,7 @@ print("plain path agrees")
 
 def test_cpu_without_interpreter_is_the_reference() -> None:
     """A process of its own, since the interpreter is chosen when Triton is imported."""
-    here = Path(__file__).resolve().parents[2]
+    here = Path(__file__).resolve().parents[3]
     env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{here}:{here / 'kernels'}"}
     done = subprocess.run([sys.executable, "-c", PLAIN], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
