@@ -10,7 +10,7 @@ from torch import Tensor
 from vitkernels.runtime.call import cdiv
 from vitkernels.runtime.device import MULTIPROCESSORS, reads_operands_from_registers
 
-PROGRAMS_WANTED = 384  # about three programs for each of them: the last wave stays short
+PROGRAMS_WANTED = 384  # three for each of 132 multiprocessors: few stand idle while the last ones run
 
 
 def last_tile(size: int, block: int) -> int:
@@ -29,7 +29,7 @@ def has_tail(size: int, block: int) -> bool:
 def tall_tile(q: Tensor, arch: int) -> bool:
     """Whether tiles of 128 queries for eight warps pay: keys and values are read half as often.
 
-    Not where most of such a tile would be padding, where too few programs are left, or where four warps take all.
+    Not up to 64 queries, where half of such a tile would be padding, and not where too few programs would be left.
     """
     B, H, N, _ = q.shape
     fits = q.element_size() == 2 and not reads_operands_from_registers(arch)
@@ -37,7 +37,7 @@ def tall_tile(q: Tensor, arch: int) -> bool:
 
 
 def tallest_tile(q: Tensor, keys: int) -> bool:
-    """Whether tall tiles may have 256 queries: one piece of keys leaves them registers, and little is padding."""
+    """Whether tall tiles may have 256 queries: up to 64 keys leave registers for them, and little is padding."""
     B, H, N, D = q.shape
     padded = cdiv(N, 256) * 256
     return keys <= 64 and D <= 64 and padded <= 1.07 * N and cdiv(N, 256) * H * B >= PROGRAMS_WANTED
@@ -57,7 +57,7 @@ def images_per_program(batch: int, programs_per_image: int) -> int:
 
 @lru_cache(maxsize=4096)
 def images_in_one_wave(batch: int, programs_per_image: int) -> int:
-    """The same where one program fills a multiprocessor: what keeps the busiest of them least busy."""
+    """The same where one program fills a multiprocessor: the number at which the busiest one has least to do."""
 
     def cost(images: int) -> tuple[int, int]:
         return cdiv(cdiv(batch, images) * programs_per_image, MULTIPROCESSORS) * images, -images

@@ -11,8 +11,9 @@ Dividing P by its row sums, as the released models do, changes nothing: both sof
 
 Gradients: with dP = dO v^T and delta = rowsum(softmax(S) * dP), dS = (1 - g) softmax(S) * (dP - delta), dv = P^T dO,
 and over all images and rows dgate = g (1 - g) (sum(softmax(positional) * dP) - sum(delta)); the gradient of
-softmax(positional) is g times the sum of dP over the images, through that softmax once. delta comes from the scores:
-from the rounded output it has no digits as g nears 1. The passes over scores are those of backward/.
+softmax(positional) is g times the sum of dP over the images, through that softmax once. delta is summed over the scores
+again instead of taken from the output as in bias_attention: as g nears 1 the output is all but g softmax(positional) v,
+and rounded it leaves no digits of the rest. The passes over scores are those of backward/.
 
 Cannot be avoided: q, k, v, out and positional (bytes), 4 B H N N D floating-point operations, B H N N exp2.
 """

@@ -1,7 +1,8 @@
 """Gradients of gated_attention around the passes over scores that backward/ makes.
 
 `_delta_kernel` finds delta of every row; `_logits_gradient_kernel` takes the summed gradient of the positional softmax
-through that softmax, once for all images. Both leave partial sums of the gate's gradient. No atomics: see there.
+through that softmax, once for all images. Both leave partial sums of the gate's gradient, which are added in a fixed
+order: no atomics here either, so that results repeat bit for bit.
 """
 
 # Parameters of kernels are Triton values, which have no Python types.

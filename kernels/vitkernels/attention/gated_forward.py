@@ -155,7 +155,7 @@ def _fwd_kernel(
     pid = tl.program_id(0)
     tiles = tl.cdiv(N, BLOCK_N)
     tile, h = pid % tiles, (pid // tiles) % H
-    # The last group of images starts early enough to be whole: what two programs compute, both store alike.
+    # Of an odd number of images the last pair begins one early: two programs compute that image, and store the same.
     b64 = tl.minimum(pid // (tiles * H) * IMAGES, B - IMAGES).to(tl.int64)
     h64 = tl.cast(h, tl.int64)
     weights_ptr += h64 * N * P
@@ -196,7 +196,7 @@ def gated_forward_calls(
     if tall_tile(q, arch):
         # Triton 3.6 spills with two images whose products are in tensor memory.
         block_n, images, warps = 128, 1 if reads_results_from_tensor_memory(arch) else min(B, 2), 8
-    if scale < 0:  # the kernel takes the largest score before it scales
+    if scale < 0:  # the kernel looks for the largest score before it scales
         q, scale = -q, -scale
     weights_args = {
         "weights_ptr": weights, "logits_ptr": positional, "gate_ptr": gate, "N": N, "P": P, "BLOCK_N": 16,

@@ -83,7 +83,7 @@ def relative_backward_calls(
     calls = backward_calls(dq, dk, dv, parts, delta, q, k, v, expanded, out, lse, grad, scale, arch, expanded=True)
     if dtable is None or parts is None:
         return calls
-    if parts.shape[0] > 4:  # fewer are summed on the way
+    if parts.shape[0] > 4:  # up to four are added up while they are gathered
         dbias = parts.new_empty((1, H, N, N))
         calls.append(sum_parts_call(dbias, parts, "bwd_sum_dbias"))
         parts = dbias

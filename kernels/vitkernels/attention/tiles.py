@@ -39,7 +39,8 @@ def load_rows_or_last(
 ):
     """[R, BLOCK_D] tile of rows; the last row again beyond n_rows, zero beyond D.
 
-    For rows whose results weigh nothing: a load without a mask needs no zeroed registers and no predicates.
+    For rows whose results are never stored, or multiplied by zero, so that any finite number will do: a load without a
+    mask needs no zeroed registers and no predicates.
     """
     offs_d = tl.arange(0, BLOCK_D)
     pointers = ptr + tl.minimum(rows, n_rows - 1)[:, None] * stride + offs_d[None, :]
@@ -72,7 +73,7 @@ def aligned(stride, ALIGN: tl.constexpr):
 
     By itself the compiler looks for multiples of 16 only, and loads rows of 46 or 52 channels element by element.
     """
-    # One return: a second one would have to be of the first one's type.
+    # One return, since Triton wants all of a function's to be of one type.
     return tl.cast(stride, tl.int64) if ALIGN == 0 else (stride // ALIGN) * ALIGN
 
 
@@ -107,7 +108,7 @@ def load_bias_or_last(
     n_cols,
     EXPANDED: tl.constexpr,
 ):
-    """`load_bias` with the last row again beyond n_rows, for rows that weigh nothing: fewer masks."""
+    """`load_bias` with the last row again beyond n_rows, as in `load_rows_or_last`: fewer masks."""
     pointers = ptr + tl.minimum(rows, n_rows - 1)[:, None] * stride + cols[None, :]
     FILL: tl.constexpr = OUTSIDE_FP16 if ptr.dtype.element_ty == tl.float16 else OUTSIDE
     tile = tl.load(pointers, mask=(cols < (stride if EXPANDED else n_cols))[None, :], other=FILL)
@@ -130,5 +131,5 @@ def store_scores(ptr, tile, rows, n_rows, cols, n_cols):
 
 @triton.jit
 def sum_rows(p, total):
-    """total [R, 8] and the row sums of p [R, K] in every column: by the matrix unit, as the fp32 lanes are busy."""
+    """total [R, 8] plus the row sums of p [R, K], in all columns: a product with ones, as the fp32 lanes are busy."""
     return tl.dot(p, tl.full([p.shape[1], 8], 1.0, p.dtype), total, input_precision="tf32x3")

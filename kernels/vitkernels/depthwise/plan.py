@@ -89,7 +89,7 @@ def _flag_args(flags: Flags) -> dict[str, Any]:
 
 
 def _rows_per_program(base: int, rows: int, halo: int) -> int:
-    """Output rows that each of `base` programs walks, or a piece of them: what keeps the busiest SM least busy.
+    """Output rows that a program walks down, where `base` programs a row do: at which the busiest SM has least to do.
 
     A program reads `halo` rows more than it writes, and sets itself up in the time of about four rows.
     """
@@ -103,8 +103,8 @@ def _rows_per_program(base: int, rows: int, halo: int) -> int:
 def _window(k: int, columns: int) -> tuple[int, int]:
     """Outputs that one window of 16 inputs serves, and their place in the product: 8 or 16.
 
-    A window serves up to 17 - k outputs; as many leave fewer inputs to be read twice and to be reordered, unless the
-    row leaves much of its last window empty (14 for 3 x 3: rows of 56, 28 and 14 fill theirs).
+    A window serves up to 17 - k outputs. The more it serves, the fewer inputs belong to two windows and are read twice;
+    8 are better where a row would leave much of its last window empty (14 at 3 x 3: rows of 56, 28 and 14 fill theirs).
     """
     most = 17 - k
     return (most, 16) if most > 8 and 16 * cdiv(columns, most) <= 1.2 * 8 * cdiv(columns, 8) else (8, 8)
@@ -115,9 +115,9 @@ def _plan_conv(pass_name: str, g: Geometry, flags: Flags, *, matrix: bool, preci
     """The forward kernel, or with `flags.grad` its gradient-of-the-epilogue form."""
     sizes = {"C": g.C, "H": g.H, "W": g.W, "OH": g.OH, "OW": g.OW, "pad": g.pad}
     if matrix:
-        # With windows of 8 outputs, two 16-window tiles per warp share the bands they read from shared memory; the
-        # accumulators of both leave no registers for the gradient's epilogue, for the sums beyond 7 x 7, nor, beyond
-        # 3 x 3, for the pointers of loads narrower than 16 bytes.
+        # With 32 windows a warp multiplies two tiles of 16 by the same bands of taps, and reads these from shared
+        # memory half as often. Its accumulators double, so 16 it is where registers are wanted for more: windows of
+        # over 8 outputs, the gradient's epilogue, sums beyond 7 x 7, and beyond 3 x 3 the pointers of narrow loads.
         block_c, warps = 16, 8
         wide = channels_last and g.C % 8 == 0
         out, width = _window(g.K, g.OW) if wide or not flags.grad else (8, 8)
@@ -126,7 +126,7 @@ def _plan_conv(pass_name: str, g: Geometry, flags: Flags, *, matrix: bool, preci
         if cdiv(g.B * strips, 32) * c_blocks < MULTIPROCESSORS // 2:
             block_m = 16
         if flags.stats and not flags.grad and not wide and g.K > 3:
-            block_c, warps = 8, 4  # as many channels per warp; ptxas spills when it aims at two programs of eight warps
+            block_c, warps = 8, 4  # with eight warps ptxas aims at two programs an SM, and spills
             c_blocks = cdiv(g.C, block_c)
         tiles = cdiv(g.B * strips, block_m)
         rows = _rows_per_program(tiles * c_blocks, g.OH, g.K - 1)
@@ -135,9 +135,10 @@ def _plan_conv(pass_name: str, g: Geometry, flags: Flags, *, matrix: bool, preci
         sizes |= {"strips": strips, "windows": g.B * strips, "c_blocks": c_blocks, "rows": rows}
         whole = out == width and g.OW % out == 0 and g.B * strips % block_m == 0
         args = sizes | {"K": g.K, "WHOLE": whole} | _flag_args(flags) | blocks
-        # Rows on their way: 32 KiB an SM, by two programs of two rows or by one of four, or in larger tiles by one of
-        # two. ptxas would rather spill a little and fit three programs where two fit without; the sums, and the
-        # gradient at 5 x 5, leave two programs no registers for a third stage.
+        # num_stages is one more than the rows that are loaded ahead. About 32 KiB on their way to an SM hide the time
+        # that memory takes: two rows for each of two programs, four for a program alone on its SM. One row where more
+        # would take registers that are not there: with narrow loads, with the sums, in the gradient at 5 x 5.
+        # The limit on registers is what lets two programs fit; by itself ptxas spills a little to fit three.
         limit = 128 if wide and width > 8 and not flags.grad else None
         alone = block_m == 16 and grid[0] * grid[1] <= MULTIPROCESSORS
         few = not wide or (limit and flags.stats) or (flags.grad and g.K == 5)

@@ -1,7 +1,8 @@
 """dBias of bias_attention, summed over images, where scores do not fit one tile; see plan.py.
 
-A program owns a tile of queries and keys of one head, holds bias and dBias and walks through a slice of the images:
-two products, one exp2. The gated attention needs only the sum of dP, which the matrix unit makes by itself.
+A program owns a tile of queries and keys of one head, holds its bias and dBias in registers and walks through a slice
+of the images: for each image two matrix products (the scores, and dP = dO v^T) and one exp2 a score. Gated attention
+wants the sum of dP alone: one product an image, which the matrix unit adds to the accumulator by itself.
 """
 
 # Parameters of kernels are Triton values, which have no Python types.
@@ -146,13 +147,15 @@ def bias_calls(
     """The launches that fill dbias_parts: whole blocks of keys, then one that takes a short rest of keys along."""
     _, H, N, M = dbias_parts.shape
     B, warps = shared["B"], 4
-    narrow_rows = reads_results_from_tensor_memory(arch) and shared["D"] % 16  # spills in Triton 3.6
+    narrow_rows = reads_results_from_tensor_memory(arch) and shared["D"] % 16  # 128 of these spill in Triton 3.6
     if tall_tile(shared["q_ptr"], arch) and not has_tail(N, block_n) and not narrow_rows:
         block_n, warps = 128, 8
     tiles = cdiv(N, block_n)
     rest = M % block_m
     narrow = 0 < rest <= 16 < block_m
-    if narrow and block_m < M and shared["D"] <= 32 and shared["EXPANDED"]:  # registers hold 16 keys more
+    # A short rest of keys is taken along by the last whole block where registers hold 16 keys more, else by a launch of
+    # its own, whose tiles are 16 keys wide.
+    if narrow and block_m < M and shared["D"] <= 32 and shared["EXPANDED"]:
         spans = [(0, M // block_m - 1, block_m, 0), (M - rest - block_m, 1, block_m, 16)]
     else:
         spans = [(0, M // block_m + (rest > 0 and not narrow), block_m, 0)] + [(M - rest, 1, 16, 0)] * narrow

@@ -1,6 +1,8 @@
 """dK and dV of bias_attention (and of gated_attention): the pass in which keys stand still; see plan.py.
 
-P and dS turn over in shared memory: transposed scores would need log-sum-exp and delta of a query in every register.
+P and dS are made as [queries, keys] and transposed through shared memory for their products with dO and q. Scores made
+as [keys, queries] would need no transposing, but then a thread holds scores of many queries, and needs the log-sum-exp
+and delta of each in registers.
 """
 
 # Parameters of kernels are Triton values, which have no Python types.
@@ -26,7 +28,7 @@ def _absorb_queries(
     k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias, rows, n_rows, scale_log2,
     GATED: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Adds what a tile of queries gives to dK / scale and dV [K, BLOCK_D], on transposed scores [K, R]."""
+    """Adds what a tile of queries [R] gives to dK / scale and dV [K, BLOCK_D]; makes the scores [R, K] again."""
     BLOCK_D: tl.constexpr = k.shape[1]
     if GATED:
         q = load_rows(q_ptr, q_row, rows, n_rows, D, BLOCK_D)
@@ -164,7 +166,8 @@ def _keys(
 def key_calls(dk: Tensor, dv: Tensor, shared: dict[str, Any], block_n: int, block_m: int, arch: int) -> list[Call]:
     """The launches that fill dk and dv (token-major); shared holds the arguments that both passes take."""
     B, H, M, D = dk.shape
-    # With 128 keys queries are read half as often; a dense bias needs the registers for its pointers.
+    # Every tile of keys reads all queries: tiles of 128 keys read them half as often as tiles of 64. Not with a dense
+    # bias, whose pointers take the registers that this needs.
     fits_tall = D <= 32 and shared["EXPANDED"] and not reads_results_from_tensor_memory(arch)
     if fits_tall and tall_tile(dk, arch) and (M % 128 == 0 or last_tile(M, 128) == 64):
         block_m = 128
@@ -175,7 +178,8 @@ def key_calls(dk: Tensor, dv: Tensor, shared: dict[str, Any], block_n: int, bloc
     dk_parts, dv_parts = dk, dv
     if spans > 1:
         dk_parts, dv_parts = (dk.new_empty((spans, B, M, H, D), dtype=torch.float32).transpose(2, 3) for _ in range(2))
-    # The pointers of a dense bias, beside products from tensor memory, leave no registers for a second code path.
+    # Code for a last tile of another size needs registers of its own. None are left where the bias is dense, which
+    # takes pointers, and products come out of tensor memory (sm_100).
     fits_tail = shared["EXPANDED"] or not reads_results_from_tensor_memory(arch)
     strides = (0, *dk.stride()) if spans == 1 else dk_parts.stride()
     key = Call(

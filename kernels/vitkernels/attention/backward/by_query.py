@@ -249,7 +249,8 @@ def rows_calls(dq: Tensor, shared: dict[str, Any], block_n: int, block_m: int, a
     warps = 4
     huge = D <= 32 and N > 160 and shared["EXPANDED"]
     tall = 256 if huge else 128
-    # Products from tensor memory leave no registers for a second code path beside eight warps.
+    # Code for a last tile of another size needs registers of its own, which eight warps with products out of tensor
+    # memory (sm_100) do not have.
     fits = last_tile(N, tall) == tall or not reads_results_from_tensor_memory(arch)
     if tall_tile(dq, arch) and fits and (D > 32 or huge or not has_tail(N, block_n)):
         block_n, warps = tall, 8

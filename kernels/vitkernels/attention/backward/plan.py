@@ -110,7 +110,7 @@ def backward_calls(
         calls, bias_is_made = rows_calls(dq, of_queries | {"GATED": gated}, block_n, block_m, arch), False
         calls += key_calls(dk, dv, of_tokens | {"GATED": gated}, block_n, block_m, arch)
     if dbias_parts is not None and not bias_is_made:
-        # Rows that are no multiple of 32 bytes take more registers to load.
+        # Rows that are no multiple of 32 bytes are loaded in narrow pieces, which takes registers: half as many keys.
         bias_block = 16 if D > 64 else block_m if D % 16 == 0 else block_m // 2
         calls += bias_calls(dbias_parts, shared | {"GATED": gated}, images, block_n, bias_block, arch)
     return calls

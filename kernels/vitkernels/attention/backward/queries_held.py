@@ -1,11 +1,13 @@
 """dQ, dK and dV of bias_attention in one pass, where a program holds all queries of an image and head.
 
 Queries and their gradients stay on chip while the program walks through the keys: scores are computed once, where
-by_query.py and by_key.py compute them once each. For 65 to 256 queries of up to 32
-channels; beyond, dQ leaves no registers.
+by_query.py and by_key.py compute them once each. For 65 to 256 queries of up to 32 channels; beyond, dQ leaves no
+registers.
 
-For the pass over the bias it leaves the log-sum-exp and delta of each query as sums of short numbers, in a row of 16:
-there the matrix unit subtracts both, by a product with a constant, while it makes the scores.
+The pass over the bias that follows (queries_held_bias.py) has no time left on the fp32 lanes, so the matrix unit
+subtracts log-sum-exp and delta there: it multiplies them by a matrix of constants and adds the scores' product on top.
+Matrix products take fp16 or bf16, too short for either number. So this pass splits each into two or three numbers of
+that dtype which sum to it, and leaves them as a row of 8 for each query: its parts.
 """
 
 # Parameters of kernels are Triton values, which have no Python types.
@@ -28,7 +30,7 @@ from vitkernels.runtime.device import reads_operands_from_registers, reads_resul
 
 @triton.jit
 def _store_parts(parts_ptr, lse, delta, rows, N):
-    """parts [N, 8]: columns 0, 2 and 4 sum to lse / 256 (which keeps fp16 in its range), columns 1 and 3 to delta."""
+    """parts [N, 8]: columns 0, 2 and 4 sum to lse / 256 (which stays in fp16's range), columns 1 and 3 to delta."""
     KIND: tl.constexpr = parts_ptr.dtype.element_ty
     lse = lse * 0.00390625
     lse_0, delta_0 = lse.to(KIND), delta.to(KIND)
@@ -122,7 +124,7 @@ def _bwd_whole_kernel(
     bias_stride_n: tl.constexpr,
     B,
     H,
-    N: tl.constexpr,  # known when compiled, as are M and the bias' rows: masks and addresses take registers
+    N: tl.constexpr,  # constant, as M and the bias' row stride: masks and addresses made at run time take registers
     M: tl.constexpr,
     scale,
     scale_log2,
@@ -182,7 +184,7 @@ def _bwd_whole_kernel(
 def fits_whole(q: Tensor, expanded: bool, scale: float, arch: int) -> bool:
     """Whether one program holds all queries of an image and head, and enough programs are left.
 
-    Not for a scale by which lse had better not be divided.
+    Not for scales so small or large that lse / scale leaves the range or the digits of its parts (`_store_parts`).
     """
     B, H, N, D = q.shape
     if reads_operands_from_registers(arch) or reads_results_from_tensor_memory(arch) or not 2**-8 < abs(scale) < 2**8:
@@ -191,7 +193,10 @@ def fits_whole(q: Tensor, expanded: bool, scale: float, arch: int) -> bool:
 
 
 def alignment(shared: dict[str, Any]) -> int:
-    """ALIGN where row strides are known when compiled: 1 if the others are multiples of 16, which the compiler sees."""
+    """ALIGN where row strides are compile-time constants.
+
+    1, which tells the compiler nothing, if the other strides are multiples of 16: those it sees by itself.
+    """
     strides = (value for name, value in shared.items() if "_stride_" in name)
     return 1 if shared["ALIGN"] and all(stride % 16 == 0 for stride in strides) else shared["ALIGN"]
 

@@ -1,8 +1,9 @@
-"""dBias of bias_attention beside queries_held.py: at most 256 queries, and what lse and delta are sums of.
+"""dBias of bias_attention after queries_held.py, from the parts of lse and delta that it left; at most 256 queries.
 
-A program owns a tile of one head's scores, holds bias and dBias and walks through a slice of the images: two products,
-one exp2. The fp32 lanes bind it, so the matrix unit subtracts lse and delta. 196 queries and keys are nine tiles of
-64 x 64, one of 256 x 16 for the last keys and one of 16 x 256, transposed, for the last queries.
+A program owns a tile of one head's scores, holds its bias and dBias in registers and walks through a slice of the
+images: two products, one exp2. The fp32 lanes are what this pass waits for, so the matrix unit subtracts lse and delta:
+parts times a matrix of -256 or -1 (`_minus`) is what the products of the scores and of dP are added to. 196 queries and
+keys are nine tiles of 64 x 64, one of 256 x 16 for the last keys and one of 16 x 256, transposed, for the last queries.
 """
 
 # Parameters of kernels are Triton values, which have no Python types.
@@ -23,7 +24,7 @@ from vitkernels.runtime.call import Call, cdiv
 
 @triton.jit
 def _minus(R: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, FACTOR: tl.constexpr, KIND: tl.constexpr):
-    """[R, 16]: a row picks every other column from FIRST to LAST of a row of parts, times -FACTOR."""
+    """[R, 16]: -FACTOR in every other column from FIRST to LAST, else 0; times parts it subtracts those columns."""
     column = tl.arange(0, 16)
     picked = (column >= FIRST) & (column <= LAST) & (column % 2 == FIRST % 2)
     return (tl.zeros([R, 16], tl.float32) + tl.where(picked, -FACTOR, 0.0)[None, :]).to(KIND)

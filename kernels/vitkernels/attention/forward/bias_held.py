@@ -1,8 +1,8 @@
 """Forward where the bias of all keys fits on chip: it stands still and the images move past it.
 
 A program owns a tile of queries of one head, holds the bias of all keys in up to three power-of-two pieces (196 padded:
-128 + 64 + 16) and walks through a group of images. A last tile of at most 16 queries gets one warp for each image
-instead of four.
+128 + 64 + 16) and walks through a group of images. Where the last tile has at most 16 queries, its four warps take four
+images at once, a warp each, instead of sharing 64 rows that are mostly padding.
 """
 
 # Parameters of kernels are Triton values, which have no Python types.
@@ -184,7 +184,7 @@ def bias_held_kernel(
 
 
 def short_limit(head_dim: int, itemsize: int, arch: int) -> int:
-    """Most keys that the short kernel takes: bias and scores of a whole row are in registers."""
+    """Most keys that this kernel takes: bias and scores of a whole row are in registers."""
     if itemsize == 4:
         return 0
     if reads_operands_from_registers(arch):

@@ -1,7 +1,7 @@
 """Forward kernel of bias_attention for many queries and few keys (CMT at 384 px): keys and values stand still on chip.
 
 A program loads the keys and values of two images once, into shared memory, and walks through tiles of queries; the
-second image finds a tile's bias in the L1 cache. `_fwd_long_kernel` would read keys and values again for every tile of
+second image finds a tile's bias in the L1 cache. `streamed_kernel` would read keys and values again for every tile of
 queries: in CMT-S's first stage at 384 px that is 3.1 times the unavoidable bytes from L2, this 2.1.
 """
 
@@ -128,14 +128,17 @@ _IMAGES = 2  # of one program: more leave no registers
 
 
 def few_keys(q: Tensor, n_keys: int, arch: int) -> bool:
-    """Whether this kernel pays: more keys than one short piece, queries in plenty; written for sm_90's registers."""
+    """Whether this kernel pays: more than 64 keys and four times as many queries; made for sm_90's registers alone."""
     _, _, N, D = q.shape
     return arch // 10 == 9 and D <= 64 and 64 < n_keys <= 144 and 4 * n_keys <= N and tall_tile(q, arch)
 
 
 @lru_cache(maxsize=4096)
 def _tiles_of_one_program(tiles: int, pieces_of_batch: int) -> int:
-    """What keeps the busiest multiprocessor least busy; loading keys takes it the time of about one tile and image."""
+    """Tiles of queries for one program: the number at which the busiest multiprocessor has least to do.
+
+    Loading the keys counts as much as one tile of one image.
+    """
 
     def cost(each: int) -> tuple[int, int]:
         return cdiv(pieces_of_batch * cdiv(tiles, each), MULTIPROCESSORS) * (each * _IMAGES + 1), -each

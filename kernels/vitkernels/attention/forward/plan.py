@@ -1,7 +1,7 @@
 """Which forward kernel a shape gets, with which blocks and warps.
 
-For bias_attention, relative_attention and whoever else brings a dense bias. num_stages is 1: with copies in flight the
-addresses of a second stage spill.
+For bias_attention, relative_attention and whoever else brings a dense bias. num_stages is 1 everywhere: to load the
+next tile early takes registers for its addresses, and they spill.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def forward_calls(
         images = min(max(1, B), long_images(D, q.element_size(), arch))
         block_m = 64 if q.element_size() == 2 and not reads_operands_from_registers(arch) else 32
         rest = rest_block(M, block_m)
-        if rest and not expanded and reads_operands_from_registers(arch):  # the pointers of a second size spill
+        if rest and not expanded and reads_operands_from_registers(arch):  # pointers to blocks of a second size spill
             rest = block_m
         args |= {"IMAGES": images, "SHORT": B % images, "LAST": last_tile(N, block_n), "BLOCK_M": block_m, "REST": rest}
         kernel = streamed_kernel

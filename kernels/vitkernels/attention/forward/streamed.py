@@ -1,4 +1,4 @@
-"""Forward for any number of keys: blocks of keys outside, up to three images that share a block of bias inside."""
+"""Forward for any number of keys: a loop over blocks of keys, in which up to three images share each block of bias."""
 
 # Parameters of kernels are Triton values, which have no Python types.
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -78,7 +78,7 @@ def _long_rows(
     BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, REST: tl.constexpr, LAST: tl.constexpr,
     IMAGES: tl.constexpr,
 ):  # fmt: skip
-    """`_long_tile` with as many rows as the tile has."""
+    """`_long_tile`, with fewer rows where the last tile has fewer."""
     if LAST < BLOCK_N and tile == tiles - 1:
         _long_tile(
             out_ptr, out_step, out_row, lse_ptr, lse_at, lse_step, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr,
@@ -161,7 +161,7 @@ def streamed_kernel(
 
 
 def long_images(head_dim: int, itemsize: int, arch: int) -> int:
-    """How many images share each bias tile in the long kernel: what the registers hold."""
+    """How many images share each bias tile in the streamed kernel: what the registers hold."""
     if itemsize == 4 or head_dim > 64:
         return 1
     return (3 if head_dim <= 32 else 2) - reads_operands_from_registers(arch)
