@@ -1,8 +1,9 @@
 """What a CPU convolution allocates inside itself, found by running it alone on a few images.
 
 oneDNN copies input, weights and output into blocked layouts and takes scratch space, which can exceed the
-convolution's own output several times. How much depends on the processor and on oneDNN's choice of
-algorithm, so it is measured, once for every distinct convolution.
+convolution's own output several times. On a processor without AVX-512 torch leaves half precision to its own
+convolution, which unfolds the input: a 3 x 3 filter takes nine copies of it. How much it is depends on the
+processor and on oneDNN's choice of algorithm, so it is measured, once for every distinct convolution.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Convolution:
     op: Any
     args: tuple[Any, ...]
     elements: int  # of all arguments and results
+    unfolded: int  # elements of one group's input with a copy of each pixel for every place of the filter over it
 
     @classmethod
     def of(cls, op: Any, args: tuple[Any, ...], out: Any) -> Convolution | None:
@@ -36,20 +38,23 @@ class Convolution:
             return None
         tensors = [*args, *(out if isinstance(out, tuple) else (out,))]
         elements = sum(tensor.numel() for tensor in tensors if isinstance(tensor, Tensor))
-        return cls(op, tuple(_frozen(arg) for arg in args), elements)
+        weight, y = (args[1], out) if isinstance(out, Tensor) else (args[2], args[0])
+        unfolded = prod(weight.shape[1:]) * (y.numel() // weight.shape[0])
+        return cls(op, tuple(_frozen(arg) for arg in args), elements, unfolded)
 
     def rise_bound(self) -> int:
         """More than `rise` can be: of every tensor the result and fp32 copies in two layouts, and one per thread.
 
-        Layouts are blocked by 16 channels, to which the few channels of a group are padded: a depthwise
-        weight grows 256-fold.
+        To these come the unfolded input and, in the backward pass, its gradient, both in half precision. Layouts
+        are blocked by 16 channels, to which the few channels of a group are padded: a depthwise weight grows
+        256-fold.
         """
         images = self._images()
         weight, groups = self.args[images], self.args[images + 7]
         blocked = (-(-size // 16) * 16 for size in (weight.shape[0] // groups, weight.shape[1]))
         padded = groups * prod(blocked) * prod(weight.shape[2:])
         size = max(4, weight.dtype.itemsize)
-        return size * (3 + torch.get_num_threads()) * (self.elements + padded)
+        return size * ((3 + torch.get_num_threads()) * (self.elements + padded) + self.unfolded)
 
     def rise(self) -> int:
         """Bytes by which the call raises the live memory at most, its results included."""

@@ -163,6 +163,26 @@ def test_workspace_inside_a_convolution_is_seen_and_bounded(monkeypatch: pytest.
     assert any(call.rise() > call.args[0].dtype.itemsize * call.elements for call in forward)
 
 
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize(
+    ("channels", "filters", "kernel", "groups"), [(16, 16, 7, 1), (64, 8, 3, 1), (8, 8, 9, 8), (3, 8, 11, 1)]
+)
+def test_an_unfolded_input_is_within_the_bound(
+    channels: int, filters: int, kernel: int, groups: int, dtype: torch.dtype
+) -> None:
+    """Large filters over many channels that give few: what a processor without AVX-512 unfolds is far beyond both."""
+    x, y = torch.empty(2, channels, 24, 24, dtype=dtype), torch.empty(2, filters, 24, 24, dtype=dtype)
+    weight = torch.empty(filters, channels // groups, kernel, kernel, dtype=dtype)
+    rest = ([1, 1], [kernel // 2] * 2, [1, 1], False, [0, 0], groups)
+    for op, args, out in (
+        (torch.ops.aten.convolution.default, (x, weight, None, *rest), y),
+        (torch.ops.aten.convolution_backward.default, (y, x, weight, [0], *rest, [True] * 3), (x, weight, y)),
+    ):
+        call = convolution_workspace.Convolution.of(op, args, out)
+        assert call is not None
+        assert call.rise() <= call.rise_bound()
+
+
 def test_cuda_measurement_is_the_rise_over_the_steps_own_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     others = 100 * MIB
     order: list[str] = []
