@@ -7,6 +7,7 @@ from functools import cache, lru_cache, partial
 import torch
 from torch import nn
 
+from vitbench.bench import isolation
 from vitbench.bench.build import TORCH_DTYPES, autocast_dtype
 from vitbench.bench.plan import Case
 from vitbench.catalog import Resolution
@@ -27,7 +28,11 @@ def _build(model: str, resolution: Resolution, ops: Ops) -> nn.Module:
 def count(model: str, resolution: Resolution) -> FlopCount:
     """Of the eager model at batch 1: the same for every implementation of a case."""
     with torch.device("meta"):
-        return flops.count(_build(model, resolution, EAGER), resolution)
+        built = _build(model, resolution, EAGER)
+    try:
+        return flops.count(built, resolution)
+    finally:
+        isolation.forget()
 
 
 @lru_cache(maxsize=4096)
@@ -36,14 +41,17 @@ def memory_mib(case: Case) -> float | None:
     implementations, whose buffers only the compiler knows, and for those that the model does not have."""
     if case.impl in COMPILED or unserved(case.model, case.impl, case.resolution):
         return None
-    estimate = memory.predict(
-        partial(_build, case.model, case.resolution, ops_for(case.impl)),
-        case.resolution,
-        case.batch,
-        "train" if case.mode == "train" else "infer",
-        TORCH_DTYPES[case.dtype],
-        allocator="cpu" if case.device == "cpu" else "cuda",
-        channels_last=case.layout == "nhwc",
-        autocast=autocast_dtype(case),
-    )
+    try:
+        estimate = memory.predict(
+            partial(_build, case.model, case.resolution, ops_for(case.impl)),
+            case.resolution,
+            case.batch,
+            "train" if case.mode == "train" else "infer",
+            TORCH_DTYPES[case.dtype],
+            allocator="cpu" if case.device == "cpu" else "cuda",
+            channels_last=case.layout == "nhwc",
+            autocast=autocast_dtype(case),
+        )
+    finally:
+        isolation.forget()
     return estimate.peak_mib

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from vitbench.bench import predict
+from vitbench.bench import isolation, predict
 from vitbench.bench.build import TORCH_DTYPES, Workload, autocast_dtype, set_precision, use_device
 from vitbench.bench.check import Checker, Incorrect
 from vitbench.bench.failures import DoesNotFit, breaks_device, classify, is_out_of_memory
@@ -65,6 +65,8 @@ class Worker:
         self._idle_watts: float | None = None
         self._looked_for_energy = False
         self.poisoned = False
+        self._state = isolation.state()
+        self._compiled = False
 
     def _phase(self, case: Case | None, what: str) -> None:
         self._emit(Phase(case.id if case else None, what))
@@ -123,9 +125,19 @@ class Worker:
         found = known or Found()
         found.status, found.reason = classify(error)
         self.poisoned |= breaks_device(error, case.device)
-        error.__traceback__ = None  # it holds the tensors of every frame it passed
+        _let_go(error)
         self._emit(Result(case.id, found))
         self._forget()
+        self.check_isolation()
+
+    def check_isolation(self) -> None:
+        """Has the process replaced (`poisoned`) where a case changed what the next one would see."""
+        isolation.forget()
+        if self.poisoned:
+            return
+        gc.collect()  # a cycle can hold what nothing else does
+        # torch.compile keeps fake tensors for its own purposes
+        self.poisoned = bool(isolation.changed(self._state) or (not self._compiled and isolation.holds_fakes()))
 
     def _forget(self) -> None:
         self.workload.drop_modules()
@@ -168,6 +180,7 @@ class Worker:
         if swapped := foreign.swapped(module):
             found.note(swapped)
         if case.impl in COMPILED:
+            self._compiled = True
             torch._dynamo.reset()  # else a ninth shape of the same module would silently run uncompiled
         if case.impl in WHOLLY_COMPILED:
             model = compiled(module, case.impl)
@@ -310,6 +323,13 @@ def _recorded(step: Step) -> Callable[[], Output]:
     return replay
 
 
+def _let_go(error: BaseException | None) -> None:
+    """Frees the tensors of every frame that an error, and those it came from, passed."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+
+
 def _seconds(step: Step, device: str) -> float:
     start = time.perf_counter()
     step()
@@ -335,6 +355,7 @@ def main() -> None:
         if worker is None or worker.options != one.options:
             worker = Worker(one.options, emit)
         worker.run_group(one.cases)
+        worker.check_isolation()
         emit(Done(worker.poisoned))
 
 

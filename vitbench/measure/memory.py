@@ -114,7 +114,7 @@ class _LiveStorages(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "prim":  # questions about a tensor, the greater part of all calls
             return func(*args, **kwargs)
-        if is_composite(func):
+        if is_composite(func) and not _is_whole(func):
             with self:
                 return func.decompose(*args, **kwargs)
         before = self.now
@@ -143,6 +143,11 @@ class _LiveStorages(TorchDispatchMode):
     def _free(self, key: int, size: int) -> None:
         del self._known[key]
         self.now -= size
+
+
+def _is_whole(op: Any) -> bool:
+    """Whether a composite is one kernel without temporaries on a CPU or GPU, and a sequence in Python alone."""
+    return str(op.overloadpacket.__name__).lstrip("_").startswith(("upsample", "max_pool1d"))
 
 
 def _rounded(size: int, granule: int) -> int:

@@ -1,0 +1,55 @@
+"""What a case may leave behind in its process, and whether it did: no case sees the state of another.
+
+A model, or the library that it is from, can leave a mode of torch entered, a default changed, or tensors without
+data in a cache. Caches are emptied; for the rest the process is replaced.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+
+#: Whose caches are emptied: every library of models.
+LIBRARIES = ("timm", "torchvision", "transformers")
+
+
+def state() -> dict[str, object]:
+    """Torch's switches by name; equal before and after whatever leaves them alone."""
+    return {
+        "the default dtype": torch.get_default_dtype(),
+        "the default device": torch.get_default_device(),
+        "a trace": torch._C._get_tracing_state() is not None,
+        "the dispatch modes": torch._C._len_torch_dispatch_stack(),
+        "the function modes": torch._C._len_torch_function_stack(),
+        "gradients": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "oneDNN": torch._C._get_mkldnn_enabled(),
+        "the encoder's fast path": torch.backends.mha.get_fastpath_enabled(),
+        "the number of threads": torch.get_num_threads(),
+    }
+
+
+def changed(before: dict[str, object]) -> list[str]:
+    """The names of what is no more as `before`."""
+    now = state()
+    return [name for name in before if before[name] != now[name]]
+
+
+def holds_fakes() -> bool:
+    """Whether anything still holds a tensor without data."""
+    return any(type(one) is FakeTensor for one in gc.get_objects())
+
+
+def forget() -> None:
+    """Empties the caches of libraries of models, which can hold tensors without data, or of another device."""
+    for cached in gc.get_objects():
+        if type(cached) is functools._lru_cache_wrapper and str(cached.__module__).startswith(LIBRARIES):
+            cached.cache_clear()
+
+
+__all__ = ["LIBRARIES", "changed", "forget", "holds_fakes", "state"]
