@@ -118,3 +118,12 @@ def test_every_combination_is_planned_exactly_once(resolutions: set[str], batche
     planned = sorted((c.resolution[0], c.batch, c.dtype, c.impl) for c in cases)
     wanted = itertools.product(map(int, resolutions), batches, dtypes, ("eager", "compile"))
     assert planned == sorted(wanted)
+
+
+def test_the_words_of_timm_and_torch_are_understood() -> None:
+    assert plan.split("bfloat16,torch.float16,half,float32", "dtype", plan.DTYPES) == ["bf16", "fp16", "fp32"]
+    assert plan.split("channels_last,nchw", "layout", plan.LAYOUTS) == ["nhwc", "nchw"]
+    assert plan.split("inductor", "impl", IMPLS) == ["compile"]
+    assert plan.split("both", "mode", plan.MODES) == ["infer", "train"]
+    with pytest.raises(InputError, match="dtype 'bfloat61' is unknown"):
+        plan.split("bfloat61", "dtype", plan.DTYPES)

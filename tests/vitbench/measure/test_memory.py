@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitbench.measure import allocations, convolution_workspace, memory
@@ -110,6 +111,27 @@ def test_frozen_weights_have_no_gradient_and_no_state() -> None:
 
     size = 4 * (300_000 + 300 + 3 * 10_010 + 2) + 8
     assert predict(frozen, (10, 10), 1, "train", F32, "cpu").static_mib * MIB == size
+
+
+class Resized(nn.Module):
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.mode = mode
+        self.fc = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.interpolate(x * 2, scale_factor=3, mode=self.mode).flatten(1)[:, :5])
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
+def test_a_resize_is_one_kernel_without_temporaries(mode: str) -> None:
+    found = predict(lambda: Resized(mode), (40, 24), 5, "infer", F32, "cpu")
+    image = 4 * 5 * 3 * 40 * 24
+    assert found.static_mib * MIB == image + 4 * 12
+    assert found.peak_mib * MIB == pytest.approx(image + image + 9 * image, rel=0.001)
+    step = make_step(Resized(mode), torch.randn(5, 3, 40, 24), "infer")
+    step()
+    assert found.peak_mib == pytest.approx(measure(step).peak_mib, rel=0.001)
 
 
 class Tied(nn.Module):

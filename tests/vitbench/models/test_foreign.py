@@ -126,6 +126,16 @@ def test_a_dry_run_says_what_is_unsupported(timm: Any, capsys: pytest.CaptureFix
     assert "  unsupported: it " in own
 
 
+def test_a_dry_run_goes_on_after_what_cannot_be_predicted(timm: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = (("torchvision:vit_b_32", (32, 64)), ("timm:coat_tiny", (80, 80)), ("timm:resnet10t", (32, 32)))
+    code = command.print_plan([Case(name, "eager", "infer", "fp32", "nchw", px, 1, "cpu") for name, px in asked])
+    _, torchvision, coat, resnet, last = capsys.readouterr().out.splitlines()
+    assert torchvision.split(maxsplit=1)[1] == "error: ValueError: the model takes square images"
+    assert coat.startswith("timm:coat_tiny/eager/infer/fp32/nchw/80/b1/cpu  error: ")
+    assert float(resnet.split()[1]) == 5.43
+    assert (code, last) == (1, "3 cases; nothing was measured; 2 would fail")
+
+
 @pytest.mark.parametrize("impl", ["sdpa", "flex"])
 def test_attention_is_the_librarys_own(impl: str, timm: Any) -> None:
     assert "chooses its own attention" in (unserved("timm:pvt_v2_b0", impl) or "")

@@ -1,0 +1,80 @@
+"""What a case leaves behind is found, and a worker that was changed is replaced."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from vitbench.bench import isolation, predict
+from vitbench.bench.messages import Result
+from vitbench.bench.options import SweepOptions
+from vitbench.bench.plan import Case
+from vitbench.bench.worker import Worker
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_grad_enabled(True)
+    torch._C._set_mkldnn_enabled(True)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda: torch.set_default_dtype(torch.float64), "the default dtype"),
+        (lambda: torch.set_grad_enabled(False), "gradients"),
+        (lambda: torch._C._set_mkldnn_enabled(False), "oneDNN"),
+    ],
+)
+def test_a_switch_that_was_left_is_named(change: Callable[[], object], name: str) -> None:
+    before = isolation.state()
+    assert isolation.changed(before) == []
+    change()
+    assert isolation.changed(before) == [name]
+
+
+def test_a_mode_that_is_still_entered_is_named() -> None:
+    before = isolation.state()
+    with FakeTensorMode():
+        assert isolation.changed(before) == ["the dispatch modes"]
+    with torch.device("meta"):
+        assert set(isolation.changed(before)) == {"the default device", "the function modes"}
+
+
+def test_caches_of_libraries_forget_tensors_without_data() -> None:
+    @functools.lru_cache
+    def table(size: int) -> torch.Tensor:
+        return torch.empty(size)
+
+    table.__module__ = "transformers.models.some"
+    with FakeTensorMode():
+        table(3)
+    assert isolation.holds_fakes()
+    isolation.forget()
+    assert table.cache_info().currsize == 0
+
+
+CASE = Case("resnet18", "eager", "infer", "fp32", "nchw", (32, 32), 1, "cpu")
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_worker_that_a_failing_case_changed_is_to_be_replaced(leaves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        if leaves:
+            torch.set_default_dtype(torch.float64)
+        raise RuntimeError("cannot be counted")
+
+    monkeypatch.setattr(predict, "count", fail)
+    told: list[Any] = []
+    worker = Worker(SweepOptions(passes=()), told.append)
+    worker.run_group([CASE])
+    (result,) = (one for one in told if isinstance(one, Result))
+    assert (result.found.status, "cannot be counted" in result.found.reason) == ("error", True)
+    assert worker.poisoned is leaves
