@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitbench.bench.plan import Case
-from vitbench.catalog import Resolution
+from vitbench.catalog import Resolution, parse_resolution
 from vitbench.models import create_model, inputs, spec_of
 from vitbench.models.weights import enliven
 from vitbench.ops.implementations import ops_for
@@ -49,6 +49,7 @@ class Workload:
 
     images: str = ""
     weights: str = ""
+    weights_resolution: str = ""
     _weights_of: dict[tuple[str, Resolution], dict[str, Tensor]] = field(default_factory=dict)
     _input_of: dict[tuple[str, Resolution], Tensor] = field(default_factory=dict)
     _module_of: dict[tuple[object, ...], nn.Module] = field(default_factory=dict)
@@ -59,7 +60,8 @@ class Workload:
         if key not in self._weights_of:
             self._weights_of.clear()
             torch.manual_seed(0)
-            built = create_model(model, resolution=resolution, weights=self.weights or None)
+            saved = parse_resolution(self.weights_resolution) if self.weights_resolution else None
+            built = create_model(model, resolution=resolution, weights=self.weights or None, weights_resolution=saved)
             if not self.weights:
                 enliven(built, inputs.noise(resolution, 2))
             self._weights_of[key] = built.state_dict()

@@ -13,6 +13,7 @@ from vitbench.bench.options import BenchOptions, MemoryCurvesOptions, ReportOpti
 from vitbench.bench.plan import Case, Grid
 from vitbench.bench.progress import ConsoleProgress
 from vitbench.bench.sweep import Summary
+from vitbench.catalog import Resolution, parse_resolution
 from vitbench.console import console
 from vitbench.errors import InputError, nearest
 from vitbench.measure import device as devices
@@ -77,20 +78,24 @@ def options(cases: Sequence[Case], given: BenchOptions) -> SweepOptions:
         from vitbench.models.inputs import image_files
 
         image_files(Path(given.images))
+    saved = parse_resolution(given.weights_resolution) if given.weights_resolution else None
     if given.weights:
-        _check_weights(Path(given.weights), sorted({case.model for case in cases}))
+        _check_weights(Path(given.weights), sorted({case.model for case in cases}), saved)
+    elif saved:
+        raise InputError("--weights-resolution is the size that a file was saved at: give --weights too")
     return SweepOptions(
         time_limit=given.time_limit,
         min_time=given.min_time,
         max_time=max_time,
         images=given.images,
         weights=given.weights,
+        weights_resolution=given.weights_resolution,
         fresh=given.fresh,
         graphs=given.graphs,
     )
 
 
-def _check_weights(path: Path, models: list[str]) -> None:
+def _check_weights(path: Path, models: list[str], saved: Resolution | None) -> None:
     if len(models) != 1:
         raise InputError(f"--weights belongs to one model, and {len(models)} are chosen ({', '.join(models[:3])}, ...)")
     from vitbench.models import spec_of
@@ -98,7 +103,7 @@ def _check_weights(path: Path, models: list[str]) -> None:
     from vitbench.ops.bundle import EAGER
 
     spec = spec_of(models[0])
-    load_weights(spec.build(EAGER, spec.resolution, spec.num_classes), models[0], path)
+    load_weights(spec.build(EAGER, spec.resolution, spec.num_classes), models[0], path, saved)
 
 
 def print_plan(cases: Sequence[Case], export: str = "", baseline: Path | None = None) -> int:

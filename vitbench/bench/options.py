@@ -45,6 +45,9 @@ class BenchOptions:
     ] = None
     images: Annotated[str, Option(help="A folder of photographs to feed in. Default: seeded normal noise.")] = ""
     weights: Annotated[str, Option(help="A .safetensors file for the one model. Default: seeded random.")] = ""
+    weights_resolution: Annotated[
+        str, Option(help="The size that --weights was saved at, such as 224x384. Default: told from its tables.")
+    ] = ""
     graphs: Annotated[
         bool, Option("--graphs", help="Record each step as a CUDA graph and time its replay: no launch costs.")
     ] = False
@@ -97,6 +100,7 @@ class SweepOptions:
     passes: tuple[str, ...] = ("latency", "memory", "energy")
     images: str = ""
     weights: str = ""
+    weights_resolution: str = ""
     fresh: bool = False
     measure_up_to: int | None = None
     graphs: bool = False
@@ -104,8 +108,9 @@ class SweepOptions:
     @property
     def setup(self) -> Setup:
         """What a row says of them."""
+        saved_at = f" saved at {self.weights_resolution}" if self.weights_resolution else ""
         return Setup(
             input=f"images in {Path(self.images).resolve()}" if self.images else NOISE,
-            weights=Path(self.weights).name if self.weights else RANDOM,
+            weights=Path(self.weights).name + saved_at if self.weights else RANDOM,
             graphs=self.graphs,
         )

@@ -58,7 +58,7 @@ class Worker:
     def __init__(self, options: SweepOptions, emit: Emit) -> None:
         self.options = options
         self._emit = emit
-        self.workload = Workload(options.images, options.weights)
+        self.workload = Workload(options.images, options.weights, options.weights_resolution)
         self._checker = Checker(self.workload)
         self._peaks: dict[tuple[str, str], float] = {}
         self._source: power.EnergySource | None = None

@@ -74,6 +74,7 @@ def create_model(
     resolution: int | str | Resolution | None = None,
     num_classes: int | None = None,
     weights: str | Path | None = None,
+    weights_resolution: Resolution | None = None,
 ) -> nn.Module:
     """A model in training mode, fp32, on torch's default device.
 
@@ -85,6 +86,7 @@ def create_model(
         resolution: 224, "800x1066" or (height, width) in pixels; default the model's own.
         num_classes: outputs of the classifier, or classes that a detector knows; default the published model's.
         weights: a .safetensors file, loaded strictly; tables that depend on the resolution are resampled.
+        weights_resolution: (height, width) that the file was saved at; by default told from its tables.
 
     Raises: InputError on an unknown name or implementation, a model that no fused kernel serves, a resolution the
         architecture cannot take, or weights that are unreadable or belong to another network.
@@ -103,7 +105,7 @@ def create_model(
     except ValueError as error:
         raise InputError(f"{name} at {format_resolution(resolution)}: {error}") from error
     if weights is not None:
-        load_weights(model, name, Path(weights))
+        load_weights(model, name, Path(weights), weights_resolution)
     return compiled(model, impl, dynamic=None) if impl in WHOLLY_COMPILED else model
 
 

@@ -166,11 +166,14 @@ class CoAtNet(nn.Module):
         x = self.stages(self.stem(x))
         return self.head(x.mean((2, 3)) if self.norm is None else self.norm(to_tokens(x)).mean(1))
 
-    def resize_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def resize_state_dict(self, state: dict[str, Tensor], source: Resolution | None = None) -> dict[str, Tensor]:
         """The state with its tables of relative positions resampled, bilinearly as in the paper, to this model's grids.
 
         A table's grid is taken as the published one where it has so many offsets, else as this model's where that
         has as many, else as a square. timm stretches the offsets unevenly instead.
+
+        Args:
+            source: (height, width) that `state` was made for; by default told from the tables' sizes.
 
         Raises: ValueError when none of these fits.
         """
@@ -181,7 +184,12 @@ class CoAtNet(nn.Module):
                 side = self.config.resolution * module.grid[0] // self.resolution[0]
                 own, published = _offsets(module.grid), _offsets((side, side))
                 table = state[key]
-                resized[key] = resample_grid(table, source_grid(len(table), published, own), own, "bilinear")
+                if source is None:
+                    saved = source_grid(len(table), published, own)
+                else:
+                    height, width = (source[axis] * module.grid[axis] // self.resolution[axis] for axis in (0, 1))
+                    saved = _offsets((height, width))
+                resized[key] = resample_grid(table, saved, own, "bilinear")
         return resized
 
 

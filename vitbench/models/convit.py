@@ -179,12 +179,16 @@ class ConViT(nn.Module):
             x = block(x)
         return self.head(self.norm(x)[:, 0])
 
-    def resize_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def resize_state_dict(self, state: dict[str, Tensor], source: Resolution | None = None) -> dict[str, Tensor]:
         """The state with its position table resampled to this model's grid, as `resample_positions` does.
+
+        Args:
+            source: (height, width) that `state` was made for; by default told from the table's size.
 
         Raises: ValueError when the table's grid cannot be known.
         """
-        return {**state, "pos_embed": resample_positions(state["pos_embed"], 0, PUBLISHED_GRID, self.grid)}
+        given = source and (source[0] // PATCH, source[1] // PATCH)
+        return {**state, "pos_embed": resample_positions(state["pos_embed"], 0, PUBLISHED_GRID, self.grid, given)}
 
 
 def _initialise(module: nn.Module) -> None:

@@ -54,7 +54,9 @@ def source_grid(cells: int, *known: Grid) -> Grid:
     return next((grid for grid in known if math.prod(grid) == cells), None) or square_grid(cells)
 
 
-def resample_positions(table: Tensor, prefix_tokens: int, published: Grid, own: Grid) -> Tensor:
+def resample_positions(
+    table: Tensor, prefix_tokens: int, published: Grid, own: Grid, given: Grid | None = None
+) -> Tensor:
     """A position table of a transformer resampled to the grid `own`; prefix tokens keep their positions.
 
     Its grid is taken as timm takes it: the published one where the number of cells is that one's, else
@@ -62,6 +64,7 @@ def resample_positions(table: Tensor, prefix_tokens: int, published: Grid, own: 
 
     Args:
         table: [1, prefix_tokens + h * w, C].
+        given: the table's grid where it is known.
 
     Returns: [1, prefix_tokens + own[0] * own[1], C].
 
@@ -69,7 +72,7 @@ def resample_positions(table: Tensor, prefix_tokens: int, published: Grid, own: 
     """
     cells = table.shape[1] - prefix_tokens
     prefix, positions = table.split([prefix_tokens, cells], dim=1)
-    return torch.cat([prefix, resample_grid(positions, source_grid(cells, published, own), own)], dim=1)
+    return torch.cat([prefix, resample_grid(positions, given or source_grid(cells, published, own), own)], dim=1)
 
 
 __all__ = ["Grid", "resample_grid", "resample_positions", "source_grid", "square_grid"]

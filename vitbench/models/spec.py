@@ -31,7 +31,8 @@ class ModelSpec:
 
     build(ops, resolution, num_classes) returns the module, randomly initialised as the family's
     authors do. A module whose parameters depend on the resolution has a method
-    `resize_state_dict(state) -> state` that resamples them to the module's own resolution.
+    `resize_state_dict(state, source=None) -> state` that resamples them, made for the resolution
+    `source`, to the module's own.
     What it returns, a tensor of logits or a detector's dictionary, `vitbench.models.outputs` knows how to use.
 
     num_classes: of the published model.

@@ -173,12 +173,16 @@ class TNT(nn.Module):
             words, patches = block(words, patches)
         return self.head(self.norm(patches)[:, 0])
 
-    def resize_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def resize_state_dict(self, state: dict[str, Tensor], source: Resolution | None = None) -> dict[str, Tensor]:
         """The state with the patches' position table resampled to this model's grid, as `resample_positions` does.
+
+        Args:
+            source: (height, width) that `state` was made for; by default told from the table's size.
 
         Raises: ValueError when the table's grid cannot be known.
         """
-        return {**state, "patch_pos": resample_positions(state["patch_pos"], 1, PUBLISHED_GRID, self.grid)}
+        given = source and (source[0] // PATCH, source[1] // PATCH)
+        return {**state, "patch_pos": resample_positions(state["patch_pos"], 1, PUBLISHED_GRID, self.grid, given)}
 
 
 def _initialise(module: nn.Module) -> None:

@@ -120,12 +120,16 @@ class TutorialViT(nn.Module):
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
         return self.head(self.norm(self.blocks(x)[:, 0]))
 
-    def resize_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def resize_state_dict(self, state: dict[str, Tensor], source: Resolution | None = None) -> dict[str, Tensor]:
         """The state with its position table resampled to this model's grid, as `resample_positions` does.
+
+        Args:
+            source: (height, width) that `state` was made for; by default told from the table's size.
 
         Raises: ValueError when the table's grid cannot be known.
         """
-        return {**state, "pos_embed": resample_positions(state["pos_embed"], 1, PUBLISHED_GRID, self.grid)}
+        given = source and (source[0] // PATCH, source[1] // PATCH)
+        return {**state, "pos_embed": resample_positions(state["pos_embed"], 1, PUBLISHED_GRID, self.grid, given)}
 
 
 VIT_CONFIGS: dict[str, TutorialViTConfig] = {

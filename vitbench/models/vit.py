@@ -174,13 +174,17 @@ class VisionTransformer(nn.Module):
             return self.head(x[:, 0])
         return (self.head(x[:, 0]) + self.head_dist(x[:, 1])) / 2
 
-    def resize_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def resize_state_dict(self, state: dict[str, Tensor], source: Resolution | None = None) -> dict[str, Tensor]:
         """The state with its position table resampled to this model's grid, as `resample_positions` does.
+
+        Args:
+            source: (height, width) that `state` was made for; by default told from the table's size.
 
         Raises: ValueError when the table's grid cannot be known.
         """
         published = self.config.grid((self.config.resolution, self.config.resolution))
-        table = resample_positions(state["pos_embed"], self.prefix_tokens, published, self.grid)
+        given = source and self.config.grid(source)
+        table = resample_positions(state["pos_embed"], self.prefix_tokens, published, self.grid, given)
         return {**state, "pos_embed": table}
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vitbench.catalog import Resolution
 from vitbench.errors import InputError
 
 #: Standard deviation of what is added to a tensor that is constant.
@@ -56,8 +57,12 @@ def enliven(model: nn.Module, images: Tensor, seed: int = 0) -> None:
 __all__ = ["SPREAD", "enliven"]
 
 
-def load_weights(model: nn.Module, name: str, path: Path) -> None:
+def load_weights(model: nn.Module, name: str, path: Path, source: Resolution | None = None) -> None:
     """Loads a .safetensors file strictly, resampling what depends on the resolution.
+
+    Args:
+        source: (height, width) that the file was saved at; by default told from the sizes of its tables, which a
+            file that was saved at another one than the published and is not square does not tell.
 
     Raises: InputError when the file is missing, not safetensors, or of another network.
     """
@@ -80,9 +85,12 @@ def load_weights(model: nn.Module, name: str, path: Path) -> None:
         )
     if resize is not None:
         try:
-            state = resize(state)
+            state = resize(state, source)
         except ValueError as error:
-            raise InputError(f"{path} does not fit {name}: {error}") from error
+            hint = "" if source else "; if it was saved at another size, name that: --weights-resolution HEIGHTxWIDTH"
+            raise InputError(f"{path} does not fit {name}: {error}{hint}") from error
+    elif source is not None:
+        raise InputError(f"nothing in {name} depends on the resolution: leave --weights-resolution out")
     for key, tensor in own.items():
         if state[key].shape != tensor.shape:
             raise InputError(f"{path} is not {name}: {key} is {list(state[key].shape)}, needs {list(tensor.shape)}")

@@ -5,14 +5,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitbench.bench.build import Workload
 from vitbench.bench.plan import Case
-from vitbench.models import MODELS, inputs
+from vitbench.errors import InputError
+from vitbench.models import MODELS, create_model, inputs
+from vitbench.models.resample import resample_grid
 from vitbench.models.weights import SPREAD, enliven
 from vitbench.ops.bundle import EAGER
 from vitbench.verify import judge
@@ -143,3 +147,32 @@ def test_a_bias_or_a_scale_that_is_left_out_anywhere_is_seen(name: str, side: in
         parameter.copy_(torch.full_like(kept, round(kept.mean().item())))  # what initialisation left there
         assert relative_error(Outcome(model(image), {}), want) > 10 * judge.FLOOR, key
         parameter.copy_(kept)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "cmt_ti"])
+def test_weights_saved_at_any_size_load_at_another_where_it_is_named(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "saved.safetensors"
+    saved = create_model(name, resolution=(96, 160))
+    save_file(saved.state_dict(), path)
+    with pytest.raises(InputError, match="name that: --weights-resolution HEIGHTxWIDTH"):
+        create_model(name, resolution=(64, 128), weights=path)
+    with pytest.raises(InputError, match="does not fit"):
+        create_model(name, resolution=(64, 128), weights=path, weights_resolution=(160, 128))
+    loaded = create_model(name, resolution=(64, 128), weights=path, weights_resolution=(96, 160)).state_dict()
+    if name == "cmt_ti":
+        same = [key for key in loaded if "relative_pos" not in key]
+    else:
+        same = [key for key in loaded if key != "pos_embed"]
+        table = saved.state_dict()["pos_embed"][:, 1:]
+        torch.testing.assert_close(loaded["pos_embed"][:, 1:], resample_grid(table, (6, 10), (4, 8)))
+    assert len(same) < len(loaded)
+    assert all(torch.equal(loaded[key], saved.state_dict()[key]) for key in same)
+    back = create_model(name, resolution=(96, 160), weights=path, weights_resolution=(96, 160)).state_dict()
+    assert all(torch.equal(back[key], tensor) for key, tensor in saved.state_dict().items())
+
+
+def test_a_size_is_refused_where_nothing_depends_on_it(tmp_path: Path) -> None:
+    path = tmp_path / "saved.safetensors"
+    save_file(create_model("resnet18").state_dict(), path)
+    with pytest.raises(InputError, match="nothing in resnet18 depends on the resolution"):
+        create_model("resnet18", weights=path, weights_resolution=(64, 96))
