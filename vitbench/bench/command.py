@@ -123,7 +123,7 @@ def print_plan(cases: Sequence[Case], export: str = "", baseline: Path | None = 
     failed = 0
     for case in cases:  # a line as soon as it is known: predicting a large training step takes seconds
         said, status = _planned(case)
-        failed += status == "error"
+        failed += status not in ("ok", "unsupported")
         row = sweep.row_of(case, Found(), Environment(device_name=""), Setup(), "")
         speed = held_against.of(row) if held_against else None
         out.print(f"{case.id:{width}}  {said}" + (f"  baseline {speed:,.1f} img/s" if speed else ""), soft_wrap=True)
