@@ -30,7 +30,8 @@ _MODEL, _SIZE, _BATCH = "cmt_ti", (64, 64), 2
 class _Trial:
     """What is tried with one model, each thing by itself."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, seconds: float) -> None:
+        self._seconds = seconds
         self.case = Case(_MODEL, "sdpa", "infer", "fp32", "nchw", _SIZE, _BATCH, device)
         self.device = torch.device(device)
         self._workload = Workload()
@@ -89,7 +90,7 @@ class _Trial:
         return f"{found.watts:.1f} W, {found.per_call() / self.case.batch:.4g} J an image"
 
     def _row(self) -> str:
-        options = SweepOptions(min_time=0.02, max_time=0.2, passes=("latency", "memory"), time_limit=2 * SECONDS)
+        options = SweepOptions(min_time=0.02, max_time=0.2, passes=("latency", "memory"), time_limit=2 * self._seconds)
         with tempfile.TemporaryDirectory() as folder:
             done = sweep.run(
                 [self.case], Path(folder) / "a.csv", devices.environment(self.case.device), options, _Silent()
@@ -115,7 +116,7 @@ class _Silent:
 def checks(device: str, seconds: float = SECONDS) -> Iterator[Check]:
     """Each as soon as it is known; kernels last, in what is left of the time, but at least half of it."""
     start = time.monotonic()
-    for what, call in _Trial(device).checks():
+    for what, call in _Trial(device, seconds).checks():
         yield attempt(what, call)
     yield from check_kernels(device, max(seconds / 2, start + seconds - time.monotonic()))
 

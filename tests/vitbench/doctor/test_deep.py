@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from torch import nn
@@ -12,6 +13,9 @@ from vitbench.doctor import command, deep
 from vitbench.doctor.check import ABSENT, FAILED, LATE, OK, Check
 from vitbench.doctor.options import DoctorOptions
 
+#: Seconds for a machine that runs a suite besides, on which starting a worker alone may take a minute.
+BUSY = 600.0
+
 
 @pytest.fixture(autouse=True)
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,13 +24,13 @@ def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_thing_is_tried_once() -> None:
-    found = list(deep.checks("cpu"))
+    found = list(deep.checks("cpu", BUSY))
     assert [check.what for check in found] == [
         "count", "predict", "build", "verify", "memory", "time", "energy", "a row from a worker", "kernels",
     ]  # fmt: skip
     assert {check.result for check in found if check.what != "energy"} == {OK}, found
     assert next(check.result for check in found if check.what == "energy") in (OK, ABSENT)
-    assert 30 <= found[-1].seconds <= 60, "what is left of a minute, but at least half of it"
+    assert BUSY / 2 <= found[-1].seconds <= BUSY, "what is left of the time, but at least half of it"
 
 
 @pytest.fixture
@@ -41,7 +45,10 @@ def failing_counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("failing_counter")
-def test_what_fails_is_told_and_the_rest_is_tried(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_fails_is_told_and_the_rest_is_tried(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deep, "checks", partial(deep.checks, seconds=BUSY))
     assert command.run(DoctorOptions(deep=True, device="cpu")) == 1
     lines = capsys.readouterr().out.splitlines()
     (count,) = (line for line in lines if line.startswith("count "))
