@@ -13,9 +13,9 @@ from .problems import bias_problem, check
 
 BIAS_SHAPES = {
     "window-49": (3, 2, 49, 49, 32),
-    "coatnet-196": (2, 1, 196, 196, 32),
+    "coatnet-196": (1, 1, 196, 196, 32),
     "beit-197": (1, 1, 197, 197, 64),
-    "coatnet-144": (2, 1, 144, 144, 32),
+    "coatnet-144": (1, 1, 144, 144, 32),
     "long-keys": (3, 1, 33, 300, 32),
     "cmt-few-keys": (2, 1, 200, 49, 64),
     "cmt-ti-46": (2, 1, 70, 25, 46),

@@ -17,7 +17,8 @@ from .problems import check, relative_problem
 )
 def test_relative_attention_matches_fp64(grid: tuple[int, int], dtype: torch.dtype, device: str) -> None:
     torch.manual_seed(0)
-    check(relative_problem(2, 2 if grid[0] < 8 else 1, grid, 32, dtype, device))
+    B, H = (2, 2) if grid[0] < 8 else (1, 1)
+    check(relative_problem(B, H, grid, 32, dtype, device))
 
 
 def test_large_scores_leave_gradients_digits_where_lse_is_folded_into_products(
