@@ -41,8 +41,8 @@ def test_three_real_models_are_measured(tmp_path: Path) -> None:
     assert [(row.model, row.status, row.reason) for row in rows] == [(model, "ok", "") for model in MODELS]
     for row in rows:
         params, gmacs = MODELS[row.model]
-        assert row.params_m == pytest.approx(params, rel=1e-2)
-        assert row.gmacs == pytest.approx(gmacs, rel=1e-2)
-        assert row.img_per_s is not None
-        assert row.img_per_s > 0
-        assert row.predicted_mem_mib == pytest.approx(row.peak_mem_mib, rel=1e-2)
+        assert row.counts.params_m == pytest.approx(params, rel=1e-2)
+        assert row.counts.gmacs == pytest.approx(gmacs, rel=1e-2)
+        assert row.speed.img_per_s is not None
+        assert row.speed.img_per_s > 0
+        assert row.memory.predicted_mem_mib == pytest.approx(row.memory.peak_mem_mib, rel=1e-2)

@@ -95,8 +95,8 @@ def test_rows_hold_what_was_asked(tmp_path: Path) -> None:
         assert (row.status, row.reason, row.health.valid) == ("ok", "", True)
         assert row.counts.params_m == 11.689512
         assert (row.published.top1, row.published.coco_ap, row.published.training_data) == (69.76, None, "ImageNet-1k")
-        assert row.source is not None
-        assert "IMAGENET1K_V1" in row.source
+        assert row.published.source is not None
+        assert "IMAGENET1K_V1" in row.published.source
         assert row.speed.latency_ms_ci_low <= row.speed.latency_ms_p50 <= row.speed.latency_ms_ci_high
         assert row.speed.img_per_s == pytest.approx(1e3 / row.speed.latency_ms_p50)
         assert len(samples[row.case]) == row.samples
