@@ -68,7 +68,7 @@ $(NEWEST)/.ready: constraints-newest.txt
 $(VENV)/.ready $(OLDEST)/.ready $(NEWEST)/.ready: pyproject.toml constraints-libraries.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vitbench needs Python 3.11 or newer, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(filter-out constraints-libraries.txt,$(filter constraints%,$^)) -e '.[dev]'
+	$(@D)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c $(filter-out constraints-libraries.txt,$(filter constraints%,$^)) -e '.[dev]'
 	@touch $@
 
 bench: DTYPE ?= fp32,bf16
