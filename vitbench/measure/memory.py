@@ -9,13 +9,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitbench.catalog import Resolution
 from vitbench.measure.allocations import rise_of
 from vitbench.measure.convolution_workspace import Convolution
-from vitbench.measure.skeleton import is_composite, replace_tensors
+from vitbench.measure.skeleton import fakes, is_composite, replace_tensors
 from vitbench.measure.step import Step, make_step
 
 Allocator = Literal["cpu", "cuda"]
@@ -69,7 +68,7 @@ def predict(
     """
     with torch.device("meta"):
         built = build()
-    with FakeTensorMode():
+    with fakes():
 
         def fake(tensor: Tensor) -> Tensor:
             kind = dtype if tensor.is_floating_point() else tensor.dtype

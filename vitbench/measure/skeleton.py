@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any, TypeVar
 
@@ -30,6 +32,19 @@ def replace_tensors(model: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Mo
     return copy.deepcopy(model, memo)
 
 
+@contextlib.contextmanager
+def fakes(among_others: bool = False) -> Iterator[None]:
+    """Tensors are fake, all or among others; what those cannot do raises, where torch would log a traceback too."""
+    log = logging.getLogger(FakeTensorMode.__module__)
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=among_others):
+            yield
+    finally:
+        log.setLevel(level)
+
+
 def run_fake(model: nn.Module, shape: Sequence[int], call: Callable[[nn.Module, Tensor], Result]) -> Result:
     """`call(skeleton, x)` with a copy of `model` and an input of `shape`, both on the CPU without data.
 
@@ -39,7 +54,7 @@ def run_fake(model: nn.Module, shape: Sequence[int], call: Callable[[nn.Module, 
     """
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with fakes(among_others=True):
             like = partial(torch.empty_strided, device="cpu")
             fake = replace_tensors(model, lambda t: like(t.shape, t.stride(), dtype=t.dtype))
             return call(fake, torch.empty(*shape, dtype=dtype, device="cpu"))
@@ -59,4 +74,4 @@ def is_composite(op: Any) -> bool:
     return op.namespace == "aten" and has_kernel("CompositeImplicitAutograd") and not has_kernel("CPU")
 
 
-__all__ = ["is_composite", "replace_tensors", "run_fake"]
+__all__ = ["fakes", "is_composite", "replace_tensors", "run_fake"]
