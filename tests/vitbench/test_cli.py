@@ -111,7 +111,7 @@ def test_doctor_says_why_something_is_missing() -> None:
         (["bench", "--impl", "fast"], "allowed: eager, sdpa"),
         (["bench", "--graphs", "--device", "cpu"], "--graphs records work of an NVIDIA GPU"),
         (["bench", "--dtype", "bf61"], "bf16"),
-        (["bench", "--mode", "inference"], "infer"),
+        (["bench", "--mode", "infre"], "infer"),
         (["bench", "--device", "tpu"], "allowed: cpu, cuda, cuda:N"),
         (["bench", "--time-limit", "0"], "above zero"),
         (["bench", "--time-limit", "soon"], "--time-limit"),
