@@ -32,7 +32,7 @@ option = $(if $(strip $($(2))),--$(1) '$(strip $($(2)))')
 SHARED = $(call option,model,MODEL) $(call option,resolution,RES) $(call option,batch,BATCH) \
   $(call option,dtype,DTYPE) $(call option,mode,MODE) $(call option,device,DEVICE) $(call option,out,OUT) $(ARGS)
 
-.PHONY: help setup bench memory-curves test test-oldest test-oldest-fast test-newest lint types bench-harness \
+.PHONY: help setup bench memory-curves test test-fast test-oldest test-oldest-fast test-newest lint types bench-harness \
   bench-compare readme clean audit audit-all audit-compile audit-accept audit-picture gate kernels-bench certify wheels
 
 # Environments of the oldest and the newest supported versions, 5 GB and minutes each (constraints-*.txt).
@@ -43,6 +43,7 @@ help:
 	@echo 'make bench MODEL=cmt_s    measure a model on this machine (RES= BATCH= IMPL= DTYPE= MODE= DEVICE= OUT= ARGS=)'
 	@echo 'make memory-curves        ViT against ResNet: peak memory over the batch size, as CSV and picture'
 	@echo 'make test                 the whole suite'
+	@echo 'make test-fast            a part of it, for every save'
 	@echo 'make test-oldest          the main job, then the whole suite, with torch 2.11 and Triton 3.6 (test-oldest-fast: a part)'
 	@echo 'make test-newest          the same with torch 2.14 and Triton 3.8'
 	@echo 'make lint types           ruff, the walls between packages and rooms (import-linter), mypy'
@@ -78,6 +79,9 @@ bench: $(READY)
 
 memory-curves: $(READY)
 	$(PY) -m vitbench memory-curves $(SHARED)
+
+test-fast: $(READY)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m fast $(ARGS)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal $(ARGS)

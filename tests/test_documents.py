@@ -9,7 +9,11 @@ import subprocess
 import tokenize
 from pathlib import Path
 
+import pytest
+
 from vitbench.readme import fill
+
+pytestmark = pytest.mark.fast
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,6 +8,8 @@ from vitbench import cards
 from vitbench.audit.model.chips import CHIPS, chip_named, chip_of
 from vitbench.errors import InputError
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.mark.parametrize(
     ("asked", "name"),

@@ -13,6 +13,8 @@ from vitbench.catalog import CatalogEntry, catalog, published
 from vitbench.errors import InputError
 from vitbench.models import MODELS
 
+pytestmark = pytest.mark.fast
+
 QUOTED = [
     "coatnet_vit_rel",
     "coatnet_c_c_c_c",

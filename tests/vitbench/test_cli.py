@@ -203,8 +203,8 @@ def test_a_sweep_with_weights_and_pictures_writes_table_csv_and_drawings(tmp_pat
     assert done.returncode == 0, done.stderr
     rows = journal.read(out)
     assert [row.status for row in rows] == ["ok"] * 4
-    assert {row.weights for row in rows} == {"w.safetensors"}
-    assert {row.input for row in rows} == {f"images in {tmp_path / 'photos'}"}
+    assert {row.setup.weights for row in rows} == {"w.safetensors"}
+    assert {row.setup.input for row in rows} == {f"images in {tmp_path / 'photos'}"}
     written = sorted(path.suffix for path in out.parent.iterdir() if not path.name.startswith("."))
     assert written == [".csv", ".csv", ".csv", ".html", ".jsonl", ".png", ".svg"]
     assert "[4/4]" in done.stdout

@@ -18,6 +18,8 @@ from vitbench.audit.sass.graph import build_graph
 from vitbench.audit.show import advice, show, table
 from vitbench.errors import InputError
 
+pytestmark = pytest.mark.fast
+
 H200 = CHIPS[90]
 TEXT = '\t.section\t.text.k,"ax"\nk:\n        /*0000*/                   EXIT ;\n'
 

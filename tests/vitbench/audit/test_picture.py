@@ -13,6 +13,8 @@ from vitbench.audit.picture import main, summary
 from vitbench.audit.records import write_csv
 from vitbench.errors import InputError
 
+pytestmark = pytest.mark.fast
+
 LAUNCH = Launch(
     kernel=None, op="conv", case="a", pass_name="bwd_0", dtype="bf16", args={}, grid=(1,), elements=1, bytes=1
 )

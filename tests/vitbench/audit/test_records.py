@@ -8,6 +8,8 @@ import pytest
 
 from vitbench.audit.records import read_csv, write_csv
 
+pytestmark = pytest.mark.fast
+
 COMMITTED = sorted((Path(__file__).parents[3] / "results" / "baseline").glob("audit-*.csv"))
 
 

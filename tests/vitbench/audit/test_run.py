@@ -11,6 +11,8 @@ from vitbench.audit.job import job_of
 from vitbench.audit.options import AuditOptions
 from vitbench.errors import InputError
 
+pytestmark = pytest.mark.fast
+
 PATTERN = "*attention/c*/*"
 
 

@@ -14,6 +14,8 @@ from vitbench.audit.records import Row
 from vitbench.audit.validate import pairs, rank_correlation, summary
 from vitbench.errors import InputError
 
+pytestmark = pytest.mark.fast
+
 
 def row(case: str, pass_name: str, modelled_us: float) -> Row:
     launch = Launch(

@@ -10,6 +10,8 @@ import pytest
 from vitbench.bench.advice import common_reason
 from vitbench.results.row import STATUSES
 
+pytestmark = pytest.mark.fast
+
 
 def rows(*told: tuple[str, str]) -> Any:
     return [SimpleNamespace(status=status, reason=reason) for status, reason in told]

@@ -15,6 +15,8 @@ from vitbench.catalog import catalog, format_resolution, parse_resolution
 from vitbench.errors import InputError
 from vitbench.ops.names import IMPLS
 
+pytestmark = pytest.mark.fast
+
 
 def grid(**changes: object) -> Grid:
     options: dict[str, object] = {

@@ -6,6 +6,8 @@ import pytest
 
 from vitbench.doctor.check import ABSENT, FAILED, OK, Absent, attempt
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.mark.parametrize(("error", "result", "detail"), [
     (None, OK, "fine"),

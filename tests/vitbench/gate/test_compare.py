@@ -26,6 +26,8 @@ from vitbench.gate.measurements import NUMBERS, TIME, load
 from vitbench.results import journal
 from vitbench.results.row import SCHEMA, TABLE
 
+pytestmark = pytest.mark.fast
+
 MEMORY, THROUGHPUT = NUMBERS["peak_mem_mib"], NUMBERS["img_per_s"]
 COLUMNS: dict[str, Any] = {
     "schema": SCHEMA, "case": "", "status": "ok", "reason": "", "model": "cmt_s", "family": "cmt", "impl": "eager",

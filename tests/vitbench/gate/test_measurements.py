@@ -16,6 +16,8 @@ from vitbench.measure.latency import median_interval, quantile
 from vitbench.results import journal
 from vitbench.results.row import SCHEMA, TABLE, Row
 
+pytestmark = pytest.mark.fast
+
 
 def stats(median: float, spread: float, rounds: int, **changes: Any) -> dict[str, Any]:
     """Without raw data, as `pytest --benchmark-save` leaves them; `spread` is (q3 - q1) / median."""

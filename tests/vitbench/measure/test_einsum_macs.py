@@ -10,6 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitbench.measure.einsum_macs import einsum_macs
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.mark.parametrize(
     ("equation", "shapes", "path", "macs"),

@@ -9,6 +9,8 @@ from torch import nn
 from vitbench.measure import graphs
 from vitbench.measure.step import make_step
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.fixture(autouse=True)
 def _on_gpu(device: str) -> None:

@@ -22,6 +22,8 @@ from vitkernels import (
 from vitbench.measure.flops import count
 from vitbench.measure.mac_rules import multiplies
 
+pytestmark = pytest.mark.fast
+
 B, H, N, D, GRID, C = 2, 2, 15, 16, (3, 5), 32
 OPS = torch.ops.vitkernels
 

@@ -11,6 +11,8 @@ import pytest
 from vitbench.measure import device as devices
 from vitbench.measure import power
 
+pytestmark = pytest.mark.fast
+
 needs_gpu = pytest.mark.skipif(devices.gpu_count() == 0, reason="no NVIDIA GPU")
 
 

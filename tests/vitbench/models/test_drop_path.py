@@ -7,6 +7,8 @@ import torch
 
 from vitbench.models.drop_path import DropPath
 
+pytestmark = pytest.mark.fast
+
 
 def test_drop_path_drops_samples_and_only_in_training() -> None:
     torch.manual_seed(0)

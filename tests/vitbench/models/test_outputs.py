@@ -19,6 +19,8 @@ from vitbench.models.resnet import ResNetConfig
 from vitbench.ops.bundle import Ops
 from vitbench.verify.outcome import Outcome, relative_error, run, targets
 
+pytestmark = pytest.mark.fast
+
 
 def detections(batch: int, queries: int, classes: int, layers: int = 1) -> Detections:
     def one() -> Detections:

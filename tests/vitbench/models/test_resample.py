@@ -7,6 +7,8 @@ import torch
 
 from vitbench.models.resample import resample_grid, square_grid
 
+pytestmark = pytest.mark.fast
+
 
 def test_equal_grids_give_the_table_itself() -> None:
     table = torch.randn(1, 6, 4)

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from vitbench.report.curves import throughput_chart
 from vitbench.results.row import SCHEMA, TABLE
+
+pytestmark = pytest.mark.fast
 
 ROW = TABLE.of(
     schema=SCHEMA, case="", status="ok", reason="", model="cmt_s", family="cmt", impl="eager", mode="infer",

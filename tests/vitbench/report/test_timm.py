@@ -13,6 +13,8 @@ from vitbench.report import timm
 from vitbench.results import journal
 from vitbench.results.row import SCHEMA, TABLE, Row
 
+pytestmark = pytest.mark.fast
+
 
 def make_row(**changes: object) -> Row:
     fields: dict[str, object] = {

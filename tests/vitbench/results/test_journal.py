@@ -20,6 +20,8 @@ from vitbench.errors import InputError
 from vitbench.results import journal
 from vitbench.results.row import ENVIRONMENT, HEADER, HEADERS, SCHEMA, TABLE, Row, changes, environment_of
 
+pytestmark = pytest.mark.fast
+
 
 def make_row(**changes: object) -> Row:
     fields: dict[str, object] = {

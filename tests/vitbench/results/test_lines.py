@@ -11,6 +11,8 @@ import pytest
 from vitbench.errors import InputError
 from vitbench.results import lines
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.mark.parametrize("cut", ["", "half a li", "x" * 200_000])
 @pytest.mark.parametrize("before", ["", "header\n", "header\none\n"])

@@ -11,6 +11,8 @@ import pytest
 from vitbench.results import journal
 from vitbench.results.row import HEADER, TABLE, TABLES, Environment, Found, Row, columns_of
 
+pytestmark = pytest.mark.fast
+
 COMMITTED = sorted(
     path for path in (Path(__file__).parents[3] / "results").rglob("*.csv") if path.with_suffix(".png").exists()
 )

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from vitbench.errors import InputError
 from vitbench.results.table import Table
 
+pytestmark = pytest.mark.fast
+
 
 @dataclass(slots=True)
 class Part:

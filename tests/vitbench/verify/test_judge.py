@@ -13,6 +13,8 @@ from vitbench.verify import judge
 from vitbench.verify.judge import Yardstick
 from vitbench.verify.outcome import Outcome, relative_error, run, without_dropout
 
+pytestmark = pytest.mark.fast
+
 
 def net() -> nn.Sequential:
     torch.manual_seed(0)

@@ -12,6 +12,8 @@ from vitkernels import bias_attention_reference, gated_attention_reference, rela
 from .accuracy import sizes_of_terms
 from .problems import Problem, bias_problem, check, gated_problem, relative_problem
 
+pytestmark = pytest.mark.fast
+
 B, H, D, GRID = 4, 2, 32, (14, 10)
 N = GRID[0] * GRID[1]
 Wrong = Callable[..., Tensor]

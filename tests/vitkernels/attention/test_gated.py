@@ -14,7 +14,12 @@ from .problems import check, gated_problem
 
 @pytest.mark.parametrize(
     ("B", "H", "N", "D"),
-    [(1, 1, 196, 48), (3, 2, 49, 48), (1, 1, 230, 64), pytest.param(2, 1, 9, 16, marks=pytest.mark.smoke)],
+    [
+        (1, 1, 196, 48),
+        (3, 2, 49, 48),
+        (1, 1, 230, 64),
+        pytest.param(2, 1, 9, 16, marks=[pytest.mark.smoke, pytest.mark.fast]),
+    ],
 )
 def test_gated_attention_matches_fp64(B: int, H: int, N: int, D: int, dtype: torch.dtype, device: str) -> None:
     torch.manual_seed(0)

@@ -13,7 +13,9 @@ from .problems import check, relative_problem
 
 
 @pytest.mark.parametrize(
-    "grid", [pytest.param((7, 7), marks=pytest.mark.smoke), (14, 14), (5, 9), (1, 20), (17, 13)], ids=str
+    "grid",
+    [pytest.param((7, 7), marks=[pytest.mark.smoke, pytest.mark.fast]), (14, 14), (5, 9), (1, 20), (17, 13)],
+    ids=str,
 )
 def test_relative_attention_matches_fp64(grid: tuple[int, int], dtype: torch.dtype, device: str) -> None:
     torch.manual_seed(0)

@@ -227,6 +227,7 @@ def test_random_shapes(shape: Shape, seed: int, device: str) -> None:
 
 
 @pytest.mark.smoke
+@pytest.mark.fast
 @pytest.mark.parametrize("dtype", [HALF, FULL], ids=["half", "full"])
 def test_strided_inputs(dtype: torch.dtype, device: str) -> None:
     """Tokens of a packed tensor as x, and an expanded gradient: read in place, whatever the strides."""

@@ -16,6 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from vitkernels import layers
 from vitkernels.layers import derived, folded_conv
 
+pytestmark = pytest.mark.fast
+
 
 class Pair(nn.Module):
     """A convolution and a batch norm; folded in evaluation, unless `plain`."""

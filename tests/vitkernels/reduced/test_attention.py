@@ -71,7 +71,7 @@ def limit(low: Tensor, exact: Tensor, dtype: torch.dtype, roundings: int) -> flo
 
 
 SHAPES = [
-    pytest.param(32, 2, (6, 4), 2, HALF, id="block-two-heads", marks=pytest.mark.smoke),
+    pytest.param(32, 2, (6, 4), 2, HALF, id="block-two-heads", marks=[pytest.mark.smoke, pytest.mark.fast]),
     pytest.param(64, 1, (16, 8), 8, HALF, id="block-cmt_s-a"),
     pytest.param(16, 1, (3, 5), 1, HALF, id="block-no-reduction"),
     pytest.param(48, 1, (8, 8), 4, HALF, id="block-width-48"),

@@ -10,6 +10,8 @@ from vitbench.audit.sass import effects, execute, integers, pipes
 from vitbench.audit.sass import listing as sass
 from vitbench.audit.sass.graph import build_graph
 
+pytestmark = pytest.mark.fast
+
 
 def listing(*lines: str) -> sass.Listing:
     """A kernel from instruction lines and `label:` lines."""
