@@ -131,7 +131,7 @@ def test_a_resize_is_one_kernel_without_temporaries(mode: str) -> None:
     assert found.peak_mib * MIB == pytest.approx(image + image + 9 * image, rel=0.001)
     step = make_step(Resized(mode), torch.randn(5, 3, 40, 24), "infer")
     step()
-    assert found.peak_mib == pytest.approx(measure(step).peak_mib, rel=0.001)
+    assert found.peak_mib == pytest.approx(measure(step).peak_mib, rel=0.01)
 
 
 class Tied(nn.Module):

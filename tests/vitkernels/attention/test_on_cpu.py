@@ -116,9 +116,9 @@ def test_dispatch_modes_watch_the_backward_pass_of_the_reference() -> None:
 @pytest.mark.parametrize(
     ("module", "pattern"),
     [
-        ("relative_attention", "*/coatnet_0-s4-224/*"),
-        ("bias_attention", "*/cmt_s-d-224/*"),
-        ("gated_attention", "*/convit_tiny-224/*"),
+        ("attention.relative", "*/coatnet_0-s4-224/*"),
+        ("attention.bias", "*/cmt_s-d-224/*"),
+        ("attention.gated", "*/convit_tiny-224/*"),
     ],
 )
 def test_kernels_compile_without_spills_and_use_the_matrix_unit(
