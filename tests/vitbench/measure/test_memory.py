@@ -129,9 +129,8 @@ def test_a_resize_is_one_kernel_without_temporaries(mode: str) -> None:
     image = 4 * 5 * 3 * 40 * 24
     assert found.static_mib * MIB == image + 4 * 12
     assert found.peak_mib * MIB == pytest.approx(image + image + 9 * image, rel=0.001)
-    if (
-        mode == "nearest"
-    ):  # the CPU's own kernels copy three channels into channels_last, or keep tables, for the others
+    # For the others the CPU's own kernels copy three channels into channels_last, or keep tables.
+    if mode == "nearest":
         step = make_step(Resized(mode), torch.randn(5, 3, 40, 24), "infer")
         step()
         assert found.peak_mib == pytest.approx(measure(step).peak_mib, rel=0.01)
