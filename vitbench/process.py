@@ -38,6 +38,7 @@ class Process:
         asked: whether it answers questions: its stdin and stdout are `say` and `hear`, on its side `answers`.
         apart: whether it is in a session of its own, so that Ctrl-C does not reach it and with it everything ends that
             it started.
+        start: what starts it, `subprocess.Popen` or another with that interface.
     """
 
     def __init__(
@@ -48,10 +49,11 @@ class Process:
         quiet: bool = False,
         asked: bool = False,
         apart: bool = True,
+        start: Callable[..., Any] = subprocess.Popen,
     ) -> None:
         self._apart = apart
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        self._process = subprocess.Popen(
+        self._process = start(
             command,
             cwd=cwd,
             env=environment,

@@ -9,16 +9,18 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from vitbench import cli
 from vitbench.catalog import catalog
 from vitbench.models import create_model
 from vitbench.results import journal
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
@@ -26,18 +28,17 @@ def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=600, **options)  # type: ignore[call-overload, no-any-return]
 
 
-def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line that bad input gives, from inside this process."""
-    original, sys.argv = sys.argv, ["vitbench", *arguments]
-    try:
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-    finally:
-        sys.argv = original
-    assert exit.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
+@pytest.fixture
+def complaint(command: Command) -> Callable[..., str]:
+    """The one line that bad input gives."""
+
+    def said(*arguments: str) -> str:
+        done = command(*arguments)
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        return line
+
+    return said
 
 
 @pytest.mark.parametrize(
@@ -55,15 +56,15 @@ def test_no_torch_is_imported(arguments: list[str]) -> None:
     assert done.returncode == 0
 
 
-def test_help_reads_like_a_manual() -> None:
-    text = run("--help").stdout
+def test_help_reads_like_a_manual(command: Command) -> None:
+    text = command("--help").stdout
     for word in ("bench", "list", "doctor", "memory-curves", "report", "Exit code", "--dry-run"):
         assert word in text
 
 
-def test_list_csv_and_json_say_the_same() -> None:
-    rows = list(csv.DictReader(io.StringIO(run("list", "cmt_*", "--format", "csv").stdout)))
-    records = json.loads(run("list", "cmt_*", "--format", "json").stdout)
+def test_list_csv_and_json_say_the_same(command: Command) -> None:
+    rows = list(csv.DictReader(io.StringIO(command("list", "cmt_*", "--format", "csv").stdout)))
+    records = json.loads(command("list", "cmt_*", "--format", "json").stdout)
     assert [row["model"] for row in rows] == [name for name in catalog() if name.startswith("cmt_")]
     for row, record in zip(rows, records, strict=True):
         assert {name: "" if value is None else str(value) for name, value in record.items()} == row
@@ -82,13 +83,13 @@ def test_list_csv_is_the_committed_one_and_quick_from_the_first_time(tmp_path: P
     assert listed == Path(__file__).with_name("list.csv").read_text(encoding="utf-8")
 
 
-def test_list_table_shows_every_name_in_full() -> None:
-    text = run("list").stdout
+def test_list_table_shows_every_name_in_full(command: Command) -> None:
+    text = command("list").stdout
     assert all(name in text for name in catalog())
 
 
-def test_doctor_says_why_something_is_missing() -> None:
-    done = run("doctor")
+def test_doctor_says_why_something_is_missing(command: Command) -> None:
+    done = command("doctor")
     assert done.returncode == 0
     for topic in (
         "torch",
@@ -128,13 +129,13 @@ def test_doctor_says_why_something_is_missing() -> None:
     ],
     ids=str,
 )
-def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], says: str) -> None:
-    assert says in complaint(capsys, *arguments)
+def test_bad_input_is_one_line(complaint: Callable[..., str], arguments: list[str], says: str) -> None:
+    assert says in complaint(*arguments)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_missing_gpu_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--device cpu" in complaint(capsys, "bench", "--device", "cuda")
+def test_a_missing_gpu_is_bad_input(complaint: Callable[..., str]) -> None:
+    assert "--device cpu" in complaint("bench", "--device", "cuda")
 
 
 SMALL = (
@@ -153,26 +154,29 @@ SMALL = (
 )
 
 
-def test_bad_files_are_one_line_and_lose_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_bad_files_are_one_line_and_lose_nothing(complaint: Callable[..., str], tmp_path: Path) -> None:
     weights = tmp_path / "w.safetensors"
     weights.write_bytes(b"\x00" * 64)
-    assert "not a readable .safetensors" in complaint(capsys, "bench", *SMALL, "--weights", str(weights))
+    assert "not a readable .safetensors" in complaint("bench", *SMALL, "--weights", str(weights))
     torch.save({"a": torch.ones(1)}, weights)
-    assert "not a readable .safetensors" in complaint(capsys, "bench", *SMALL, "--weights", str(weights))
+    assert "not a readable .safetensors" in complaint("bench", *SMALL, "--weights", str(weights))
     save_file({"a": torch.ones(1)}, weights)
-    assert "is not resnet18" in complaint(capsys, "bench", *SMALL, "--weights", str(weights))
+    assert "is not resnet18" in complaint("bench", *SMALL, "--weights", str(weights))
     other = tmp_path / "other.csv"
     other.write_text("model,speed\nresnet18,1\n")
-    assert "schema" in complaint(capsys, "bench", *SMALL, "--out", str(other))
+    assert "schema" in complaint("bench", *SMALL, "--out", str(other))
     assert other.read_text() == "model,speed\nresnet18,1\n"
-    assert "not a folder" in complaint(capsys, "bench", *SMALL, "--images", str(weights))
-    assert "--out" in complaint(capsys, "bench", *SMALL, "--out", str(weights / "a.csv"))
+    assert "not a folder" in complaint("bench", *SMALL, "--images", str(weights))
+    assert "--out" in complaint("bench", *SMALL, "--out", str(weights / "a.csv"))
 
 
-def test_dry_run_prints_what_would_run_and_writes_nothing(tmp_path: Path) -> None:
-    done = run(
+def test_dry_run_prints_what_would_run_and_writes_nothing(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = command(
         "bench", "--model", "cmt_ti,resnet18", "--batch", "1,2", "--impl", "eager,compile", "--dtype", "fp32",
-        "--resolution", "native", "--mode", "train", "--dry-run", cwd=tmp_path,
+        "--resolution", "native", "--mode", "train", "--dry-run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines() if "/train/" in line]
@@ -188,7 +192,7 @@ def test_dry_run_prints_what_would_run_and_writes_nothing(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_sweep_with_weights_and_pictures_writes_table_csv_and_drawings(tmp_path: Path) -> None:
+def test_a_sweep_with_weights_and_pictures_writes_table_csv_and_drawings(command: Command, tmp_path: Path) -> None:
     from PIL import Image
 
     model = create_model("resnet18", resolution=32)
@@ -197,8 +201,9 @@ def test_a_sweep_with_weights_and_pictures_writes_table_csv_and_drawings(tmp_pat
     Image.new("RGB", (64, 48), (200, 30, 90)).save(tmp_path / "photos" / "a.jpg")
     out = tmp_path / "out" / "a.csv"
     done = run(
-        "bench", *SMALL, "--batch", "1,2", "--impl", "eager,sdpa", "--min-time", "0.05", "--weights",
-        str(tmp_path / "w.safetensors"), "--images", str(tmp_path / "photos"), "--out", str(out), "--export", "timm",
+        "bench", *SMALL, "--batch", "1,2", "--impl", "eager,sdpa", "--min-time", "0.05", "--max-time", "0.1",
+        "--weights", str(tmp_path / "w.safetensors"), "--images", str(tmp_path / "photos"), "--out", str(out),
+        "--export", "timm",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = journal.read(out)
@@ -212,6 +217,6 @@ def test_a_sweep_with_weights_and_pictures_writes_table_csv_and_drawings(tmp_pat
     assert "\x1b" not in done.stdout, "plain lines when the output is no terminal"
     for path in out.parent.glob("a.*"):
         assert str(path) in done.stdout
-    again = run("report", str(out), "--baseline", str(out))
+    again = command("report", str(out), "--baseline", str(out))
     assert "x baseline" in again.stdout
     assert again.stdout.count("1.00") >= 4

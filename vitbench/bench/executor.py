@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from vitbench import warm
 from vitbench.bench.messages import Group, Message, Phase, Result
 from vitbench.bench.options import SweepOptions
 from vitbench.bench.plan import Case
-from vitbench.process import Process
+from vitbench.process import Process, python_environment
 
 Messages = queue.Queue[Message | None]
 
@@ -53,7 +53,7 @@ class LocalExecutor:
             self._process.end()
         self._messages = queue.Queue()
         # Ctrl-C reaches the parent alone, which then ends the worker.
-        process = Process([sys.executable, "-m", "vitbench.bench.worker"], asked=True)
+        process = Process(["vitbench.bench.worker"], environment=python_environment(), asked=True, start=warm.start)
         threading.Thread(target=self._listen, args=(process, self._messages), daemon=True).start()
         return process
 

@@ -6,6 +6,7 @@ Run by `vitbench.bench.executor`; see messages.py for what the two tell each oth
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import queue
 import threading
@@ -336,6 +337,11 @@ def _seconds(step: Step, device: str) -> float:
     if device != "cpu":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
+
+
+def warm() -> None:
+    """Imports what torch otherwise does at the first tensor without data."""
+    importlib.import_module("torch._dynamo")
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from vitbench.bench.build import TORCH_DTYPES, Workload, set_precision, use_devi
 from vitbench.bench.check import Checker
 from vitbench.bench.options import SweepOptions
 from vitbench.bench.plan import Case
-from vitbench.doctor.check import Absent, Check, attempt
+from vitbench.doctor.check import LATE, Absent, Check, attempt
 from vitbench.doctor.kernels import check_kernels
 from vitbench.measure import device as devices
 from vitbench.measure import latency, memory, power
@@ -114,10 +114,11 @@ class _Silent:
 
 
 def checks(device: str, seconds: float = SECONDS) -> Iterator[Check]:
-    """Each as soon as it is known; kernels last, in what is left of the time, but at least half of it."""
+    """Each as soon as it is known, or LATE after so many seconds; kernels last, with at least half of the time."""
     start = time.monotonic()
     for what, call in _Trial(device, seconds).checks():
-        yield attempt(what, call)
+        left = start + seconds - time.monotonic()
+        yield attempt(what, call) if left > 0 else Check(what, LATE, 0.0, f"not begun within {seconds:.0f} s")
     yield from check_kernels(device, max(seconds / 2, start + seconds - time.monotonic()))
 
 

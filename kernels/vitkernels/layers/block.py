@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from vitkernels.layers.derived import derived, is_frozen, wants_grad
 from vitkernels.layers.folding import affine, batches_seen, compute_dtype, norm_state
-from vitkernels.reduced.operators import block_fits, block_op, expand_block_bias
-from vitkernels.runtime.device import arch_of, kernels_run_on
+from vitkernels.reduced.operators import block_op, block_serves, expand_block_bias
+from vitkernels.runtime.device import kernels_run_on
 
 
 def reduced_block_serves(x: Tensor, bias: Tensor, heads: int, modules: tuple[nn.Module | None, ...]) -> bool:
@@ -20,7 +20,7 @@ def reduced_block_serves(x: Tensor, bias: Tensor, heads: int, modules: tuple[nn.
         return False
     if wants_grad(x, bias, *parameters):
         return False
-    return block_fits(x.shape[2], heads, bias.shape[2], compute_dtype(x), arch_of(x))
+    return block_serves(x, compute_dtype(x), heads, bias.shape[2])
 
 
 def reduced_block(

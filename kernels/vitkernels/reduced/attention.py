@@ -23,10 +23,10 @@ from torch import Tensor
 
 from vitkernels.attention.bias import bias_attention
 from vitkernels.depthwise.conv import batch_norm_affine, depthwise_conv2d, depthwise_conv2d_stats
-from vitkernels.reduced.operators import block_fits, block_op
+from vitkernels.reduced.operators import block_op, block_serves
 from vitkernels.reduced.reference import ReducedAttentionWeights, reduced_attention_reference, reduced_attention_work
 from vitkernels.runtime.autograd import needs_grad
-from vitkernels.runtime.device import arch_of, autocast_dtype
+from vitkernels.runtime.device import autocast_dtype
 
 _PRODUCTS = ("q_weight", "k_weight", "v_weight", "proj_weight", "reduce_weight")
 
@@ -70,11 +70,7 @@ def reduced_attention(
         weights = weights._replace(**cast)
     _validate(x, bias, weights, grid, heads)
     scale = (x.shape[2] // heads) ** -0.5 if scale is None else float(scale)
-    if (
-        not training
-        and block_fits(x.shape[2], heads, bias.shape[2], x.dtype, arch_of(x))
-        and not needs_grad(x, bias, *weights)
-    ):
+    if not training and block_serves(x, x.dtype, heads, bias.shape[2]) and not needs_grad(x, bias, *weights):
         factor, offset = _evaluated_norm(weights, bn_eps)
         affine = (factor, _folded_shift(weights, factor, offset))
         w = weights

@@ -33,10 +33,16 @@ def block_fits(channels: int, heads: int, keys: int, dtype: torch.dtype, arch: i
     and `bias_attention` are better there. More than 64 channels take 128 KB of shared memory, of which GPUs without a
     data centre's (sm_86, sm_89, sm_120) have 99.
     """
-    if dtype != torch.float16 and (dtype != torch.bfloat16 or INTERPRETED):
+    if dtype not in (torch.float16, torch.bfloat16):
         return False
     widest = 128 if arch in (80, 87) or 90 <= arch < 120 else 64
     return channels <= widest and channels % 16 == 0 and channels // heads >= 16 and keys <= 64
+
+
+def block_serves(x: Tensor, dtype: torch.dtype, heads: int, keys: int) -> bool:
+    """`block_fits` for x [B, N, C] where it is; Triton's interpreter has no products of bf16."""
+    fits = block_fits(x.shape[2], heads, keys, dtype, arch_of(x))
+    return fits and not (INTERPRETED and dtype == torch.bfloat16)
 
 
 def _padded_keys(keys: int) -> int:

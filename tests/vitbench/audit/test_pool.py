@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from vitbench.audit.run import Audited, audit, audit_launches, parse_arch
 from vitbench.cli import app
 from vitbench.errors import InputError
 
+Command = Callable[..., subprocess.CompletedProcess[str]]
 KERNELS = str(Path(__file__).with_name("broken_kernels.py"))
 
 
@@ -127,12 +127,12 @@ def test_bad_registrations_are_one_line(tmp_path: Path) -> None:
 
 
 def test_command_line_prints_the_table_and_exits_by_verdict(
-    cache: Path, items: dict[str, Audited], tmp_path: Path
+    command: Command, cache: Path, items: dict[str, Audited], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("VITBENCH_CACHE", str(cache))
+
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "VITBENCH_CACHE": str(cache)}
-        command = [sys.executable, "-m", "vitbench", "audit", "--kernels", KERNELS, "--arch", "sm_90", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        return command("audit", "--kernels", KERNELS, "--arch", "sm_90", "--processes", "1", *arguments)
 
     good = call("--kernel", "broken/good/*", "--out", str(tmp_path / "a.csv"), "--accept", str(tmp_path / "base"))
     assert good.returncode == 0, good.stderr

@@ -26,7 +26,7 @@ from vitbench.measure import device as devices
 from vitbench.results import journal
 from vitbench.results.row import Environment, Found, Row
 
-QUICK = SweepOptions(min_time=0.02, time_limit=120, passes=("latency", "memory"))
+QUICK = SweepOptions(min_time=0.02, max_time=0.2, time_limit=120, passes=("latency", "memory"))
 
 
 def case(model: str = "resnet18", **changes: object) -> Case:
@@ -131,14 +131,16 @@ def test_a_case_too_large_for_the_machine_is_oom_before_it_runs(tmp_path: Path) 
 
 
 def test_a_case_over_its_time_limit_is_a_row_and_the_sweep_goes_on(tmp_path: Path) -> None:
-    options = SweepOptions(min_time=0.02, time_limit=30, passes=("latency",))
+    options = SweepOptions(min_time=0.02, max_time=0.2, time_limit=15, passes=("latency",))
     slow = case("vit_large_patch16_512", resolution=(512, 512), batch=64)
     summary, _ = run([slow, case()], tmp_path / "a.csv", options)
     assert [row.status for row in summary.rows] == ["timeout", "ok"]
-    assert "--time-limit 30" in summary.rows[0].reason
+    assert "--time-limit 15" in summary.rows[0].reason
 
 
 def workers_of(parent: int) -> list[int]:
+    """Processes that measure: those below `parent` that lead a session of their own."""
+    parents: dict[int, int] = {}
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -146,9 +148,15 @@ def workers_of(parent: int) -> list[int]:
             command = (folder / "cmdline").read_bytes()
         except OSError:  # it ended meanwhile
             continue
-        if int(stat.rpartition(")")[2].split()[1]) == parent and b"vitbench.bench.worker" in command:
-            found.append(int(folder.name))
-    return found
+        pid, fields = int(folder.name), stat.rpartition(")")[2].split()
+        parents[pid] = int(fields[1])
+        if int(fields[3]) == pid and b"vitbench.bench.worker" in command:
+            found.append(pid)
+
+    def below(pid: int) -> bool:
+        return pid == parent or (pid in parents and below(parents[pid]))
+
+    return [pid for pid in found if below(pid)]
 
 
 class Killer(Recorder):
@@ -269,7 +277,7 @@ def test_another_environment_is_refused_and_fresh_keeps_the_old_file(tmp_path: P
         run([case(batch=2)], path, torch="1.0")
     assert "torch was" in str(raised.value)
     assert "--fresh" in str(raised.value)
-    options = SweepOptions(min_time=0.02, passes=("latency",), fresh=True)
+    options = SweepOptions(min_time=0.02, max_time=0.2, passes=("latency",), fresh=True)
     _, recorder = run([case(batch=2)], path, options, torch="1.0")
     assert [row.batch for row in journal.read(path)] == [2]
     assert [row.batch for row in journal.read(tmp_path / "a.1.csv")] == [1]
@@ -281,7 +289,7 @@ def test_kill_9_of_the_sweep_and_a_second_run_give_every_row_once(tmp_path: Path
     command = [
         sys.executable, "-m", "vitbench", "bench", "--model", "resnet18", "--resolution", "32,64", "--batch", "1,2,3,4",
         "--impl", "eager", "--dtype", "fp32", "--mode", "infer", "--device", "cpu",
-        "--min-time", "0.05", "--out", str(path),
+        "--min-time", "0.05", "--max-time", "0.2", "--out", str(path),
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -308,7 +316,8 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     command = [
         sys.executable, "-m", "vitbench", "bench", "--model", "resnet18", "--resolution", "64", "--batch",
-        "1,2,3,4,5,6", "--dtype", "fp32", "--mode", "infer", "--device", "cpu", "--min-time", "0.3", "--out", str(path),
+        "1,2,3,4,5,6", "--dtype", "fp32", "--mode", "infer", "--device", "cpu",
+        "--min-time", "0.3", "--max-time", "0.3", "--out", str(path),
     ]  # fmt: skip
     # A suite that runs in the background ignores SIGINT, and its children would too.
     process = subprocess.Popen(

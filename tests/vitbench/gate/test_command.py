@@ -44,10 +44,14 @@ def git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def gate(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-m", "vitbench", "gate", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, check=False)
+Done = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture
+def gate(command: Callable[..., Done], repository: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """`vitbench gate` in the checkout, with arguments."""
+    monkeypatch.chdir(repository)
+    return lambda *arguments: command("gate", *arguments)
 
 
 @pytest.fixture
@@ -73,9 +77,9 @@ def commit(checkout: Path, file: str, edit: Callable[[str], str]) -> None:
     git(checkout, "commit", "-qam", f"Change {file}")
 
 
-def test_measured_gate_catches_a_slower_commit(repository: Path) -> None:
+def test_measured_gate_catches_a_slower_commit(repository: Path, gate: Callable[..., Done]) -> None:
     commit(repository, "work.py", lambda text: text.replace("1.0", "1.1"))
-    slower = gate(repository, "--against", "base", "--device", "cpu", "--markdown", "moved.md")
+    slower = gate("--against", "base", "--device", "cpu", "--markdown", "moved.md")
     assert slower.returncode == 1, slower.stdout + slower.stderr
     assert slower.stderr.splitlines() == [
         "round 1 of 2: base", "round 1 of 2: new", "round 2 of 2: new", "round 2 of 2: base",
@@ -85,7 +89,7 @@ def test_measured_gate_catches_a_slower_commit(repository: Path) -> None:
     assert git(repository, "worktree", "list").count("\n") == 0, "the second work tree is gone"
 
 
-def test_a_suite_of_ones_own_is_measured(repository: Path) -> None:
+def test_a_suite_of_ones_own_is_measured(repository: Path, gate: Callable[..., Done]) -> None:
     """It knows no --device, and imports the commit under test."""
     folder = repository / "benchmarks"
     folder.mkdir()
@@ -95,35 +99,35 @@ def test_a_suite_of_ones_own_is_measured(repository: Path) -> None:
     git(repository, "commit", "-qm", "Benchmark it their way")
     git(repository, "tag", "-f", "base")
     commit(repository, "work.py", lambda text: text.replace("1.0", "0.9"))
-    faster = gate(repository, "--against", "base", "--device", "cpu", "--benchmarks", "benchmarks", "--rounds", "1")
+    faster = gate("--against", "base", "--device", "cpu", "--benchmarks", "benchmarks", "--rounds", "1")
     assert faster.returncode == 0, faster.stdout + faster.stderr
     assert faster.stdout.splitlines()[-1] == "faster: 2 cases compared, 2 faster"
 
 
-def test_fixed_runner_compares_with_its_own_file(repository: Path) -> None:
+def test_fixed_runner_compares_with_its_own_file(repository: Path, gate: Callable[..., Done]) -> None:
     file = repository / "runner.json"
     command = [sys.executable, "-m", "pytest", str(BENCHMARKS), "-q", f"--benchmark-json={file}"]
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment = {**own, "PYTHONPATH": os.pathsep.join([str(repository), *sys.path])}
     subprocess.run(command, cwd=repository, env=environment, check=True, capture_output=True)
-    same = gate(repository, "--baseline", "runner.json", "--device", "cpu")
+    same = gate("--baseline", "runner.json", "--device", "cpu")
     assert same.returncode == 0, same.stdout + same.stderr
     record = json.loads(file.read_text())
     record["machine_info"]["cpu"]["brand_raw"] = "Another CPU"
     file.write_text(json.dumps(record))
-    other = gate(repository, "--baseline", "runner.json", "--device", "cpu")
+    other = gate("--baseline", "runner.json", "--device", "cpu")
     assert (other.returncode, other.stderr.count("\n")) == (2, 1)
     assert "device_name was Another CPU" in other.stderr
 
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="with a GPU the gate measures")
-def test_without_a_gpu_both_commits_are_audited(repository: Path) -> None:
+def test_without_a_gpu_both_commits_are_audited(repository: Path, gate: Callable[..., Done]) -> None:
     options = ("--kernels", "planted.py", "--kernel", "plain", "--arch", "sm_90")
-    same = gate(repository, "--against", "base", *options)
+    same = gate("--against", "base", *options)
     assert same.returncode == 0, same.stdout + same.stderr
     assert same.stdout.splitlines()[-1] == "same: 1 launches compared: 1 same"
     commit(repository, "planted.py", lambda text: text.replace("tl.exp2(scores * scale)", "tl.exp2(tl.exp2(scores))"))
-    slower = gate(repository, "--against", "base", *options, "--markdown", "moved.md")
+    slower = gate("--against", "base", *options, "--markdown", "moved.md")
     assert slower.returncode == 1, slower.stdout + slower.stderr
     assert "modelled time +" in slower.stdout
     assert "| slower | `scores/plain/fwd/bf16/sm_90` |" in (repository / "moved.md").read_text()
@@ -142,15 +146,17 @@ def test_without_a_gpu_both_commits_are_audited(repository: Path) -> None:
         (("--against", "base", "--threshold", "5"), "write 5% or"),
     ],
 )
-def test_bad_input_is_one_line(repository: Path, arguments: tuple[str, ...], message: str) -> None:
-    done = gate(repository, *arguments)
+def test_bad_input_is_one_line(
+    repository: Path, gate: Callable[..., Done], arguments: tuple[str, ...], message: str
+) -> None:
+    done = gate(*arguments)
     assert (done.returncode, done.stderr.count("\n"), message in done.stderr) == (2, 1, True), done.stderr
 
 
-def test_commit_without_benchmarks_is_named(repository: Path) -> None:
+def test_commit_without_benchmarks_is_named(repository: Path, gate: Callable[..., Done]) -> None:
     git(repository, "rm", "-q", str(BENCHMARKS))
     git(repository, "commit", "-qm", "Drop the benchmarks")
-    done = gate(repository, "--against", "base", "--device", "cpu")
+    done = gate("--against", "base", "--device", "cpu")
     assert done.returncode == 2
     assert "has no tests/vitkernels/bench_kernels.py" in done.stderr
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
+from vitbench import warm
 from vitbench.audit.job import Failed, Job
 from vitbench.process import Process, python_environment
 
@@ -22,7 +22,7 @@ class Worker:
     def __init__(
         self, module: str, arguments: Sequence[str] = (), triton_path: str | None = None, interprets: bool = False
     ) -> None:
-        self._command = [sys.executable, "-P", "-m", module, *arguments]
+        self._command = [module, *arguments]
         path = [triton_path] if triton_path else []
         self._environment = python_environment(*path, without=["TRITON_INTERPRET"])
         if interprets:
@@ -34,7 +34,9 @@ class Worker:
         if self._process is not None and self._process.code() is not None:
             self.close()
         if self._process is None:
-            self._process = Process(self._command, environment=self._environment, asked=True, apart=False)
+            self._process = Process(
+                self._command, environment=self._environment, asked=True, apart=False, start=warm.start
+            )
         self._process.say(job)
         try:
             return self._process.hear()
