@@ -141,6 +141,18 @@ def run(
     return [y.detach(), *(None if t is None else t.grad for t in leaves)]
 
 
+def sizes_of_terms(shape: Shape, tensors: list[Tensor | None]) -> list[Tensor | None]:
+    """How large the terms are of which each result is the sum; no activation is steeper than gelu."""
+    config = {"activation": "none", "residual": shape.residual}
+    leaves = [None if t is None else t.detach().double().abs().requires_grad_() for t in tensors]
+    x, weight, bias, scale, shift = leaves
+    y = depthwise_conv2d_reference(x, weight, bias, shape.stride, shape.padding, scale=scale, shift=shift, **config)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
+    y.backward(dy.abs())
+    return [None if t is None else STEEPEST * t for t in (y.detach(), *(t if t is None else t.grad for t in leaves))]
+
+
+STEEPEST = 1.13  # gelu, at its most
 NAMES = ("y", "dx", "dweight", "dbias", "dscale", "dshift")
 
 
@@ -148,24 +160,31 @@ def check(
     got: list[Tensor | None],
     exact: list[Tensor | None],
     low: list[Tensor | None],
+    sizes: list[Tensor | None],
     dtype: torch.dtype,
-    roundings: float = 4,
+    roundings: float = 2,
 ) -> None:
-    """Errors against fp64 stay within twice the eager operators' own, with a floor of so many roundings."""
-    for name, g, e, lo in zip(NAMES, got, exact, low, strict=True):
+    """Errors against fp64 stay within twice the eager operators' own and so many roundings of what was added.
+
+    Eager's own error alone is a matter of luck, and of the processor, where it is small or the truth is zero.
+    """
+    for name, g, e, lo, size in zip(NAMES, got, exact, low, sizes, strict=True):
         if g is None or e is None or lo is None:
             assert g is None, name
             continue
         assert g.shape == e.shape, name
-        error = (g.double() - e).abs().max().item()
-        allowed = 2 * (lo.double() - e).abs().max().item() + roundings * torch.finfo(dtype).eps * e.abs().max().item()
-        assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}"  # NaN fails too
+        error = (g.double() - e).abs()
+        allowed = 2 * (lo.double() - e).abs().max() + roundings * torch.finfo(dtype).eps * size
+        assert (error <= allowed).all(), (
+            f"{name}: error {error.max():.2e}, allowed {allowed.max():.2e}"
+        )  # NaN fails too
 
 
 def verify(shape: Shape, device: str, seed: int = 0) -> None:
     tensors = make(shape, device, seed)
     got = run(depthwise_conv2d, shape, tensors)
-    check(got, run(depthwise_conv2d_reference, shape, tensors, torch.float64), run(eager, shape, tensors), shape.dtype)
+    exact = run(depthwise_conv2d_reference, shape, tensors, torch.float64)
+    check(got, exact, run(eager, shape, tensors), sizes_of_terms(shape, tensors), shape.dtype)
     assert [None if t is None else t.dtype for t in got[1:]] == [None if t is None else t.dtype for t in tensors]
 
 
@@ -201,7 +220,8 @@ def test_forward_at_the_shapes_of_models(case: object, device: str) -> None:
     args = [None if t is None else t.double() for t in (x, weight, bias, scale, shift)]
     exact = depthwise_conv2d_reference(*args[:3], case.stride, case.padding, scale=args[3], shift=args[4], **kwargs)
     low = eager(x, weight, bias, case.stride, case.padding, scale=scale, shift=shift, **kwargs)
-    check([y, *[None] * 5], [exact, *[None] * 5], [low, *[None] * 5], shape.dtype)
+    size = sizes_of_terms(shape, [x, weight, bias, scale, shift])[0]
+    check([y, *[None] * 5], [exact, *[None] * 5], [low, *[None] * 5], [size, *[None] * 5], shape.dtype)
 
 
 SHAPE_STRATEGY = st.builds(
@@ -289,7 +309,9 @@ def test_sums_train_a_batch_norm(shape: Shape, device: str) -> None:
         y = fn(*leaves)
         (y * torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)).sum().backward()
         results.append([y.detach(), *(t.grad for t in leaves)])
-    check(results[0], results[1], results[2], shape.dtype, roundings=8 * condition)
+    # A norm takes the mean away from all that was added, so the largest result stands for the terms.
+    sizes = [truth.abs().max() for truth in results[1]]
+    check(results[0], results[1], results[2], sizes, shape.dtype, roundings=8 * condition)
 
 
 @pytest.mark.parametrize("dtype", [HALF, FULL], ids=["half", "full"])
