@@ -67,6 +67,11 @@ def _command(kind: type[Options]) -> Callable[[Callable[[Options], int | None]],
 @_command(BenchOptions)
 def bench(given: BenchOptions) -> int:
     """Measure a grid of cases into a CSV, print its table and draw its curves."""
+    if not given.dry_run:
+        from vitbench import warm
+        from vitbench.process import python_environment
+
+        warm.prepare("vitbench.bench.worker", python_environment())  # beside this process's own imports
     from vitbench.bench import command
 
     return command.bench(given)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -36,6 +37,12 @@ def start(command: Sequence[str], **how: Any) -> Any:
             return _Forked(command, **how)
     # Its own process tells what is wrong with a module, and does where no server can be.
     return subprocess.Popen([sys.executable, "-P", "-m", *command], **how)
+
+
+def prepare(module: str, environment: Mapping[str, str]) -> None:
+    """Starts the server of a module that will be run, so that it imports while this process does other things."""
+    with contextlib.suppress(OSError):
+        _server(module, environment, waits=False)
 
 
 class _Forked:
@@ -130,12 +137,12 @@ class _Server:
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
-        assert self._process.stdout is not None
-        if not self._process.stdout.readline():  # it says when it listens
-            self.close()
-            raise OSError(f"{module} cannot be imported")
+        self._listens = False
 
     def connect(self) -> socket.socket:
+        """Waits until it listens. Raises: OSError where it has ended, as one does that cannot import its module."""
+        assert self._process.stdout is not None
+        self._listens = self._listens or bool(self._process.stdout.readline())
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(self._address)
         return connection
@@ -158,12 +165,12 @@ _servers: dict[tuple[Any, ...], _Server] = {}
 _one_starts = threading.Lock()
 
 
-def _server(module: str, environment: Mapping[str, str]) -> _Server:
+def _server(module: str, environment: Mapping[str, str], waits: bool = True) -> _Server:
     kept = {name: value for name, value in environment.items() if name not in _VOLATILE}
     key = (os.getpid(), module, *sorted(kept.items()))
     with _one_starts:
         server = _servers.pop(key, None)
-        if server is None or not server.lives():
+        if server is None or (waits and not server.lives()):
             while len(_servers) >= KEPT:
                 _servers.pop(next(iter(_servers))).close()
             server = _Server(module, environment)
@@ -186,6 +193,8 @@ def _serve(address: str, module: str) -> Callable[[], None]:
     imported = importlib.import_module(module)
     if warm := getattr(imported, "warm", None):
         warm()
+    gc.collect()
+    gc.freeze()  # what was imported is for good: no collection in a process looks at it
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(64)
