@@ -43,6 +43,14 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info.update({name: getattr(found, name) for name in names})
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _interpret_for_good(pytestconfig: pytest.Config) -> None:
+    if pytestconfig.getoption("--device") == "cpu":
+        from vitbench.audit.workers.interpreting import interpret_for_good
+
+        interpret_for_good()
+
+
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> str:
     return str(request.config.getoption("--device"))

@@ -17,7 +17,6 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from triton.runtime import interpreter
 from vitbench.audit.job import Failed, FunctionRef, Job, resolve
 from vitbench.audit.sampling import spread
 from vitbench.audit.traffic import CAPACITIES, SECTOR, Traffic, total
+from vitbench.audit.workers.interpreting import interpret_for_good
 from vitbench.process import answers
 
 Array = npt.NDArray[Any]
@@ -156,18 +156,6 @@ def _zeros(values: Array, _: Any, kind: Any, __: Any) -> Array:
     return np.zeros(values.shape, f"uint{kind.primitive_bitwidth}")
 
 
-def _patch_once(function: Any) -> None:
-    """Make the language modules that a function sees interpret, for good; the interpreter does so at every call."""
-    seen = {name for name in (tl, tl.core) if any(value is name for value in function.__globals__.values())}
-    if not seen <= _PATCHED:
-        _PATCH_LANGUAGE(function)
-        _PATCHED.update(seen)
-
-
-_PATCH_LANGUAGE = interpreter._patch_lang
-_PATCHED: set[ModuleType] = set()
-
-
 def follow(job: Job, l2_bytes: int = 0) -> Traffic:
     """The traffic of a launch; of every program and with memory's share when given the size of the L2 cache.
 
@@ -182,7 +170,7 @@ def follow(job: Job, l2_bytes: int = 0) -> Traffic:
     x, y, z = (*job.launch.grid, 1, 1)[:3]
     grid = (x, y, z)
     builder = interpreter.interpreter_builder
-    _patch_once(function)
+    interpreter._patch_lang(function)
     builder.set_grid_dim(*grid)
 
     def run(place: tuple[int, int, int]) -> _Program:
@@ -240,7 +228,7 @@ def answer(job: Job, l2_bytes: int) -> Traffic | Failed:
 
 def main() -> None:
     interpreter._convert_float = _zeros
-    interpreter._patch_lang = _patch_once
+    interpret_for_good()
     interpreter.interpreter_builder.__class__ = _Followed
     l2_bytes = int(sys.argv[1]) if len(sys.argv) > 1 else 0
     say, jobs = answers()
