@@ -21,7 +21,14 @@ from vitkernels.attention.checks import Shape, check_qkv, check_shape, last_cont
 from vitkernels.attention.forward.plan import forward_calls
 from vitkernels.runtime.autograd import distinct, needs_grad, once_differentiable
 from vitkernels.runtime.call import Call, run_all, sum_parts_call
-from vitkernels.runtime.device import arch_of, autocast, check_interpretable, kernels_run_on
+from vitkernels.runtime.device import (
+    EVERY_DEVICE,
+    arch_of,
+    autocast,
+    check_interpretable,
+    kernels_run_on,
+    without_autocast,
+)
 from vitkernels.runtime.launch import Launch
 
 
@@ -38,7 +45,7 @@ def bias_reference_gradients(
     """Gradients of `bias_attention_reference` for q, k, v and bias, written out, in the dtype it computes in."""
     dtype = torch.promote_types(q.dtype, torch.float32)
     q, k, v, bias, grad = (x.to(dtype) for x in (q, k, v, bias, grad))
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         p = (q @ k.mT * scale + bias).softmax(-1)
         ds = softmax_gradient(p, grad @ v.mT)
         return ds @ k * scale, ds.mT @ q * scale, p.mT @ grad, ds.sum(0)
@@ -71,7 +78,7 @@ torch.library.define(
 
 @torch.library.register_fake("vitkernels::bias_attention_fwd")
 def _fwd_fake(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, need_lse: bool) -> tuple[Tensor, Tensor]:
-    lse = q.new_empty(q.shape[:3] if need_lse else (0,), dtype=torch.float32)
+    lse = q.new_empty((*q.shape[:2], 2, q.shape[2]) if need_lse else (0,), dtype=torch.float32)
     return token_major(q, q.shape[2]), lse
 
 
@@ -84,11 +91,11 @@ def _bwd_fake(
     return token_major(q, n), token_major(k, m), token_major(v, m), bias.new_empty(bias.shape if need_dbias else (0,))
 
 
-@torch.library.impl("vitkernels::bias_attention_fwd", ("cpu", "cuda"))
+@torch.library.impl("vitkernels::bias_attention_fwd", EVERY_DEVICE)
 def _fwd(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, need_lse: bool) -> tuple[Tensor, Tensor]:
     out, lse = _fwd_fake(q, k, v, bias, scale, need_lse)
     if not kernels_run_on(q) or not q.numel():  # nothing to launch for an empty batch
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q):
             return out.copy_(bias_attention_reference(q, k, v, bias, scale)), lse.zero_()
     check_interpretable(q)
     q, k, v, bias = (last_contiguous(x) for x in (q, k, v, bias))
@@ -96,7 +103,7 @@ def _fwd(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, need_lse: 
     return out, lse
 
 
-@torch.library.impl("vitkernels::bias_attention_bwd", ("cpu", "cuda"))
+@torch.library.impl("vitkernels::bias_attention_bwd", EVERY_DEVICE)
 def _bwd(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, out: Tensor, lse: Tensor, scale: float,
     need_dbias: bool,
@@ -122,7 +129,7 @@ def bias_backward_calls(
     parts = None
     if dbias is not None:
         parts = lse.new_empty((bias_slices(B, H, N, k.shape[2]), *dbias.shape))
-    calls = backward_calls(dq, dk, dv, parts, torch.empty_like(lse), q, k, v, bias, out, lse, grad, scale, arch)
+    calls = backward_calls(dq, dk, dv, parts, lse.new_empty((B, H, N)), q, k, v, bias, out, lse, grad, scale, arch)
     return calls if dbias is None or parts is None else [*calls, sum_parts_call(dbias, parts, "bwd_sum_dbias")]
 
 
@@ -157,6 +164,9 @@ class _BiasAttention(torch.autograd.Function):
 
 def bias_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None = None) -> Tensor:
     """softmax(q k^T * scale + bias) v without storing the N x M scores.
+
+    A row whose keys are all masked is what softmax in fp32 makes of it, forward and backward, for every M: with -1e9 or
+    the lowest finite number, which leave a score no digits, the mean of v; with -inf NaN, as are then dk and dv.
 
     Tensors on the CPU are computed by `bias_attention_reference`, except under TRITON_INTERPRET=1, where Triton's
     interpreter runs the kernels. Under autocast q, k and v are cast to its dtype; the bias stays as it is.
@@ -222,7 +232,7 @@ def audit_launches(arch: int) -> list[Launch]:
     for case in BIAS_ATTENTION_CASES:
         B, H, N, M, D = case.B, case.H, case.N, case.M, case.D
         q, k, v = (torch.empty((B, n, H, D), device="meta", dtype=torch.bfloat16).transpose(1, 2) for n in (N, M, M))
-        bias, lse = torch.empty((H, N, M), device="meta"), torch.empty((B, H, N), device="meta")
+        bias, lse = torch.empty((H, N, M), device="meta"), torch.empty((B, H, 2, N), device="meta")
         fwd = forward_calls(q, None, q, k, v, bias, D**-0.5, arch, False)
         bwd = bias_backward_calls(q, k, v, bias, q, k, v, bias, q, lse, q, D**-0.5, arch)
         launches += [call.audit("bias_attention", case.name, D, B * H * N * M) for call in (*fwd, *bwd)]

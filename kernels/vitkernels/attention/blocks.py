@@ -81,12 +81,15 @@ def padded_head_dim(head_dim: int) -> int:
     return max(16, triton.next_power_of_2(head_dim))
 
 
-def stride_alignment(*tensors: Tensor) -> int:
+def stride_alignment(*tensors: Tensor, bias: Tensor | None = None) -> int:
     """ALIGN of a launch: a power of two up to 8 that divides every stride but the last of these [B, H, rows, D].
 
-    0 if a tile's row offsets need 64 bits; the offsets of images and heads always have them.
+    0 if a tile's row offsets, those of the bias [H, rows, M] too, need 64 bits; the offsets of images and heads always
+    have them.
     """
     align = 8
+    if bias is not None and bias.shape[1] * bias.stride(1) >= 2**31:
+        return 0
     for tensor in tensors:
         if tensor.shape[2] * tensor.stride(2) >= 2**31:
             return 0

@@ -36,10 +36,12 @@ from vitkernels.attention.gated_forward import gated_forward_calls
 from vitkernels.runtime.autograd import distinct, needs_grad, once_differentiable
 from vitkernels.runtime.call import run_all
 from vitkernels.runtime.device import (
+    EVERY_DEVICE,
     arch_of,
     autocast,
     check_interpretable,
     kernels_run_on,
+    without_autocast,
 )
 from vitkernels.runtime.launch import Launch
 
@@ -62,7 +64,7 @@ def gated_reference_gradients(
     dtype = torch.promote_types(q.dtype, torch.float32)
     q, k, v, positional, gate, grad = (x.to(dtype) for x in (q, k, v, positional, gate, grad))
     g, keep = gate.sigmoid()[:, None, None], (-gate).sigmoid()[:, None, None]
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         content, fixed = (q @ k.mT * scale).softmax(-1), positional.softmax(-1)
         dp = grad @ v.mT
         ds = softmax_gradient(content, keep * dp)
@@ -110,13 +112,13 @@ def _bwd_fake(
     return *grads, positional.new_empty(positional.shape), gate.new_empty(gate.shape)
 
 
-@torch.library.impl("vitkernels::gated_attention_fwd", ("cpu", "cuda"))
+@torch.library.impl("vitkernels::gated_attention_fwd", EVERY_DEVICE)
 def _fwd(
     q: Tensor, k: Tensor, v: Tensor, positional: Tensor, gate: Tensor, scale: float, need_lse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     out, lse, weights = _fwd_fake(q, k, v, positional, gate, scale, need_lse)
     if not kernels_run_on(q) or not q.numel():  # nothing to launch for an empty batch
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q):
             out.copy_(gated_attention_reference(q, k, v, positional, gate, scale))
         return out, lse.zero_(), weights.zero_()
     check_interpretable(q)
@@ -126,7 +128,7 @@ def _fwd(
     return out, lse, weights
 
 
-@torch.library.impl("vitkernels::gated_attention_bwd", ("cpu", "cuda"))
+@torch.library.impl("vitkernels::gated_attention_bwd", EVERY_DEVICE)
 def _bwd(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, positional: Tensor, gate: Tensor, out: Tensor, lse: Tensor,
     weights: Tensor, scale: float,
@@ -184,6 +186,9 @@ def gated_attention(
 
     Tensors on the CPU are computed by `gated_attention_reference`, except under TRITON_INTERPRET=1, where Triton's
     interpreter runs the kernels. Under autocast q, k and v are cast to its dtype; positional and gate stay as they are.
+
+    A row of positional whose entries are all alike, also the lowest finite number, weighs all values alike; a row of
+    -inf alone is NaN, as are then dv and the gradients of its head's gate and of itself.
 
     Args:
         q, k, v: [B, H, N, D]; fp16, bf16 or fp32 (on the CPU also fp64), any strides with a contiguous last dim

@@ -18,28 +18,28 @@ from vitkernels.attention.backward.plan import backward_calls, bias_slices, key_
 from vitkernels.attention.blocks import padded_head_dim, rest_block, stride_alignment, tall_tile
 from vitkernels.attention.tiles import aligned, load_rows_or_last, sum_rows
 from vitkernels.runtime.call import Call, cdiv, sum_parts_call
-from vitkernels.runtime.constants import LOG2E, OUTSIDE
+from vitkernels.runtime.constants import LOG2E, LOWEST, OUTSIDE
 from vitkernels.runtime.device import reads_results_from_tensor_memory
 
 
 @triton.jit
 def load_logits(ptr, rows, cols, N):
-    """[R, K] fp32 tile of logits in units of log2, -inf outside."""
+    """[R, K] fp32 tile of logits, -inf outside."""
     mask = (rows[:, None] < N) & (cols[None, :] < N)
-    return tl.load(ptr + rows[:, None] * N + cols[None, :], mask=mask, other=float("-inf")).to(tl.float32) * LOG2E
+    return tl.load(ptr + rows[:, None] * N + cols[None, :], mask=mask, other=OUTSIDE).to(tl.float32)
 
 
 @triton.jit
 def row_softmax(ptr, rows, N, BLOCK: tl.constexpr):
-    """Largest logit [R] of rows, in units of log2, and sum [R] of exp2(logit - largest)."""
+    """Largest logit [R] of rows, and sum [R] of exp(logit - largest)."""
     R: tl.constexpr = rows.shape[0]
-    top = tl.full([R, BLOCK], -3.0e38, tl.float32)
+    top = tl.full([R, BLOCK], LOWEST, tl.float32)
     for start in range(0, N, BLOCK):
         top = tl.maximum(top, load_logits(ptr, rows, start + tl.arange(0, BLOCK), N))
     largest = tl.max(top, 1)
     total = tl.zeros([R, BLOCK], tl.float32)
     for start in range(0, N, BLOCK):
-        total += tl.math.exp2(load_logits(ptr, rows, start + tl.arange(0, BLOCK), N) - largest[:, None])
+        total += tl.exp(load_logits(ptr, rows, start + tl.arange(0, BLOCK), N) - largest[:, None])
     return largest, tl.sum(total, 1)
 
 
@@ -159,7 +159,7 @@ def _logits_gradient_kernel(
         cols = start + tl.arange(0, BLOCK_M)
         mask = (rows[:, None] < N) & (cols[None, :] < N)
         dp = tl.load(dp_ptr + matrix + rows[:, None] * N + cols[None, :], mask=mask, other=0.0)
-        dots += tl.math.exp2(load_logits(logits_ptr, rows, cols, N) - largest[:, None]) * dp
+        dots += tl.exp(load_logits(logits_ptr, rows, cols, N) - largest[:, None]) * dp
     mean = (tl.sum(dots, 1) / total)[:, None]
     from_rows = tl.sum(tl.where(rows[:, None] < N, mean, 0.0))
     tl.store(dgate_ptr + tl.program_id(0) % tiles * H + head, gate * tl.sigmoid(-logit) * from_rows)
@@ -167,7 +167,7 @@ def _logits_gradient_kernel(
         cols = start + tl.arange(0, BLOCK_M)
         mask = (rows[:, None] < N) & (cols[None, :] < N)
         dp = tl.load(dp_ptr + matrix + rows[:, None] * N + cols[None, :], mask=mask, other=0.0)
-        p = tl.math.exp2(load_logits(logits_ptr, rows, cols, N) - largest[:, None]) * (gate / total)[:, None]
+        p = tl.exp(load_logits(logits_ptr, rows, cols, N) - largest[:, None]) * (gate / total)[:, None]
         dlogits = (p * (dp - mean)).to(dlogits_ptr.dtype.element_ty)
         tl.store(dlogits_ptr + matrix + rows[:, None] * N + cols[None, :], dlogits, mask=mask)
 

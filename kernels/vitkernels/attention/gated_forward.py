@@ -13,7 +13,7 @@ from vitkernels.attention.blocks import last_tile, padded_head_dim, rest_block, 
 from vitkernels.attention.gated_backward import load_logits, load_weights, row_softmax
 from vitkernels.attention.tiles import aligned, load_rows_or_last, store_rows, sum_rows
 from vitkernels.runtime.call import Call, cdiv
-from vitkernels.runtime.constants import LOG2E, OUTSIDE
+from vitkernels.runtime.constants import LOG2E, LOWEST, OUTSIDE
 from vitkernels.runtime.device import reads_results_from_tensor_memory
 
 
@@ -36,7 +36,7 @@ def _weights_kernel(
     largest, total = row_softmax(logits_ptr, rows, N, BLOCK_M)
     for start in range(0, P, BLOCK_M):
         cols = start + tl.arange(0, BLOCK_M)
-        p = tl.math.exp2(load_logits(logits_ptr, rows, cols, N) - largest[:, None]) * (gate / total)[:, None]
+        p = tl.exp(load_logits(logits_ptr, rows, cols, N) - largest[:, None]) * (gate / total)[:, None]
         mask = (rows[:, None] < N) & (cols[None, :] < P)
         tl.store(weights_ptr + rows[:, None] * P + cols[None, :], p.to(weights_ptr.dtype.element_ty), mask=mask)
 
@@ -78,7 +78,7 @@ def _tile(
 ):  # fmt: skip
     """A tile of queries of one head, of one or two images."""
     R: tl.constexpr = rows.shape[0]
-    top_0 = tl.full([R], -3.0e38, tl.float32)
+    top_0 = tl.full([R], LOWEST, tl.float32)
     total_0 = tl.zeros([R, 8], tl.float32)
     acc_0 = tl.zeros([R, BLOCK_D], tl.float32)
     positional_0 = tl.zeros([R, BLOCK_D], tl.float32)

@@ -4,8 +4,8 @@ The bias of (query i, key j) is row (y_i - y_j + h - 1)(2w - 1) + (x_i - x_j + w
 in CoAtNet (Dai et al., arXiv:2106.04803), Swin (arXiv:2103.14030) and BEiT (arXiv:2106.08254).
 
 Gathering table entries inside the attention loop costs more instructions than the attention. So a small kernel expands
-the table once per step to a dense [H, N, N padded to 16] in q.dtype (fp32 for fp32), in units of log2, hugely negative
-in the padding, which bias_attention's kernels read in 16-byte rows. Its dense gradient goes back to the table by the
+the table once per step to a dense [H, N, N padded to 16] in q.dtype (fp32 for fp32), in units of log2, -inf in the
+padding, which bias_attention's kernels read in 16-byte rows. Its dense gradient goes back to the table by the
 inverse index: a program gathers, for one head, all pairs that are dy rows apart, in a fixed order.
 
 Cannot be avoided: the bytes of q, k, v, the output and the table; 4 B H N N D floating-point operations; B H N N exp2.
@@ -31,8 +31,15 @@ from vitkernels.attention.forward.plan import forward_calls
 from vitkernels.attention.relative_table import expand_call, table_gradient_kernel
 from vitkernels.runtime.autograd import distinct, needs_grad, once_differentiable
 from vitkernels.runtime.call import Call, cdiv, run_all, sum_parts_call
-from vitkernels.runtime.constants import LOG2E, OUTSIDE, OUTSIDE_FP16
-from vitkernels.runtime.device import arch_of, autocast, check_interpretable, kernels_run_on
+from vitkernels.runtime.constants import LOG2E, LOWEST_EXPANDED, OUTSIDE
+from vitkernels.runtime.device import (
+    EVERY_DEVICE,
+    arch_of,
+    autocast,
+    check_interpretable,
+    kernels_run_on,
+    without_autocast,
+)
 from vitkernels.runtime.launch import Launch
 
 
@@ -116,7 +123,7 @@ def _expand_fake(table: Tensor, grid_h: int, grid_w: int, dtype: torch.dtype) ->
     return table.new_empty((table.shape[1], n, (n + 15) // 16 * 16), dtype=dtype)
 
 
-@torch.library.impl("vitkernels::expand_relative_bias", ("cpu", "cuda"))
+@torch.library.impl("vitkernels::expand_relative_bias", EVERY_DEVICE)
 def _expand(table: Tensor, grid_h: int, grid_w: int, dtype: torch.dtype) -> Tensor:
     out = _expand_fake(table, grid_h, grid_w, dtype)
     if kernels_run_on(table):
@@ -124,8 +131,9 @@ def _expand(table: Tensor, grid_h: int, grid_w: int, dtype: torch.dtype) -> Tens
         return out
     n = grid_h * grid_w
     bias = table.to(dtype)[relative_index((grid_h, grid_w), table.device)].permute(2, 0, 1)
-    out[..., n:] = (OUTSIDE_FP16 if dtype == torch.float16 else OUTSIDE).value
+    out[..., n:] = OUTSIDE.value
     out[..., :n] = bias * LOG2E.value
+    out.masked_fill_((out > OUTSIDE.value) & (out < LOWEST_EXPANDED.value), LOWEST_EXPANDED.value)
     return out
 
 
@@ -134,11 +142,11 @@ def _fwd_fake(q: Tensor, k: Tensor, v: Tensor, expanded: Tensor, scale: float, n
     return token_major(q, q.shape[2]), q.new_empty(q.shape[:3] if need_lse else (0,), dtype=torch.float32)
 
 
-@torch.library.impl("vitkernels::relative_attention_fwd", ("cpu", "cuda"))
+@torch.library.impl("vitkernels::relative_attention_fwd", EVERY_DEVICE)
 def _fwd(q: Tensor, k: Tensor, v: Tensor, expanded: Tensor, scale: float, need_lse: bool) -> tuple[Tensor, Tensor]:
     out, lse = _fwd_fake(q, k, v, expanded, scale, need_lse)
     if not kernels_run_on(q) or not q.numel():  # nothing to launch for an empty batch
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q):
             bias = expanded[..., : q.shape[2]].to(torch.promote_types(q.dtype, torch.float32)) / LOG2E.value
             return out.copy_(bias_attention_reference(q, k, v, bias, scale)), lse.zero_()
     check_interpretable(q)
@@ -157,7 +165,7 @@ def _bwd_fake(
     return token_major(q, n), token_major(k, n), token_major(v, n), dtable
 
 
-@torch.library.impl("vitkernels::relative_attention_bwd", ("cpu", "cuda"))
+@torch.library.impl("vitkernels::relative_attention_bwd", EVERY_DEVICE)
 def _bwd(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, table: Tensor, expanded: Tensor, out: Tensor, lse: Tensor,
     scale: float, grid_h: int, grid_w: int, need_dtable: bool,
@@ -252,7 +260,9 @@ def relative_attention(
         table: [(2h-1)(2w-1), H], any floating dtype; row (y_i - y_j + h - 1)(2w - 1) + (x_i - x_j + w - 1) is added
             after scaling; receives a gradient, summed over the batch in fp32. The kernels read it rounded to q.dtype:
             at 14 x 14 tokens and entries of standard deviation 1 that moves the output by 0.3 % in bf16 and 0.04 % in
-            fp16 (root mean square), twice what rounding the output itself does.
+            fp16 (root mean square), twice what rounding the output itself does. Finite entries below -45403 count as
+            that (-65504 in units of log2, where fp16 ends), so that a row of nothing else is softmax without a bias,
+            forward and backward; -inf masks, and a row of it alone is NaN, as are then dk and dv.
         grid: (h, w).
         scale: default D ** -0.5.
         expanded: `expand_relative_bias(table, grid, q.dtype)` from an earlier call, for inference: saves making it

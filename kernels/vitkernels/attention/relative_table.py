@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vitkernels.runtime.call import Call, cdiv
-from vitkernels.runtime.constants import LOG2E, OUTSIDE, OUTSIDE_FP16
+from vitkernels.runtime.constants import LOG2E, LOWEST_EXPANDED, OUTSIDE
 
 
 @triton.jit
@@ -35,10 +35,11 @@ def _expand_kernel(
     at_row = (rows // grid_w + grid_h - 1) * width + rows % grid_w + grid_w - 1
     at_col = cols // grid_w * width + cols % grid_w
     inside = (rows[:, None] < N) & (cols[None, :] < N)
-    offs = (at_row[:, None] - at_col[None, :]) * table_stride + head
-    FILL: tl.constexpr = OUTSIDE_FP16 if out_ptr.dtype.element_ty == tl.float16 else OUTSIDE
-    bias = tl.load(table_ptr + offs, mask=inside, other=0.0).to(tl.float32) * LOG2E
-    bias = tl.where(cols[None, :] < N, bias, FILL)
+    offs = (at_row[:, None] - at_col[None, :]) * tl.cast(table_stride, tl.int64) + head
+    bias = tl.load(table_ptr + offs, mask=inside, other=OUTSIDE).to(tl.float32)
+    bias = tl.where(bias == OUTSIDE, OUTSIDE, tl.maximum(bias * LOG2E, LOWEST_EXPANDED))
+    if out_ptr.dtype.element_ty == tl.float16:
+        bias = tl.minimum(bias, -LOWEST_EXPANDED)
     out_ptr += tl.cast(head, tl.int64) * N * P
     mask = (rows[:, None] < N) & (cols[None, :] < P)
     tl.store(out_ptr + rows[:, None] * P + cols[None, :], bias.to(out_ptr.dtype.element_ty), mask=mask)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vitkernels.runtime.constants import LOG2E, OUTSIDE, OUTSIDE_FP16
+from vitkernels.runtime.constants import LOG2E, OUTSIDE
 
 
 @triton.jit
@@ -78,6 +78,12 @@ def aligned(stride, ALIGN: tl.constexpr):
 
 
 @triton.jit
+def row_step(stride, ALIGN: tl.constexpr):
+    """The stride of a bias' rows: 64-bit where `stride_alignment` found that a tile's offsets need it."""
+    return tl.cast(stride, tl.int64) if ALIGN == 0 else stride
+
+
+@triton.jit
 def load_bias(
     ptr,  # [n_rows, n_cols], or its row-padded expansion
     stride,
@@ -86,16 +92,16 @@ def load_bias(
     cols,  # [K]
     n_cols,
     EXPANDED: tl.constexpr,
+    FILL: tl.constexpr = OUTSIDE,
 ):
-    """[R, K] fp32 tile of the bias in units of log2, hugely negative outside of the matrix.
+    """[R, K] tile of the bias, -inf (FILL) outside of the matrix.
 
-    An expanded bias is in units of log2 already and is as wide as its stride: its own padding is hugely negative.
+    An expanded bias is as wide as its stride: its own padding is -inf.
     """
-    FILL: tl.constexpr = OUTSIDE_FP16 if ptr.dtype.element_ty == tl.float16 else OUTSIDE
     width = stride if EXPANDED else n_cols
     mask = (rows[:, None] < n_rows) & (cols[None, :] < width)
     tile = tl.load(ptr + rows[:, None] * stride + cols[None, :], mask=mask, other=FILL)
-    return tile if EXPANDED else tile.to(tl.float32) * LOG2E
+    return tile if EXPANDED else tile.to(tl.float32)
 
 
 @triton.jit
@@ -110,16 +116,64 @@ def load_bias_or_last(
 ):
     """`load_bias` with the last row again beyond n_rows, as in `load_rows_or_last`: fewer masks."""
     pointers = ptr + tl.minimum(rows, n_rows - 1)[:, None] * stride + cols[None, :]
-    FILL: tl.constexpr = OUTSIDE_FP16 if ptr.dtype.element_ty == tl.float16 else OUTSIDE
-    tile = tl.load(pointers, mask=(cols < (stride if EXPANDED else n_cols))[None, :], other=FILL)
-    return tile if EXPANDED else tile.to(tl.float32) * LOG2E
+    tile = tl.load(pointers, mask=(cols < (stride if EXPANDED else n_cols))[None, :], other=OUTSIDE)
+    return tile if EXPANDED else tile.to(tl.float32)
 
 
 @triton.jit
 def load_bias_inside(ptr, stride, rows, n_rows, cols, EXPANDED: tl.constexpr):
     """`load_bias_or_last` where all columns are inside the matrix: no masks at all."""
     tile = tl.load(ptr + tl.minimum(rows, n_rows - 1)[:, None] * stride + cols[None, :])
-    return tile if EXPANDED else tile.to(tl.float32) * LOG2E
+    return tile if EXPANDED else tile.to(tl.float32)
+
+
+@triton.jit
+def exponential(x, EXPANDED: tl.constexpr):
+    """e^x of a difference of scores in natural units, 2^x where a bias is EXPANDED.
+
+    A dense bias is not multiplied by log2(e) when it is loaded: its lowest number, a mask, would become -inf.
+    """
+    return tl.math.exp2(x) if EXPANDED else tl.math.exp2(x * LOG2E)
+
+
+@triton.jit
+def store_lse(ptr, image_head, rows, N, n_rows, top, total, EXPANDED: tl.constexpr):
+    """The softmax's denominators of rows [R] before n_rows: ptr is [B, H, N] for an expanded bias, else [B, H, 2, N].
+
+    For an expanded bias log2 of it, as one number. Else the largest score and log2 of the sum of exponentials below it:
+    where a mask of -1e9 is the largest score, fp32 has no digits left for the other number.
+    """
+    if EXPANDED:
+        tl.store(ptr + image_head * N + rows, top + tl.math.log2(total), mask=rows < n_rows)
+    else:
+        ptr += image_head * (2 * N)
+        tl.store(ptr + rows, top, mask=rows < n_rows)
+        tl.store(ptr + N + rows, tl.math.log2(total), mask=rows < n_rows)
+
+
+@triton.jit
+def lse_step(N, EXPANDED: tl.constexpr):
+    """Numbers that `store_lse` leaves of one image and head."""
+    return N if EXPANDED else 2 * N
+
+
+@triton.jit
+def load_lse(ptr, at, rows, n_rows, EXPANDED: tl.constexpr):
+    """(largest score, log2 of the sum below it) [R], as `store_lse` left them; at [R] is where.
+
+    For an expanded bias both are the one number that is there. Rows from n_rows on weigh nothing.
+    """
+    beyond: tl.constexpr = 1.0e30
+    top = tl.load(ptr + at, mask=rows < n_rows, other=beyond if EXPANDED else 0.0)
+    total = top if EXPANDED else tl.load(ptr + n_rows + at, mask=rows < n_rows, other=beyond)
+    return top, total
+
+
+@triton.jit
+def softmax_weights(s, lse, EXPANDED: tl.constexpr):
+    """softmax [R, K] of scores [R, K], from what `load_lse` gives."""
+    below = s - lse[0][:, None]
+    return tl.math.exp2(below if EXPANDED else below * LOG2E - lse[1][:, None])
 
 
 @triton.jit

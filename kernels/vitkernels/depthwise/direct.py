@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from vitkernels.depthwise.activations import activate, activate_with_slope
+from vitkernels.depthwise.offsets import widened
 
 
 @triton.jit
@@ -65,7 +66,11 @@ def depthwise_direct_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
     COLUMNS: tl.constexpr,
+    WIDE: tl.constexpr,  # offsets within an image need 64 bits
 ):
+    stride_xc, stride_xh, stride_xw = widened(stride_xc, stride_xh, stride_xw, WIDE)
+    stride_yc, stride_yh, stride_yw = widened(stride_yc, stride_yh, stride_yw, WIDE)
+    stride_rc, stride_rh, stride_rw = widened(stride_rc, stride_rh, stride_rw, WIDE)
     pid = tl.program_id(0)
     tile = pid // c_blocks
     offs_c = (pid % c_blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -181,7 +186,10 @@ def depthwise_direct_dx_kernel(
     STRIDE: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
+    stride_xc, stride_xh, stride_xw = widened(stride_xc, stride_xh, stride_xw, WIDE)
+    stride_dc, stride_dh, stride_dw = widened(stride_dc, stride_dh, stride_dw, WIDE)
     pid = tl.program_id(0)
     c = ((pid % c_blocks) * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
     offs_p = (pid // c_blocks) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -233,8 +241,11 @@ def depthwise_direct_dw_kernel(
     SUM: tl.constexpr,  # also sum du
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """One kernel row (program axis 1) of the weight's gradient over one slice of the positions."""
+    stride_xc, stride_xh, stride_xw = widened(stride_xc, stride_xh, stride_xw, WIDE)
+    stride_dc, stride_dh, stride_dw = widened(stride_dc, stride_dh, stride_dw, WIDE)
     pid = tl.program_id(0)
     ky = tl.program_id(1)
     offs_c = (pid % c_blocks) * BLOCK_C + tl.arange(0, BLOCK_C)

@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 
 from vitkernels.depthwise.activations import activate, activate_with_slope
+from vitkernels.depthwise.offsets import widened
 
 
 @triton.jit
@@ -77,7 +78,11 @@ def depthwise_matrix_kernel(
     BLOCK_M: tl.constexpr,
     OUT: tl.constexpr,  # outputs of a window, at most 17 - K
     WIDTH: tl.constexpr,  # OUT rounded up to 8 or 16
+    WIDE: tl.constexpr,  # offsets within an image need 64 bits
 ):
+    stride_xc, stride_xh, stride_xw = widened(stride_xc, stride_xh, stride_xw, WIDE)
+    stride_yc, stride_yh, stride_yw = widened(stride_yc, stride_yh, stride_yw, WIDE)
+    stride_rc, stride_rh, stride_rw = widened(stride_rc, stride_rh, stride_rw, WIDE)
     pid = tl.program_id(0)
     first = tl.program_id(1) * rows
     tile = pid // c_blocks
@@ -210,8 +215,11 @@ def depthwise_matrix_dw_kernel(
     OUT: tl.constexpr,  # columns of du in a window, at most 17 - K
     WIDTH: tl.constexpr,  # OUT rounded up to 8 or 16
     GROUP: tl.constexpr,  # rows of x whose GROUP + K - 1 rows of du are loaded together
+    WIDE: tl.constexpr,
 ):
     """For one kernel row, windows^T x du is [16, 8]; its diagonals, summed, are that row of the weight's gradient."""
+    stride_xc, stride_xh, stride_xw = widened(stride_xc, stride_xh, stride_xw, WIDE)
+    stride_dc, stride_dh, stride_dw = widened(stride_dc, stride_dh, stride_dw, WIDE)
     pid = tl.program_id(0)
     first = tl.program_id(1) * rows
     last = tl.minimum(first + rows, tl.maximum(H, OH))

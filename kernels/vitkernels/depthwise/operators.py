@@ -12,7 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from vitkernels.depthwise.plan import Flags, Geometry, conv_call, dw_call, dx_call, is_channels_last
 from vitkernels.runtime.call import run_all
-from vitkernels.runtime.device import INTERPRETED
+from vitkernels.runtime.device import EVERY_DEVICE, kernels_run_on
 
 _LIBRARY = torch.library.Library("vitkernels", "FRAGMENT")
 _LIBRARY.define(
@@ -287,10 +287,16 @@ def _backward_fake(
     return (dx, *rest)
 
 
-_LIBRARY.impl("depthwise_conv2d", _forward_kernels if INTERPRETED else _forward_plain, "CPU")
-_LIBRARY.impl("depthwise_conv2d_backward", _backward_kernels if INTERPRETED else _backward_plain, "CPU")
-_LIBRARY.impl("depthwise_conv2d", _forward_kernels, "CUDA")
-_LIBRARY.impl("depthwise_conv2d_backward", _backward_kernels, "CUDA")
+def _forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return (_forward_kernels if kernels_run_on(x) else _forward_plain)(x, *rest)
+
+
+def _backward(dy: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return (_backward_kernels if kernels_run_on(dy) else _backward_plain)(dy, *rest)
+
+
+_LIBRARY.impl("depthwise_conv2d", _forward, EVERY_DEVICE)
+_LIBRARY.impl("depthwise_conv2d_backward", _backward, EVERY_DEVICE)
 torch.library.register_fake("vitkernels::depthwise_conv2d", _forward_fake, lib=_LIBRARY)
 torch.library.register_fake("vitkernels::depthwise_conv2d_backward", _backward_fake, lib=_LIBRARY)
 

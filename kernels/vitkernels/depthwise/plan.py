@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vitkernels.depthwise.direct import depthwise_direct_dw_kernel, depthwise_direct_dx_kernel, depthwise_direct_kernel
 from vitkernels.depthwise.matrix import depthwise_matrix_dw_kernel, depthwise_matrix_kernel
+from vitkernels.depthwise.offsets import needs_64_bits
 from vitkernels.runtime.call import Call, cdiv
 from vitkernels.runtime.device import INTERPRETED, MULTIPROCESSORS
 
@@ -275,6 +276,7 @@ def conv_call(
     call = plan.given(
         y_ptr=out, part_ptr=part, x_ptr=x, **taps, bias_ptr=bias, scale_ptr=scale, shift_ptr=shift, res_ptr=res,
         dstats_ptr=dstats, **_strides("x", x), **_strides("y", out), **_strides("r", out if res is None else res),
+        WIDE=needs_64_bits(x, out, out if res is None else res),
     )  # fmt: skip
     return call, part
 
@@ -284,7 +286,9 @@ def dx_call(dx: Tensor, du: Tensor, weight: Tensor, g: Geometry) -> Call:
     layout = is_channels_last(dx)
     plan = _plan_dx(g, precise=_precise(dx.dtype), channels_last=layout)
     taps = _direct_taps(weight, layout)
-    return plan.given(dx_ptr=dx, du_ptr=du, **taps, **_strides("x", dx), **_strides("d", du))
+    return plan.given(
+        dx_ptr=dx, du_ptr=du, **taps, **_strides("x", dx), **_strides("d", du), WIDE=needs_64_bits(dx, du)
+    )
 
 
 def dw_call(x: Tensor, du: Tensor, g: Geometry, *, total: bool) -> tuple[Call, Tensor]:
@@ -294,4 +298,7 @@ def dw_call(x: Tensor, du: Tensor, g: Geometry, *, total: bool) -> tuple[Call, T
     """
     plan = _plan_dw(g, matrix=on_matrix_unit(x, g.stride), total=total, channels_last=is_channels_last(x))
     part = torch.empty((plan.slices, g.K * g.K + 1, g.C), dtype=torch.float32, device=x.device)
-    return plan.given(x_ptr=x, du_ptr=du, part_ptr=part, **_strides("x", x), **_strides("d", du)), part
+    call = plan.given(
+        x_ptr=x, du_ptr=du, part_ptr=part, **_strides("x", x), **_strides("d", du), WIDE=needs_64_bits(x, du)
+    )
+    return call, part

@@ -66,6 +66,7 @@ def reduced_kv_kernel(
     col = (offs_m % M) % reduced_width * R
     gain = tl.load(gain_ptr + c, mask=mask_c, other=0.0).to(tl.float32)
     offset = tl.load(offset_ptr + c, mask=mask_c, other=0.0).to(tl.float32)
+    stride_xn = tl.cast(stride_xn, tl.int64)
     base = x_ptr + (image * stride_xb + (row * width + col) * stride_xn)[:, None] + c
     if R == 1:
         x = tl.load(base, mask=mask, other=0.0).to(tl.float32)
@@ -115,12 +116,12 @@ def reduced_block_kernel(
     tiles,  # tiles of rows that a program walks over
     groups,  # programs of an image
     eps,
-    scale,  # of the scores, times log2(e)
+    scale,  # of the scores; times log2(e), as the bias is, where EXPANDED
     HEADS: tl.constexpr,
     D: tl.constexpr,  # channels of a head
     HAS_BQ: tl.constexpr,
     HAS_BO: tl.constexpr,
-    EXPANDED: tl.constexpr,  # the bias is in units of log2, hugely negative beyond M
+    EXPANDED: tl.constexpr,  # the bias is in units of log2, -inf beyond M
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -168,9 +169,10 @@ def reduced_block_kernel(
                 scores += tl.load(bias)
             else:
                 bias = bias_ptr + h * N * M + offs_n[:, None] * M + offs_m[None, :]
-                scores += tl.load(bias, mask=(offs_n < N)[:, None] & mask_m, other=0.0).to(tl.float32) * LOG2E
+                scores += tl.load(bias, mask=(offs_n < N)[:, None] & mask_m, other=0.0).to(tl.float32)
                 scores = tl.where(mask_m, scores, OUTSIDE)
-            p = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
+            below = scores - tl.max(scores, axis=1)[:, None]
+            p = tl.exp2(below if EXPANDED else below * LOG2E)
             out = tl.dot(p.to(dtype), vs[h]) / tl.sum(p, axis=1)[:, None]
             acc = tl.dot(out.to(dtype), wos[h], acc)
         if HAS_BO:

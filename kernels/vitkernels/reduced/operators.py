@@ -14,8 +14,9 @@ from torch.utils.flop_counter import register_flop_formula
 from vitkernels.reduced.kernels import reduced_block_kernel, reduced_kv_kernel
 from vitkernels.reduced.reference import ReducedAttentionWeights, reduced_attention_reference, reduced_attention_work
 from vitkernels.runtime.call import Call, cdiv, run_all
-from vitkernels.runtime.constants import LOG2E, OUTSIDE, OUTSIDE_FP16
+from vitkernels.runtime.constants import LOG2E, LOWEST_EXPANDED, OUTSIDE
 from vitkernels.runtime.device import (
+    EVERY_DEVICE,
     INTERPRETED,
     MULTIPROCESSORS,
     arch_of,
@@ -51,9 +52,11 @@ def _padded_keys(keys: int) -> int:
 
 def expand_block_bias(bias: Tensor, dtype: torch.dtype) -> Tensor:
     """[heads, N, M] as the block reads it fastest: [heads, N, padded M] of dtype, in units of log2; no gradient."""
-    outside = (OUTSIDE_FP16 if dtype == torch.float16 else OUTSIDE).value
-    log2 = (bias.detach().float() * LOG2E.value).to(dtype)
-    return torch.nn.functional.pad(log2, (0, _padded_keys(bias.shape[2]) - bias.shape[2]), value=outside)
+    natural = bias.detach().float()
+    log2 = (natural * LOG2E.value).clamp(min=LOWEST_EXPANDED.value).masked_fill(natural.isneginf(), OUTSIDE.value)
+    return torch.nn.functional.pad(
+        log2.to(dtype), (0, _padded_keys(bias.shape[2]) - bias.shape[2]), value=OUTSIDE.value
+    )
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,7 @@ def block_calls(
         "N": tokens,
         "tiles": plan.tiles,
         "groups": plan.groups,
-        "scale": attention_scale * LOG2E.value,
+        "scale": attention_scale * LOG2E.value if expanded else attention_scale,
         "HEADS": heads,
         "D": channels // heads,
         "HAS_BQ": w.q_bias is not None,
@@ -243,8 +246,7 @@ def _block_fake(x: Tensor, *args: Any) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-_LIBRARY.impl("reduced_attention_block", _block, "CPU")
-_LIBRARY.impl("reduced_attention_block", _block, "CUDA")
+_LIBRARY.impl("reduced_attention_block", _block, EVERY_DEVICE)
 torch.library.register_fake("vitkernels::reduced_attention_block", _block_fake, lib=_LIBRARY)
 
 

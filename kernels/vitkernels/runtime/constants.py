@@ -7,7 +7,10 @@ import triton.language as tl
 # Kernels take exponentials as exp2, one instruction; scores and biases that they read are multiplied by this.
 LOG2E = tl.constexpr(1.4426950408889634)
 
-# A score outside of the matrix, in units of log2: its exponential is zero. No infinity, since the difference of two is
-# no number. float16 ends at 65504.
-OUTSIDE = tl.constexpr(-1.0e30)
-OUTSIDE_FP16 = tl.constexpr(-65504.0)
+# A score outside of the matrix. Its exponential is zero beside any other score, however low: a mask may be the lowest
+# finite number. A maximum starts at that number, so that no infinity is subtracted from another.
+OUTSIDE = tl.constexpr(float("-inf"))
+LOWEST = tl.constexpr(-3.4028234663852886e38)
+
+# The lowest finite entry of an expanded bias, in units of log2: the last number of float16, in every dtype.
+LOWEST_EXPANDED = tl.constexpr(-65504.0)

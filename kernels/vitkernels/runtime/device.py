@@ -12,6 +12,9 @@ from torch import Tensor
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton saw it when it was imported, just now
 
 
+#: The key under which an operator is there for every device; `kernels_run_on` then tells who computes it.
+EVERY_DEVICE = "CompositeExplicitAutograd"
+
 MULTIPROCESSORS = 132  # of an H100 or H200
 
 
@@ -22,9 +25,14 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(tensor.device)
 
 
+def on_nvidia(tensor: Tensor) -> bool:
+    """Whether the tensor is on an NVIDIA GPU; a ROCm build calls AMD's "cuda" too, with numbers of its own."""
+    return tensor.is_cuda and torch.version.hip is None
+
+
 def arch_of(tensor: Tensor) -> int:
-    """Compute capability of the tensor's GPU, 90 for sm_90; also 90 where the interpreter runs the kernels."""
-    return _arch_of_gpu(tensor.device) if tensor.is_cuda else 90
+    """Compute capability of the tensor's NVIDIA GPU, 90 for sm_90; also 90 where the interpreter runs the kernels."""
+    return _arch_of_gpu(tensor.device) if on_nvidia(tensor) else 90
 
 
 def _arch_of_gpu(device: torch.device) -> int:
@@ -48,8 +56,19 @@ def reads_results_from_tensor_memory(arch: int) -> bool:
 
 
 def kernels_run_on(tensor: Tensor) -> bool:
-    """Whether this tensor goes through the Triton kernels; otherwise the plain PyTorch reference computes it."""
-    return tensor.is_cuda or INTERPRETED
+    """Whether this tensor goes through the Triton kernels; otherwise the plain PyTorch reference computes it.
+
+    Kernels, blocks and warps are chosen for NVIDIA's GPUs. Every other device gets the reference: ROCm, XPU, MPS, HPU.
+    """
+    return on_nvidia(tensor) or (INTERPRETED and (tensor.device.type == "cpu" or tensor.is_meta))
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Turns autocast off for the tensor's device, where it is on; some devices have none to turn off."""
+    kind = tensor.device.type
+    if tensor.is_meta or not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def check_interpretable(q: Tensor) -> None:

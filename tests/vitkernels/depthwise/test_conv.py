@@ -19,6 +19,8 @@ from vitkernels.depthwise.conv import (
     depthwise_conv2d_stats,
 )
 
+from ..untouched import untouched
+
 HALF, FULL, BRAIN = torch.float16, torch.float32, torch.bfloat16
 
 
@@ -265,6 +267,25 @@ def test_strided_inputs(dtype: torch.dtype, device: str) -> None:
     torch.testing.assert_close(y.double(), exact, atol=limit, rtol=limit)
     torch.testing.assert_close(x.grad.double(), x64.grad, atol=limit, rtol=limit)
     torch.testing.assert_close(weight.grad.double(), w64.grad, atol=16 * limit, rtol=limit)
+
+
+@pytest.mark.parametrize(
+    ("strides", "stride"),  # of stride 1 on the matrix unit, of stride 2 by multiply-adds
+    [((2**30, 5, 1), 1), ((1, 3, 2**29), 1), ((2**30, 5, 1), 2), ((1, 2**29, 3), 2)],
+    ids=str,
+)
+def test_elements_of_an_image_far_apart(strides: tuple[int, int, int], stride: int, device: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    near = torch.randn(1, 3, 5, 5, generator=generator).to(device, HALF)
+    far = untouched(2**31 + 2**20, HALF, device).as_strided(near.shape, (0, *strides))
+    far.copy_(near)
+    weights = [torch.randn(3, 1, 3, 3, generator=generator).to(device, HALF).requires_grad_()]
+    weights.append(weights[0].detach().requires_grad_())
+    results = [depthwise_conv2d(x, w, None, stride) for x, w in zip((near, far), weights, strict=True)]
+    for y in results:
+        y.sum().backward()
+    assert torch.equal(*results)
+    torch.testing.assert_close(weights[1].grad, weights[0].grad)
 
 
 @pytest.mark.parametrize(

@@ -281,6 +281,20 @@ def test_expanded_bias_gives_the_same_block(grid: tuple[int, int], r: int, devic
     assert got.isfinite().all()
 
 
+def test_a_row_whose_keys_are_all_masked(device: str) -> None:
+    """The mean of the values, as softmax makes it; an expanded bias ends at fp16's last number, and is then none."""
+    problem = x, bias, w = make(32, 2, (3, 5), 1, HALF, device)  # fifteen keys in tiles of sixteen
+    bias[:, 3] = torch.finfo(torch.float32).min
+    exact = reduced_attention_reference(*cast(problem, torch.float64), (3, 5), 2)
+    low = reduced_attention_reference(*problem, (3, 5), 2)
+    got = reduced_attention(*problem, (3, 5), 2)
+    assert (got.double() - exact).abs().max().item() <= limit(low, exact, HALF, 2)
+    rest = (*w[:10], None, None, None, 5, 2, 1e-6, 0.25)
+    expanded, none = (expand_block_bias(b, HALF) for b in (bias, bias.masked_fill(bias < -1e38, 0.0)))
+    got, want = (torch.ops.vitkernels.reduced_attention_block(x, b, *rest, True) for b in (expanded, none))
+    torch.testing.assert_close(got, want, atol=2e-3, rtol=2e-3)
+
+
 def test_flops_do_not_depend_on_the_form(device: str) -> None:
     """The whole block counts what the composed form's products, convolution and attention count."""
     x, bias, w = make(32, 2, (6, 4), 2, HALF, device)

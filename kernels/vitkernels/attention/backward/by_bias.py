@@ -17,28 +17,37 @@ import triton.language as tl
 from torch import Tensor
 
 from vitkernels.attention.blocks import has_tail, last_tile, tall_tile
-from vitkernels.attention.tiles import aligned, load_bias, load_rows_or_last, store_scores
+from vitkernels.attention.tiles import (
+    aligned,
+    load_bias,
+    load_lse,
+    load_rows_or_last,
+    lse_step,
+    row_step,
+    softmax_weights,
+    store_scores,
+)
 from vitkernels.runtime.call import Call, cdiv
 from vitkernels.runtime.device import reads_results_from_tensor_memory
 
 
 @triton.jit
-def _absorb_image(q, do, lse, delta, k_ptr, k_row, v_ptr, v_row, bias, dbias, keys, M, scale_log2, GATED: tl.constexpr,
-                  D: tl.constexpr):  # fmt: skip
+def _absorb_image(q, do, lse, delta, k_ptr, k_row, v_ptr, v_row, bias, dbias, keys, M, score_scale, GATED: tl.constexpr,
+                  EXPANDED: tl.constexpr, D: tl.constexpr):  # fmt: skip
     """Adds the dS (gated: dP) of one image to dbias [R, K]."""
     v = load_rows_or_last(v_ptr, v_row, keys, M, D, do.shape[1])
     if GATED:
         return tl.dot(do, tl.trans(v), dbias, input_precision="tf32x3")
     k = load_rows_or_last(k_ptr, k_row, keys, M, D, q.shape[1])
-    s = tl.dot(q, tl.trans(k), input_precision="tf32x3") * scale_log2 + bias
-    p = tl.math.exp2(s - lse[:, None])
+    s = tl.dot(q, tl.trans(k), input_precision="tf32x3") * score_scale + bias
+    p = softmax_weights(s, lse, EXPANDED)
     return dbias + p * (tl.dot(do, tl.trans(v), input_precision="tf32x3") - delta[:, None])
 
 
 @triton.jit
 def _tile(
     dbias_ptr, lse_ptr, delta_ptr, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr, v_step, v_row, do_ptr, do_step,
-    do_row, bias_ptr, bias_row, rows, first_key, b_first, b_end, h, H, N, M, scale_log2, GATED: tl.constexpr,
+    do_row, bias_ptr, bias_row, rows, first_key, b_first, b_end, h, H, N, M, score_scale, GATED: tl.constexpr,
     EXPANDED: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, KEYS_0: tl.constexpr, KEYS_1: tl.constexpr,
 ):  # fmt: skip
     R: tl.constexpr = rows.shape[0]
@@ -51,18 +60,19 @@ def _tile(
         bias_1 = 0.0 if GATED else load_bias(bias_ptr, bias_row, rows, N, keys_1, M, EXPANDED)
     for b in range(b_first, b_end):
         b64 = tl.cast(b, tl.int64)
-        at = (b64 * H + h) * N + rows
+        image_head = b64 * H + h
+        at, at_lse = image_head * N + rows, image_head * lse_step(N, EXPANDED) + rows
         q = load_rows_or_last(q_ptr + b64 * q_step, q_row, rows, N, D, BLOCK_D)
         do = load_rows_or_last(do_ptr + b64 * do_step, do_row, rows, N, D, BLOCK_D)
-        lse = tl.load(lse_ptr + at, mask=rows < N, other=0.0)
+        lse = load_lse(lse_ptr, at_lse, rows, N, EXPANDED)
         delta = tl.load(delta_ptr + at, mask=rows < N, other=0.0)
         k_b, v_b = k_ptr + b64 * k_step, v_ptr + b64 * v_step
         dbias_0 = _absorb_image(
-            q, do, lse, delta, k_b, k_row, v_b, v_row, bias_0, dbias_0, keys_0, M, scale_log2, GATED, D
+            q, do, lse, delta, k_b, k_row, v_b, v_row, bias_0, dbias_0, keys_0, M, score_scale, GATED, EXPANDED, D
         )
         if KEYS_1 > 0:
             dbias_1 = _absorb_image(
-                q, do, lse, delta, k_b, k_row, v_b, v_row, bias_1, dbias_1, keys_1, M, scale_log2, GATED, D
+                q, do, lse, delta, k_b, k_row, v_b, v_row, bias_1, dbias_1, keys_1, M, score_scale, GATED, EXPANDED, D
             )
     store_scores(dbias_ptr, dbias_0, rows, N, keys_0, M)
     if KEYS_1 > 0:
@@ -77,7 +87,7 @@ def _bwd_bias_kernel(
     v_ptr,  # [B, H, M, D]
     bias_ptr,  # [H, N, M]
     do_ptr,  # [B, H, N, D]
-    lse_ptr,  # [B, H, N] fp32
+    lse_ptr,  # as `store_lse` fills it
     delta_ptr,  # [B, H, N] fp32
     q_stride_b,
     q_stride_h,
@@ -100,7 +110,7 @@ def _bwd_bias_kernel(
     IMAGES,  # images of one slice
     first_key,  # of this launch
     chunks,  # of keys in this launch
-    scale_log2,
+    score_scale,
     GATED: tl.constexpr,
     EXPANDED: tl.constexpr,
     LAST: tl.constexpr,  # queries of the last tile
@@ -127,17 +137,18 @@ def _bwd_bias_kernel(
     q_step, k_step, v_step = aligned(q_stride_b, ALIGN), aligned(k_stride_b, ALIGN), aligned(v_stride_b, ALIGN)
     q_row, k_row, v_row = aligned(q_stride_n, ALIGN), aligned(k_stride_m, ALIGN), aligned(v_stride_m, ALIGN)
     do_step, do_row = aligned(do_stride_b, ALIGN), aligned(do_stride_n, ALIGN)
+    bias_row = row_step(bias_stride_n, ALIGN)
     if LAST < BLOCK_N and tile == tiles - 1:
         _tile(
             dbias_ptr, lse_ptr, delta_ptr, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr, v_step, v_row, do_ptr,
-            do_step, do_row, bias_ptr, bias_stride_n, tile * BLOCK_N + tl.arange(0, LAST), first_key, b_first, b_end,
-            h, H, N, M, scale_log2, GATED, EXPANDED, D, BLOCK_D, KEYS_0, KEYS_1,
+            do_step, do_row, bias_ptr, bias_row, tile * BLOCK_N + tl.arange(0, LAST), first_key, b_first, b_end,
+            h, H, N, M, score_scale, GATED, EXPANDED, D, BLOCK_D, KEYS_0, KEYS_1,
         )  # fmt: skip
     else:
         _tile(
             dbias_ptr, lse_ptr, delta_ptr, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr, v_step, v_row, do_ptr,
-            do_step, do_row, bias_ptr, bias_stride_n, tile * BLOCK_N + tl.arange(0, BLOCK_N), first_key, b_first, b_end,
-            h, H, N, M, scale_log2, GATED, EXPANDED, D, BLOCK_D, KEYS_0, KEYS_1,
+            do_step, do_row, bias_ptr, bias_row, tile * BLOCK_N + tl.arange(0, BLOCK_N), first_key, b_first, b_end,
+            h, H, N, M, score_scale, GATED, EXPANDED, D, BLOCK_D, KEYS_0, KEYS_1,
         )  # fmt: skip
 
 

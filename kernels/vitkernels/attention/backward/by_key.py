@@ -18,15 +18,27 @@ import triton.language as tl
 from torch import Tensor
 
 from vitkernels.attention.blocks import PROGRAMS_WANTED, has_tail, last_tile, tall_tile
-from vitkernels.attention.tiles import aligned, load_bias, load_bias_inside, load_rows, load_rows_or_last, store_rows
+from vitkernels.attention.tiles import (
+    aligned,
+    load_bias,
+    load_bias_inside,
+    load_lse,
+    load_rows,
+    load_rows_or_last,
+    lse_step,
+    row_step,
+    softmax_weights,
+    store_rows,
+)
 from vitkernels.runtime.call import Call, cdiv, sum_parts_call
+from vitkernels.runtime.constants import OUTSIDE
 from vitkernels.runtime.device import reads_results_from_tensor_memory
 
 
 @triton.jit
 def _absorb_queries(
-    k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias, rows, n_rows, scale_log2,
-    GATED: tl.constexpr, D: tl.constexpr,
+    k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias, rows, n_rows, score_scale,
+    GATED: tl.constexpr, EXPANDED: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """Adds what a tile of queries [R] gives to dK / scale and dV [K, BLOCK_D]; makes the scores [R, K] again."""
     BLOCK_D: tl.constexpr = k.shape[1]
@@ -36,15 +48,15 @@ def _absorb_queries(
     else:
         q = load_rows_or_last(q_ptr, q_row, rows, n_rows, D, BLOCK_D)
         do = load_rows_or_last(do_ptr, do_row, rows, n_rows, D, BLOCK_D)
-    lse = tl.load(lse_ptr + rows, mask=rows < n_rows, other=1.0e30)  # rows beyond N weigh nothing
-    delta = tl.load(delta_ptr + rows, mask=rows < n_rows, other=0.0)
+    lse = load_lse(lse_ptr, rows, rows, n_rows, EXPANDED)
     bias = bias.to(tl.float32)
-    s = tl.dot(q, tl.trans(k), input_precision="tf32x3") * scale_log2
+    s = tl.dot(q, tl.trans(k), input_precision="tf32x3") * score_scale
     if not GATED:
         s += bias
-    p = tl.math.exp2(s - lse[:, None])
+    p = softmax_weights(s, lse, EXPANDED)
     weights = p + bias if GATED else p
     dv = tl.dot(tl.trans(weights.to(q.dtype)), do, dv, input_precision="tf32x3")
+    delta = tl.load(delta_ptr + rows, mask=rows < n_rows, other=0.0)
     ds = p * (tl.dot(do, tl.trans(v), input_precision="tf32x3") - delta[:, None])
     return tl.dot(tl.trans(ds.to(q.dtype)), q, dk, input_precision="tf32x3"), dv
 
@@ -58,7 +70,7 @@ def _bwd_key_kernel(
     v_ptr,  # [B, H, M, D]
     bias_ptr,  # [H, N, M]
     do_ptr,  # [B, H, N, D]
-    lse_ptr,  # [B, H, N] fp32
+    lse_ptr,  # as `store_lse` fills it
     delta_ptr,  # [B, H, N] fp32
     dk_stride_s,
     dk_stride_b,
@@ -84,7 +96,7 @@ def _bwd_key_kernel(
     M,
     SPAN,  # queries of one program
     scale,
-    scale_log2,
+    score_scale,
     GATED: tl.constexpr,
     EXPANDED: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -109,24 +121,25 @@ def _bwd_key_kernel(
     v_ptr += h64 * aligned(v_stride_h, ALIGN) + b64 * aligned(v_stride_b, ALIGN)
     q_ptr += h64 * aligned(q_stride_h, ALIGN) + b64 * aligned(q_stride_b, ALIGN)
     do_ptr += h64 * aligned(do_stride_h, ALIGN) + b64 * aligned(do_stride_b, ALIGN)
-    lse_ptr += (b64 * H + h) * N
+    lse_ptr += (b64 * H + h) * lse_step(N, EXPANDED)
     delta_ptr += (b64 * H + h) * N
     q_row, do_row, dk_row = aligned(q_stride_n, ALIGN), aligned(do_stride_n, ALIGN), aligned(dk_stride_m, ALIGN)
     dk_at = span.to(tl.int64) * dk_stride_s + b64 * aligned(dk_stride_b, ALIGN) + h64 * aligned(dk_stride_h, ALIGN)
     dk_ptr += dk_at
     dv_ptr += dk_at
     k_row, v_row = aligned(k_stride_m, ALIGN), aligned(v_stride_m, ALIGN)
+    bias_row = row_step(bias_stride_n, ALIGN)
     first, end = span * SPAN, min(span * SPAN + SPAN, N)
     if LAST < BLOCK_M and tile == tiles - 1:
         _keys(
-            dk_ptr, dv_ptr, dk_row, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_stride_n, do_ptr, do_row,
-            lse_ptr, delta_ptr, tile * BLOCK_M + tl.arange(0, LAST), first, end, N, M, scale, scale_log2, GATED,
+            dk_ptr, dv_ptr, dk_row, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_row, do_ptr, do_row,
+            lse_ptr, delta_ptr, tile * BLOCK_M + tl.arange(0, LAST), first, end, N, M, scale, score_scale, GATED,
             EXPANDED, D, BLOCK_D, BLOCK_N, TAIL_N, LAST_INSIDE,
         )  # fmt: skip
     else:
         _keys(
-            dk_ptr, dv_ptr, dk_row, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_stride_n, do_ptr, do_row,
-            lse_ptr, delta_ptr, tile * BLOCK_M + tl.arange(0, BLOCK_M), first, end, N, M, scale, scale_log2, GATED,
+            dk_ptr, dv_ptr, dk_row, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_row, do_ptr, do_row,
+            lse_ptr, delta_ptr, tile * BLOCK_M + tl.arange(0, BLOCK_M), first, end, N, M, scale, score_scale, GATED,
             EXPANDED, D, BLOCK_D, BLOCK_N, TAIL_N, INSIDE,
         )  # fmt: skip
 
@@ -134,7 +147,7 @@ def _bwd_key_kernel(
 @triton.jit
 def _keys(
     dk_ptr, dv_ptr, dk_row, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_row, do_ptr, do_row, lse_ptr,
-    delta_ptr, keys, first, end, N, M, scale, scale_log2, GATED: tl.constexpr, EXPANDED: tl.constexpr, D: tl.constexpr,
+    delta_ptr, keys, first, end, N, M, scale, score_scale, GATED: tl.constexpr, EXPANDED: tl.constexpr, D: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, INSIDE: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of a tile of keys [K] of one image and head, from the queries first to end."""
@@ -148,16 +161,18 @@ def _keys(
         if INSIDE:
             bias = load_bias_inside(bias_ptr, bias_row, rows, N, keys, EXPANDED)
         else:
-            bias = load_bias(bias_ptr, bias_row, rows, N, keys, M, EXPANDED)
+            bias = load_bias(bias_ptr, bias_row, rows, N, keys, M, EXPANDED, 0.0 if GATED else OUTSIDE)
         dk, dv = _absorb_queries(
-            k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias, rows, N, scale_log2, GATED, D
+            k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias, rows, N, score_scale, GATED,
+            EXPANDED, D,
         )  # fmt: skip
     if TAIL_N:  # noqa: SIM102 - a constexpr by itself leaves the branch out
         if whole < end:
             rows = whole + tl.arange(0, 16)
-            bias = load_bias(bias_ptr, bias_row, rows, N, keys, M, EXPANDED)
+            bias = load_bias(bias_ptr, bias_row, rows, N, keys, M, EXPANDED, 0.0 if GATED else OUTSIDE)
             dk, dv = _absorb_queries(
-                k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias, rows, N, scale_log2, GATED, D
+                k, v, dk, dv, q_ptr, q_row, do_ptr, do_row, lse_ptr, delta_ptr, bias, rows, N, score_scale, GATED,
+            EXPANDED, D,
             )  # fmt: skip
     store_rows(dk_ptr, dk_row, dk * scale, keys, M, D, BLOCK_D)
     store_rows(dv_ptr, dk_row, dv, keys, M, D, BLOCK_D)

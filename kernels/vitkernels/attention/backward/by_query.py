@@ -17,7 +17,18 @@ import triton.language as tl
 from torch import Tensor
 
 from vitkernels.attention.blocks import has_tail, last_tile, rest_block, tall_tile
-from vitkernels.attention.tiles import aligned, load_bias, load_bias_inside, load_rows_or_last, store_rows, store_scores
+from vitkernels.attention.tiles import (
+    aligned,
+    load_bias,
+    load_bias_inside,
+    load_lse,
+    load_rows_or_last,
+    lse_step,
+    row_step,
+    softmax_weights,
+    store_rows,
+    store_scores,
+)
 from vitkernels.runtime.call import Call, cdiv
 from vitkernels.runtime.constants import OUTSIDE
 from vitkernels.runtime.device import reads_results_from_tensor_memory
@@ -25,17 +36,18 @@ from vitkernels.runtime.device import reads_results_from_tensor_memory
 
 @triton.jit
 def _absorb_keys(
-    q, do, lse, delta, dq, k_ptr, k_row, v_ptr, v_row, bias, keys, n_keys, scale_log2, MASKED: tl.constexpr,
-    D: tl.constexpr,
+    q, do, lse, delta, dq, k_ptr, k_row, v_ptr, v_row, bias, keys, n_keys, score_scale, MASKED: tl.constexpr,
+    EXPANDED: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """Adds dS K of a tile of keys to dq [R, BLOCK_D], short of scale; also that dS [R, K]."""
     k = load_rows_or_last(k_ptr, k_row, keys, n_keys, D, q.shape[1])
     v = load_rows_or_last(v_ptr, v_row, keys, n_keys, D, q.shape[1])
-    s = tl.dot(q, tl.trans(k), input_precision="tf32x3") * scale_log2
+    s = tl.dot(q, tl.trans(k), input_precision="tf32x3") * score_scale
     s += bias
     if MASKED:
         s = tl.where(keys[None, :] < n_keys, s, OUTSIDE)
-    ds = tl.math.exp2(s - lse[:, None]) * (tl.dot(do, tl.trans(v), input_precision="tf32x3") - delta[:, None])
+    dp = tl.dot(do, tl.trans(v), input_precision="tf32x3")
+    ds = softmax_weights(s, lse, EXPANDED) * (dp - delta[:, None])
     return tl.dot(ds.to(q.dtype), k, dq, input_precision="tf32x3"), ds
 
 
@@ -50,7 +62,7 @@ def _bwd_query_kernel(
     bias_ptr,  # [H, N, M]
     out_ptr,  # [B, H, N, D]
     do_ptr,  # [B, H, N, D]
-    lse_ptr,  # [B, H, N] fp32
+    lse_ptr,  # as `store_lse` fills it
     dq_stride_b,
     dq_stride_h,
     dq_stride_n,
@@ -77,7 +89,7 @@ def _bwd_query_kernel(
     M,
     IMAGES,  # images of one slice
     scale,
-    scale_log2,
+    score_scale,
     EXPANDED: tl.constexpr,
     ALIGN: tl.constexpr,
     D: tl.constexpr,
@@ -104,20 +116,21 @@ def _bwd_query_kernel(
     if dbias_ptr is not None:
         dbias_ptr += (tl.cast(part, tl.int64) * H + h) * N * M
     keys = tl.arange(0, BLOCK_M)
-    bias = load_bias(bias_ptr, bias_stride_n, rows, N, keys, M, EXPANDED)
+    bias = load_bias(bias_ptr, row_step(bias_stride_n, ALIGN), rows, N, keys, M, EXPANDED)
     dbias = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for b in range(part * IMAGES, min(part * IMAGES + IMAGES, B)):
         b64 = tl.cast(b, tl.int64)
-        at = (b64 * H + h) * N + rows
+        image_head = b64 * H + h
+        at, at_lse = image_head * N + rows, image_head * lse_step(N, EXPANDED) + rows
         q = load_rows_or_last(q_ptr + b64 * q_step, q_row, rows, N, D, BLOCK_D)
         do = load_rows_or_last(do_ptr + b64 * do_step, do_row, rows, N, D, BLOCK_D)
         out = load_rows_or_last(out_ptr + b64 * out_step, out_row, rows, N, D, BLOCK_D)
-        lse = tl.load(lse_ptr + at, mask=rows < N, other=0.0)
+        lse = load_lse(lse_ptr, at_lse, rows, N, EXPANDED)
         delta = tl.sum(do.to(tl.float32) * out.to(tl.float32), 1)
         tl.store(delta_ptr + at, delta, mask=rows < N)
         dq, ds = _absorb_keys(
             q, do, lse, delta, tl.zeros([BLOCK_N, BLOCK_D], tl.float32), k_ptr + b64 * aligned(k_stride_b, ALIGN),
-            k_row, v_ptr + b64 * aligned(v_stride_b, ALIGN), v_row, bias, keys, M, scale_log2, False, D,
+            k_row, v_ptr + b64 * aligned(v_stride_b, ALIGN), v_row, bias, keys, M, score_scale, False, EXPANDED, D,
         )  # fmt: skip
         dbias += ds
         store_rows(dq_ptr + b64 * aligned(dq_stride_b, ALIGN), dq_row, dq * scale, rows, N, D, BLOCK_D)
@@ -135,7 +148,7 @@ def _bwd_rows_kernel(
     bias_ptr,  # [H, N, M]
     out_ptr,  # [B, H, N, D]
     do_ptr,  # [B, H, N, D]
-    lse_ptr,  # [B, H, N] fp32
+    lse_ptr,  # as `store_lse` fills it
     dq_stride_b,
     dq_stride_h,
     dq_stride_n,
@@ -161,7 +174,7 @@ def _bwd_rows_kernel(
     N,
     M,
     scale,
-    scale_log2,
+    score_scale,
     GATED: tl.constexpr,
     EXPANDED: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -184,20 +197,21 @@ def _bwd_rows_kernel(
     out_ptr += h64 * aligned(out_stride_h, ALIGN) + b64 * aligned(out_stride_b, ALIGN)
     do_ptr += h64 * aligned(do_stride_h, ALIGN) + b64 * aligned(do_stride_b, ALIGN)
     dq_ptr += h64 * aligned(dq_stride_h, ALIGN) + b64 * aligned(dq_stride_b, ALIGN)
-    lse_ptr += (b64 * H + h) * N
+    lse_ptr += (b64 * H + h) * lse_step(N, EXPANDED)
     delta_ptr += (b64 * H + h) * N
     k_row, v_row, dq_row = aligned(k_stride_m, ALIGN), aligned(v_stride_m, ALIGN), aligned(dq_stride_n, ALIGN)
     q_row, do_row, out_row = aligned(q_stride_n, ALIGN), aligned(do_stride_n, ALIGN), aligned(out_stride_n, ALIGN)
+    bias_row = row_step(bias_stride_n, ALIGN)
     if LAST < BLOCK_N and tile == tiles - 1:
         _rows(
-            dq_ptr, dq_row, delta_ptr, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_stride_n, out_ptr,
-            out_row, do_ptr, do_row, lse_ptr, tile * BLOCK_N + tl.arange(0, LAST), N, M, scale, scale_log2, GATED,
+            dq_ptr, dq_row, delta_ptr, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_row, out_ptr,
+            out_row, do_ptr, do_row, lse_ptr, tile * BLOCK_N + tl.arange(0, LAST), N, M, scale, score_scale, GATED,
             EXPANDED, D, BLOCK_D, BLOCK_M, REST,
         )  # fmt: skip
     else:
         _rows(
-            dq_ptr, dq_row, delta_ptr, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_stride_n, out_ptr,
-            out_row, do_ptr, do_row, lse_ptr, tile * BLOCK_N + tl.arange(0, BLOCK_N), N, M, scale, scale_log2, GATED,
+            dq_ptr, dq_row, delta_ptr, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_row, out_ptr,
+            out_row, do_ptr, do_row, lse_ptr, tile * BLOCK_N + tl.arange(0, BLOCK_N), N, M, scale, score_scale, GATED,
             EXPANDED, D, BLOCK_D, BLOCK_M, REST,
         )  # fmt: skip
 
@@ -205,13 +219,14 @@ def _bwd_rows_kernel(
 @triton.jit
 def _rows(
     dq_ptr, dq_row, delta_ptr, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_row, out_ptr, out_row, do_ptr,
-    do_row, lse_ptr, rows, N, M, scale, scale_log2, GATED: tl.constexpr, EXPANDED: tl.constexpr, D: tl.constexpr,
+    do_row, lse_ptr, rows, N, M, scale, score_scale, GATED: tl.constexpr, EXPANDED: tl.constexpr, D: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     """dQ of a tile of rows [R] of one image and head."""
     q = load_rows_or_last(q_ptr, q_row, rows, N, D, BLOCK_D)
     do = load_rows_or_last(do_ptr, do_row, rows, N, D, BLOCK_D)
-    lse = tl.load(lse_ptr + tl.minimum(rows, N - 1))
+    row_or_last = tl.minimum(rows, N - 1)
+    lse = load_lse(lse_ptr, row_or_last, row_or_last, N, EXPANDED)
     if GATED:
         delta = tl.load(delta_ptr + rows, mask=rows < N, other=0.0)
     else:
@@ -223,11 +238,15 @@ def _rows(
     for start in range(0, whole, BLOCK_M):
         keys = start + tl.arange(0, BLOCK_M)
         bias = 0.0 if GATED else load_bias_inside(bias_ptr, bias_row, rows, N, keys, EXPANDED)
-        dq, _ = _absorb_keys(q, do, lse, delta, dq, k_ptr, k_row, v_ptr, v_row, bias, keys, M, scale_log2, False, D)
+        dq, _ = _absorb_keys(
+            q, do, lse, delta, dq, k_ptr, k_row, v_ptr, v_row, bias, keys, M, score_scale, False, EXPANDED, D
+        )
     if REST > 0:
         keys = whole + tl.arange(0, REST)
         bias = 0.0 if GATED else load_bias(bias_ptr, bias_row, rows, N, keys, M, EXPANDED)
-        dq, _ = _absorb_keys(q, do, lse, delta, dq, k_ptr, k_row, v_ptr, v_row, bias, keys, M, scale_log2, GATED, D)
+        dq, _ = _absorb_keys(
+            q, do, lse, delta, dq, k_ptr, k_row, v_ptr, v_row, bias, keys, M, score_scale, GATED, EXPANDED, D
+        )
     store_rows(dq_ptr, dq_row, dq * scale, rows, N, D, BLOCK_D)
 
 

@@ -89,8 +89,8 @@ def backward_calls(
         "v_stride_b": v.stride(0), "v_stride_h": v.stride(1), "v_stride_m": v.stride(2),
         "do_stride_b": do.stride(0), "do_stride_h": do.stride(1), "do_stride_n": do.stride(2),
         "bias_stride_h": bias.stride(0), "bias_stride_n": bias.stride(1), "B": B, "H": H, "N": N, "M": M,
-        "scale_log2": scale * LOG2E.value, "EXPANDED": expanded, "D": D, "BLOCK_D": padded_head_dim(D),
-        "ALIGN": stride_alignment(q, k, v, do, out, dq, dk),
+        "score_scale": scale * LOG2E.value if expanded else scale, "EXPANDED": expanded, "D": D,
+        "BLOCK_D": padded_head_dim(D), "ALIGN": stride_alignment(q, k, v, do, out, dq, dk, bias=bias),
     }  # fmt: skip
     of_tokens = shared | {"scale": scale}
     of_queries = of_tokens | {

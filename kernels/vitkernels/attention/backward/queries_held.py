@@ -61,8 +61,8 @@ def _load_queries(
 
 @triton.jit
 def _keys(
-    queries, dqs, dk_ptr, dv_ptr, dk_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_row, keys, N, M, scale, scale_log2,
-    INSIDE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    queries, dqs, dk_ptr, dv_ptr, dk_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_row, keys, N, M, scale,
+    score_scale, INSIDE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of a tile of keys, from all queries; dQ of each tile of queries with what these keys add to it."""
     k = load_rows_or_last(k_ptr, k_row, keys, M, D, BLOCK_D)
@@ -76,7 +76,7 @@ def _keys(
             bias = load_bias_inside(bias_ptr, bias_row, rows, N, keys, True)
         else:
             bias = load_bias(bias_ptr, bias_row, rows, N, keys, M, True)
-        p = tl.math.exp2(tl.dot(q, tl.trans(k)) * scale_log2 + bias - lse[:, None])
+        p = tl.math.exp2(tl.dot(q, tl.trans(k)) * score_scale + bias - lse[:, None])
         dv = tl.dot(tl.trans(p.to(q.dtype)), do, dv)
         ds = (p * (tl.dot(do, tl.trans(v)) - delta[:, None])).to(q.dtype)
         added += (tl.dot(ds, k, dqs[i]),)
@@ -127,8 +127,8 @@ def _bwd_whole_kernel(
     N: tl.constexpr,  # constant, as M and the bias' row stride: masks and addresses made at run time take registers
     M: tl.constexpr,
     scale,
-    scale_log2,
-    per_scale,  # 1 / scale_log2
+    score_scale,
+    per_scale,  # 1 / score_scale
     ALIGN: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -168,13 +168,13 @@ def _bwd_whole_kernel(
     if REST > 0:  # first, while dQ takes no registers yet
         dqs = _keys(
             queries, dqs, dk_ptr, dv_ptr, dk_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_stride_n,
-            whole + tl.arange(0, REST), N, M, scale, scale_log2, whole + REST <= bias_stride_n, D,
+            whole + tl.arange(0, REST), N, M, scale, score_scale, whole + REST <= bias_stride_n, D,
             BLOCK_D,
         )  # fmt: skip
     for start in range(0, whole, BLOCK_M):
         dqs = _keys(
             queries, dqs, dk_ptr, dv_ptr, dk_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_stride_n,
-            start + tl.arange(0, BLOCK_M), N, M, scale, scale_log2, True, D, BLOCK_D,
+            start + tl.arange(0, BLOCK_M), N, M, scale, score_scale, True, D, BLOCK_D,
         )  # fmt: skip
     for i in tl.static_range(TILES):
         rows = i * ROWS + tl.arange(0, LAST if i == TILES - 1 else ROWS)
@@ -215,7 +215,7 @@ def whole_calls(dq: Tensor, dk: Tensor, dv: Tensor, parts: Tensor, shared: dict[
     M = dk.shape[2]
     tiles = _tiles(N)
     args = {name: value for name, value in shared.items() if name not in ("EXPANDED", "delta_ptr")} | {
-        "dq_ptr": dq, "dk_ptr": dk, "dv_ptr": dv, "parts_ptr": parts, "per_scale": 1 / shared["scale_log2"],
+        "dq_ptr": dq, "dk_ptr": dk, "dv_ptr": dv, "parts_ptr": parts, "per_scale": 1 / shared["score_scale"],
         "dq_stride_b": dq.stride(0), "dq_stride_h": dq.stride(1), "dq_stride_n": dq.stride(2),
         "dk_stride_b": dk.stride(0), "dk_stride_h": dk.stride(1), "dk_stride_m": dk.stride(2),
         "ALIGN": alignment(shared),

@@ -33,7 +33,7 @@ def _minus(R: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, FACTOR: tl.
 @triton.jit
 def _tile(
     dbias_ptr, parts_ptr, parts_step, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr, v_step, v_row, do_ptr,
-    do_step, do_row, bias_ptr, bias_row, rows, end_row, keys, b_first, b_end, N, M, scale_log2,
+    do_step, do_row, bias_ptr, bias_row, rows, end_row, keys, b_first, b_end, N, M, score_scale,
     TRANSPOSED: tl.constexpr, INSIDE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dBias of rows [R] before end_row and keys [K], as a tile [R, K] or TRANSPOSED [K, R].
@@ -65,7 +65,7 @@ def _tile(
         else:
             s = tl.dot(q, tl.trans(k), tl.dot(parts, tl.trans(minus_lse)))
             dp = tl.dot(do, tl.trans(v), tl.dot(parts, tl.trans(minus_delta)))
-        dbias += tl.math.exp2(s * scale_log2 + bias) * dp
+        dbias += tl.math.exp2(s * score_scale + bias) * dp
     if INSIDE:
         tl.store(dbias_ptr + rows_2d * M + keys_2d, dbias)
     else:
@@ -100,7 +100,7 @@ def _bwd_whole_bias_kernel(
     N: tl.constexpr,
     M: tl.constexpr,
     IMAGES,  # images of one slice
-    scale_log2,
+    score_scale,
     ALIGN: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -135,19 +135,19 @@ def _bwd_whole_bias_kernel(
         _tile(
             dbias_ptr, parts_ptr, parts_step, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr, v_step, v_row, do_ptr,
             do_step, do_row, bias_ptr, bias_stride_n, tile // TILES_M * 64 + tl.arange(0, 64), N,
-            tile % TILES_M * 64 + tl.arange(0, 64), b_first, b_end, N, M, scale_log2, False, INSIDE, D, BLOCK_D,
+            tile % TILES_M * 64 + tl.arange(0, 64), b_first, b_end, N, M, score_scale, False, INSIDE, D, BLOCK_D,
         )  # fmt: skip
     elif REST_ROWS > 0 and tile == TILES:
         _tile(
             dbias_ptr, parts_ptr, parts_step, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr, v_step, v_row, do_ptr,
             do_step, do_row, bias_ptr, bias_stride_n, TILES_N * 64 + tl.arange(0, REST_ROWS), N,
-            tl.arange(0, ALL_KEYS), b_first, b_end, N, M, scale_log2, True, False, D, BLOCK_D,
+            tl.arange(0, ALL_KEYS), b_first, b_end, N, M, score_scale, True, False, D, BLOCK_D,
         )  # fmt: skip
     elif REST_KEYS > 0:
         _tile(
             dbias_ptr, parts_ptr, parts_step, q_ptr, q_step, q_row, k_ptr, k_step, k_row, v_ptr, v_step, v_row, do_ptr,
             do_step, do_row, bias_ptr, bias_stride_n, tl.arange(0, ALL_ROWS), TILES_N * 64 if REST_ROWS else N,
-            TILES_M * 64 + tl.arange(0, REST_KEYS), b_first, b_end, N, M, scale_log2, False, False, D, BLOCK_D,
+            TILES_M * 64 + tl.arange(0, REST_KEYS), b_first, b_end, N, M, score_scale, False, False, D, BLOCK_D,
         )  # fmt: skip
 
 

@@ -14,7 +14,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vitkernels.attention.tiles import aligned, load_bias_or_last, load_rows_or_last, store_rows, store_scores
+from vitkernels.attention.tiles import (
+    aligned,
+    load_bias_or_last,
+    load_lse,
+    load_rows_or_last,
+    lse_step,
+    row_step,
+    softmax_weights,
+    store_rows,
+    store_scores,
+)
 from vitkernels.runtime.call import Call, cdiv
 from vitkernels.runtime.device import reads_operands_from_registers, reads_results_from_tensor_memory
 
@@ -31,7 +41,7 @@ def _bwd_short_kernel(
     bias_ptr,  # [H, N, M]
     out_ptr,  # [B, H, N, D]
     do_ptr,  # [B, H, N, D]
-    lse_ptr,  # [B, H, N] fp32
+    lse_ptr,  # as `store_lse` fills it
     dq_stride_b,
     dq_stride_h,
     dq_stride_n,
@@ -61,7 +71,7 @@ def _bwd_short_kernel(
     M,
     IMAGES,  # images of one program
     scale,
-    scale_log2,
+    score_scale,
     EXPANDED: tl.constexpr,
     ALIGN: tl.constexpr,
     D: tl.constexpr,
@@ -91,10 +101,10 @@ def _bwd_short_kernel(
         do_b, out_b = do_ptr + b64 * aligned(do_stride_b, ALIGN), out_ptr + b64 * aligned(out_stride_b, ALIGN)
         do = load_rows_or_last(do_b, aligned(do_stride_n, ALIGN), rows, N, D, BLOCK_D)
         out = load_rows_or_last(out_b, aligned(out_stride_n, ALIGN), rows, N, D, BLOCK_D)
-        lse = tl.load(lse_ptr + (b64 * H + h) * N + rows, mask=rows < N, other=1.0e30)  # rows beyond N weigh nothing
+        lse = load_lse(lse_ptr + (b64 * H + h) * lse_step(N, EXPANDED), rows, rows, N, EXPANDED)
         delta = tl.sum(do.to(tl.float32) * out.to(tl.float32), 1)
-        bias = load_bias_or_last(bias_ptr, bias_stride_n, rows, N, keys, M, EXPANDED)
-        p = tl.math.exp2(tl.dot(q, tl.trans(k)) * scale_log2 + bias - lse[:, None])
+        bias = load_bias_or_last(bias_ptr, row_step(bias_stride_n, ALIGN), rows, N, keys, M, EXPANDED)
+        p = softmax_weights(tl.dot(q, tl.trans(k)) * score_scale + bias, lse, EXPANDED)
         dk_b, dv_b = dk_ptr + b64 * aligned(dk_stride_b, ALIGN), dv_ptr + b64 * aligned(dk_stride_b, ALIGN)
         dv = tl.dot(tl.trans(p.to(q.dtype)), do)
         store_rows(dv_b, aligned(dk_stride_m, ALIGN), dv, keys, M, D, BLOCK_D)

@@ -18,28 +18,37 @@ import triton.language as tl
 from torch import Tensor
 
 from vitkernels.attention.blocks import padded_head_dim, pieces, stride_alignment, tall_tile
-from vitkernels.attention.tiles import aligned, load_bias, load_rows_or_last, store_rows, sum_rows
+from vitkernels.attention.tiles import (
+    aligned,
+    exponential,
+    load_bias,
+    load_rows_or_last,
+    row_step,
+    store_lse,
+    store_rows,
+    sum_rows,
+)
 from vitkernels.runtime.call import Call, cdiv
-from vitkernels.runtime.constants import LOG2E
+from vitkernels.runtime.constants import LOG2E, LOWEST
 from vitkernels.runtime.device import MULTIPROCESSORS
 
 
 @triton.jit
-def _absorb_held(q, k, v, bias, scale_log2, top, total, acc, FIRST: tl.constexpr):
+def _absorb_held(q, k, v, bias, score_scale, top, total, acc, EXPANDED: tl.constexpr, FIRST: tl.constexpr):
     """One piece of keys into the running softmax (top [R], total [R, 8], acc [R, BLOCK_D]) of one image."""
-    s = tl.dot(q, tl.trans(k)) * scale_log2 + bias
+    s = tl.dot(q, tl.trans(k)) * score_scale + bias
     new_top = tl.maximum(top, tl.max(s, 1))
     if not FIRST:
-        shrink = tl.math.exp2(top - new_top)[:, None]
+        shrink = exponential(top - new_top, EXPANDED)[:, None]
         acc, total = acc * shrink, total * shrink
-    p = tl.math.exp2(s - new_top[:, None]).to(q.dtype)
+    p = exponential(s - new_top[:, None], EXPANDED).to(q.dtype)
     return new_top, sum_rows(p, total), tl.dot(p, v, acc)
 
 
 @triton.jit
 def _fwd_few_keys_kernel(
     out_ptr,  # [B, H, N, D]
-    lse_ptr,  # [B, H, N] log2 of the softmax denominators, or None
+    lse_ptr,  # as `store_lse` fills it, or None
     q_ptr,  # [B, H, N, D]
     k_ptr,  # [B, H, M, D]
     v_ptr,  # [B, H, M, D]
@@ -62,9 +71,9 @@ def _fwd_few_keys_kernel(
     H,
     N,
     M,
-    scale_log2,
+    score_scale,
     TILES,  # of queries, for one program
-    EXPANDED: tl.constexpr,  # the bias is padded to whole pieces and in units of log2
+    EXPANDED: tl.constexpr,  # the bias is padded to whole pieces; it and scores are in units of log2
     ALIGN: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -84,6 +93,7 @@ def _fwd_few_keys_kernel(
     q_step, k_step, v_step = aligned(q_stride_b, ALIGN), aligned(k_stride_b, ALIGN), aligned(v_stride_b, ALIGN)
     q_row, k_row, v_row = aligned(q_stride_n, ALIGN), aligned(k_stride_m, ALIGN), aligned(v_stride_m, ALIGN)
     out_step, out_row = aligned(out_stride_b, ALIGN), aligned(out_stride_n, ALIGN)
+    bias_row = row_step(bias_stride_n, ALIGN)
     q_ptr += h64 * aligned(q_stride_h, ALIGN)
     k_ptr += h64 * aligned(k_stride_h, ALIGN)
     v_ptr += h64 * aligned(v_stride_h, ALIGN)
@@ -108,20 +118,19 @@ def _fwd_few_keys_kernel(
             b = tl.minimum(b_first + i, B - 1).to(tl.int64)
             n_rows = tl.where(b_first + i < B, N, 0)  # images beyond the batch are not written
             q = load_rows_or_last(q_ptr + b * q_step, q_row, rows, N, D, BLOCK_D)
-            top = tl.full([BLOCK_N], -3.0e38, tl.float32)
+            top = tl.full([BLOCK_N], LOWEST, tl.float32)
             total = tl.zeros([BLOCK_N, 8], tl.float32)
             acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
             for j in tl.static_range(PIECES):
-                bias = load_bias(bias_ptr, bias_stride_n, rows, N, keys[j], M, EXPANDED)
+                bias = load_bias(bias_ptr, bias_row, rows, N, keys[j], M, EXPANDED)
                 top, total, acc = _absorb_held(
-                    q, ks[i * PIECES + j], vs[i * PIECES + j], bias, scale_log2, top, total, acc, j == 0
+                    q, ks[i * PIECES + j], vs[i * PIECES + j], bias, score_scale, top, total, acc, EXPANDED, j == 0
                 )
             denominator = tl.max(total, 1)
             out = acc * (1.0 / denominator)[:, None]
             store_rows(out_ptr + b * out_step, out_row, out, rows, n_rows, D, BLOCK_D)
             if lse_ptr is not None:
-                at = (b * H + h) * N + rows
-                tl.store(lse_ptr + at, top + tl.math.log2(denominator), mask=rows < n_rows)
+                store_lse(lse_ptr, b * H + h, rows, N, n_rows, top, denominator, EXPANDED)
 
 
 _IMAGES = 2  # of one program: more leave no registers
@@ -149,7 +158,7 @@ def _tiles_of_one_program(tiles: int, pieces_of_batch: int) -> int:
 def few_keys_calls(
     out: Tensor, lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, expanded: bool
 ) -> list[Call]:
-    """The launch that fills out and, where given, lse [B, H, N] fp32."""
+    """The launch that fills out and, where given, lse fp32, as `store_lse` fills it."""
     B, H, N, D = q.shape
     M = k.shape[2]
     keys = pieces(M, 3, 64)
@@ -163,7 +172,8 @@ def few_keys_calls(
         "k_stride_b": k.stride(0), "k_stride_h": k.stride(1), "k_stride_m": k.stride(2),
         "v_stride_b": v.stride(0), "v_stride_h": v.stride(1), "v_stride_m": v.stride(2),
         "bias_stride_h": bias.stride(0), "bias_stride_n": bias.stride(1), "B": B, "H": H, "N": N, "M": M,
-        "scale_log2": scale * LOG2E.value, "TILES": each, "EXPANDED": expanded, "ALIGN": stride_alignment(q, k, v, out),
+        "score_scale": scale * LOG2E.value if expanded else scale, "TILES": each,
+        "EXPANDED": expanded, "ALIGN": stride_alignment(q, k, v, out, bias=bias),
         "D": D, "BLOCK_D": padded_head_dim(D), "BLOCK_N": 128, "IMAGES": _IMAGES, "KEYS_0": keys[0], "KEYS_1": keys[1],
         "KEYS_2": keys[2],
     }  # fmt: skip

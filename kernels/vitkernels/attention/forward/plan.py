@@ -32,7 +32,10 @@ def forward_calls(
     out: Tensor, lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, arch: int,
     expanded: bool,
 ) -> list[Call]:  # fmt: skip
-    """The launch that fills out and, where given, lse [B, H, N] fp32. An expanded bias is [H, N, M padded to 16]."""
+    """The launch that fills out and, where given, lse fp32, as `store_lse` fills it.
+
+    An expanded bias is [H, N, M padded to 16], in units of log2.
+    """
     B, H, N, D = q.shape
     M = k.shape[2]
     if few_keys(q, M, arch):
@@ -51,8 +54,8 @@ def forward_calls(
         "k_stride_b": k.stride(0), "k_stride_h": k.stride(1), "k_stride_m": k.stride(2),
         "v_stride_b": v.stride(0), "v_stride_h": v.stride(1), "v_stride_m": v.stride(2),
         "bias_stride_h": bias.stride(0), "bias_stride_n": bias.stride(1), "B": B, "H": H, "N": N, "M": M,
-        "scale_log2": scale * LOG2E.value, "EXPANDED": expanded, "ALIGN": stride_alignment(q, k, v, out), "D": D,
-        "BLOCK_D": padded_head_dim(D), "BLOCK_N": block_n,
+        "score_scale": scale * LOG2E.value if expanded else scale, "EXPANDED": expanded,
+        "ALIGN": stride_alignment(q, k, v, out, bias=bias), "D": D, "BLOCK_D": padded_head_dim(D), "BLOCK_N": block_n,
     }  # fmt: skip
     if short:
         images = images_per_program(B, cdiv(N, 64 if block_n == 128 else block_n) * H)
