@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from vitkernels import DepthwiseCase, depthwise_conv2d, depthwise_conv2d_reference, depthwise_conv2d_work
 
-from vitbench.kernel_bench.peers import compiled
+from vitbench.errors import Unsupported
+from vitbench.kernel_bench.peers import compiled, refusing
 from vitbench.kernel_bench.problem import DTYPES, NEEDS_GPU, Call, Impl, Problem
 
 _ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -71,9 +72,10 @@ def depthwise_problem(case: DepthwiseCase, dtype_name: str, device: str, train: 
     def cudnn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """cuDNN's own convolution, its fastest algorithm for the shape: conv2d may choose torch's kernel instead."""
         if not x.is_cuda:
-            raise NotImplementedError("cuDNN needs a GPU")
+            raise Unsupported("cuDNN needs a GPU")
         pad, step = [case.padding] * 2, [case.stride] * 2
-        y = torch.cudnn_convolution(x, weight, pad, step, [1, 1], case.C, True, False, False)
+        with refusing("CUDNN_STATUS_NOT_SUPPORTED", "unable to find an engine"):
+            y = torch.cudnn_convolution(x, weight, pad, step, [1, 1], case.C, True, False, False)
         return y if bias is None else y + bias[:, None, None]
 
     def nhwc(tensors: list[Tensor]) -> list[Tensor]:

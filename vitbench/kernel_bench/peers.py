@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vitbench.errors import Unsupported
 from vitbench.kernel_bench.problem import Call, Impl
 
 BACKENDS = {
@@ -27,13 +29,24 @@ def compiled(call: Call) -> Call:
 
 
 def through(backend: SDPBackend, call: Call) -> Call:
-    """`call` with scaled_dot_product_attention pinned to one backend, which raises where it cannot."""
+    """`call` with scaled_dot_product_attention pinned to one backend; Unsupported where that has no kernel."""
 
     def pinned(*args: Any) -> Tensor:
-        with sdpa_kernel(backend):
+        with sdpa_kernel(backend), refusing("No available kernel", "No viable backend"):
             return call(*args)
 
     return pinned
+
+
+@contextmanager
+def refusing(*texts: str) -> Iterator[None]:
+    """Names a RuntimeError that holds one of these texts what it is: a library's refusal of a case."""
+    try:
+        yield
+    except RuntimeError as error:
+        if any(text in str(error) for text in texts):
+            raise Unsupported(str(error)) from error
+        raise
 
 
 def cast(dtype: torch.dtype) -> Callable[[list[Tensor]], list[Tensor]]:

@@ -17,13 +17,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
 from vitbench.audit.registry import launches
 from vitbench.audit.validate import measurements
-from vitbench.errors import InputError
+from vitbench.errors import InputError, Unsupported
 from vitbench.gate import measurements as measured
 from vitbench.kernel_bench import Finished, group, run, sweep, timing
 from vitbench.kernel_bench.cases import Planned, plan
+from vitbench.kernel_bench.peers import through
 from vitbench.kernel_bench.problem import Impl, Problem, reference_outcome
 from vitbench.kernel_bench.rows import STATUSES, TABLE, KernelRow, append, read
 from vitbench.measure import device as devices
@@ -59,8 +61,9 @@ IMPLS = {
     "slower": lambda a, b: sum(product(a, b) for _ in range(64)) / 64,
     "off": lambda a, b: product(a, b) * 1.001,
     "nan": lambda a, b: product(a, b) / 0,
-    "refuses": fail(NotImplementedError("no masks here")),
-    "no kernel": fail(RuntimeError("No available kernel. Aborting execution.")),
+    "refuses": fail(Unsupported("no masks here")),
+    "no kernel": through(SDPBackend.MATH, fail(RuntimeError("No available kernel. Aborting execution."))),
+    "not written": fail(NotImplementedError("an operator of ours is not supported here")),
     "breaks": fail(RuntimeError("first line\nsecond line")),
     "too large": fail(torch.OutOfMemoryError("tried to allocate 1 TiB")),
 }
@@ -103,6 +106,7 @@ def test_every_failure_is_a_row_with_a_reason_and_without_a_time() -> None:
         "nan": ("incorrect", "it gives NaN or infinity"),
         "refuses": ("unsupported", "no masks here"),
         "no kernel": ("unsupported", "No available kernel. Aborting execution."),
+        "not written": ("error", "an operator of ours is not supported here"),
         "breaks": ("error", "first line second line"),
         "too large": ("oom", "tried to allocate 1 TiB"),
         "known": ("unsupported", "a known bug"),
