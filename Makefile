@@ -33,7 +33,7 @@ SHARED = $(call option,model,MODEL) $(call option,resolution,RES) $(call option,
   $(call option,dtype,DTYPE) $(call option,mode,MODE) $(call option,device,DEVICE) $(call option,out,OUT) $(ARGS)
 
 .PHONY: help setup bench memory-curves test test-fast test-oldest test-oldest-fast test-newest lint types bench-harness \
-  bench-compare readme clean audit audit-all audit-compile audit-accept audit-picture gate kernels-bench certify wheels
+  bench-compare readme clean memory-truth audit audit-all audit-compile audit-accept audit-picture gate kernels-bench certify wheels
 
 # Environments of the oldest and the newest supported versions, 5 GB and minutes each (constraints-*.txt).
 OLDEST := $(or $(strip $(VENV)),.venv)-oldest
@@ -42,6 +42,7 @@ NEWEST := $(or $(strip $(VENV)),.venv)-newest
 help:
 	@echo 'make bench MODEL=cmt_s    measure a model on this machine (RES= BATCH= IMPL= DTYPE= MODE= DEVICE= OUT= ARGS=)'
 	@echo 'make memory-curves        ViT against ResNet: peak memory over the batch size, as CSV and picture'
+	@echo 'make memory-truth         predicted memory beside every published figure, as CSV and picture (OUT=)'
 	@echo 'make test                 the whole suite'
 	@echo 'make test-fast            a part of it, for every save'
 	@echo 'make test-oldest          the main job, then the whole suite, with torch 2.11 and Triton 3.6 (test-oldest-fast: a part)'
@@ -79,6 +80,9 @@ bench: $(READY)
 
 memory-curves: $(READY)
 	$(PY) -m vitbench memory-curves $(SHARED)
+
+memory-truth: $(READY)
+	$(PY) -m vitbench.memory.truth $(or $(OUT),results/truth)
 
 test-fast: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m fast $(ARGS)

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import flop_registry
 
 from vitbench.catalog import Resolution
 from vitbench.measure.mac_rules import RULES, activations, multiplies
-from vitbench.measure.skeleton import is_composite, run_fake
+from vitbench.trace.skeleton import is_composite, run_fake
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vitbench.catalog import Resolution
 from vitbench.measure.allocations import rise_of
 from vitbench.measure.convolution_workspace import Convolution
-from vitbench.measure.skeleton import fakes, is_composite, replace_tensors
 from vitbench.measure.step import Step, make_step
+from vitbench.trace.skeleton import fakes, is_composite, replace_tensors
 
 Allocator = Literal["cpu", "cuda"]
 

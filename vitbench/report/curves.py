@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from vitbench.drawing import INSTALL, plotting_missing, save
 from vitbench.results.row import Row, as_dict
-
-INSTALL = "pip install altair vl-convert-python"
-
-
-def plotting_missing() -> bool:
-    """Whether the plotting packages are not installed; a measuring machine may lack them."""
-    import importlib.util
-
-    return any(importlib.util.find_spec(name) is None for name in ("altair", "vl_convert"))
 
 
 def _frame(rows: Sequence[Row]) -> pd.DataFrame:
@@ -121,9 +112,4 @@ def memory_chart(rows: Sequence[Row]) -> Any | None:
     return alt.hconcat(*panels)
 
 
-def save(chart: Any, stem: Path) -> list[Path]:
-    """Writes a chart as stem.png and stem.svg, without a browser."""
-    files = [stem.with_name(stem.name + suffix) for suffix in (".png", ".svg")]
-    for path in files:
-        chart.save(str(path), **({"ppi": 144} if path.suffix == ".png" else {}))
-    return files
+__all__ = ["INSTALL", "memory_chart", "plotting_missing", "save", "throughput_chart"]

@@ -20,7 +20,6 @@ from vitbench.bench.options import SweepOptions
 from vitbench.bench.plan import Case
 from vitbench.catalog import catalog
 from vitbench.errors import InputError
-from vitbench.measure.skeleton import replace_tensors
 from vitbench.models import MODELS, create_model, unserved
 from vitbench.models.cmt import CMT, CMTConfig
 from vitbench.models.coatnet import CoAtNet, CoAtNetConfig, MBConvConfig
@@ -32,6 +31,7 @@ from vitbench.models.spec import ModelSpec, Preprocessing
 from vitbench.ops.bundle import EAGER, Ops
 from vitbench.ops.fused import FUSED, UNSERVED
 from vitbench.results.row import Found, Speed
+from vitbench.trace.skeleton import replace_tensors
 from vitbench.verify import judge
 from vitbench.verify.outcome import relative_error, run, without_dropout
 

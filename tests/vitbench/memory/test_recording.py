@@ -1,0 +1,134 @@
+"""Recordings: what is traced at one batch, known for others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vitbench.memory.find import Traces
+from vitbench.memory.recording import PRIME, exact, fit, guess
+from vitbench.memory.setting import Setting
+from vitbench.memory.work import (
+    Training,
+    Work,
+    checkpoint_blocks,
+    in_order,
+    of_images,
+    of_images_and_labels,
+    trace,
+)
+
+WEIGHT = 4 * 300_000
+
+
+class Dense(nn.Module):
+    """No operator of it has temporaries, so its memory can be written down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(300, 1000, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.flatten(1))
+
+
+def work(batch: int, training: Training | None = None, build: Any = Dense, **options: Any) -> Work:
+    def inputs() -> tuple[Tensor, ...]:
+        x = torch.empty(batch, 3, 10, 10)
+        return (x,) if training is None else (x, torch.empty(batch, dtype=torch.long))
+
+    return Work(build, inputs, of_images if training is None else of_images_and_labels, training, **options)
+
+
+def parts(work: Work) -> dict[str, int]:
+    return exact(trace(work)).parts(1)
+
+
+def test_inference_of_one_layer_is_arithmetic() -> None:
+    found = parts(work(7))
+    assert found == {
+        "weights": 1_200_128,  # 1,200,000 in steps of 512
+        "gradients": 0,
+        "optimizer": 0,
+        "activations": 8704 + 28160,  # 7 x 300 and 7 x 1000 floats
+    }
+
+
+def test_training_of_one_layer_is_arithmetic() -> None:
+    found = parts(work(7, Training()))
+    assert found["weights"] == 1_200_128
+    assert found["optimizer"] == 2 * 1_200_128 + 512  # two moments, and fused AdamW's count on the device
+    assert found["gradients"] == 1_200_128
+
+
+@pytest.mark.parametrize(
+    ("training", "kind", "more"),
+    [
+        (Training("adamw-foreach"), "optimizer", -512),  # the count of steps lies with the host
+        (Training("sgd"), "optimizer", -1_200_128 - 512),
+        (Training("none"), "optimizer", -2 * 1_200_128 - 512),
+        (Training(ema=True), "weights", 1_200_128),
+        (Training(ddp=True), "gradients", 1_200_128),
+        (Training(ddp=True, bucket_view=True), "gradients", 0),
+    ],
+)
+def test_what_training_adds(training: Training, kind: str, more: int) -> None:
+    plain = {"weights": 1_200_128, "optimizer": 2 * 1_200_128 + 512, "gradients": 1_200_128}
+    assert parts(work(7, training))[kind] == plain[kind] + more
+
+
+def test_a_foreach_step_takes_as_much_as_the_parameters() -> None:
+    fused, foreach = (parts(work(1, Training(name)))["activations"] for name in ("adamw", "adamw-foreach"))
+    assert foreach - fused > 1_200_000 - 3 * 4096
+
+
+class Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(300, 300), nn.GELU()) for _ in range(6)))
+        self.more = nn.ModuleList(nn.TransformerEncoderLayer(300, 2) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        for block in self.more:
+            x = block(x)
+        return x
+
+
+def test_checkpointed_blocks_keep_their_input_alone() -> None:
+    assert checkpoint_blocks(Blocks()) == 2
+    plain, kept = (parts(work(900, Training("none", checkpointing=on), Blocks))["activations"] for on in (False, True))
+    assert kept < 0.8 * plain
+
+
+def test_a_recording_of_one_prime_batch_is_right_for_others() -> None:
+    found = guess(trace(work(PRIME, Training())), PRIME)
+    for batch in (2, 64, 1000):
+        assert found.equals(trace(work(batch, Training())), batch)
+
+
+def test_a_size_that_is_no_multiple_of_the_batch_needs_two_traces() -> None:
+    class Padded(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([x, x.new_empty(5, *x.shape[1:])])
+
+    at = {batch: trace(work(batch, build=Padded)) for batch in (PRIME, 8, 12)}
+    assert not guess(at[PRIME], PRIME).equals(at[8], 8)
+    found = fit(at[PRIME], PRIME, at[8], 8)
+    assert found is not None
+    assert found.equals(at[12], 12)
+    assert fit(at[PRIME], PRIME, trace(work(8)), 8) is None
+
+
+def test_traces_of_a_real_model_agree_with_its_recording() -> None:
+    traces = Traces(Setting("vit_tiny_patch16_224", (64, 64), "train", "amp", "sdpa"))
+    traces.verify(40)
+    assert traces.verified == [40]
+    assert traces.at(64).equals(traces.storages(64), 64)
+
+
+def test_what_goes_together_is_in_the_order_of_coming() -> None:
+    assert in_order([0, 1, 2, ~2, ~0, 3, ~3, ~1]) == [0, 1, 2, ~0, ~2, 3, ~1, ~3]

@@ -1,0 +1,213 @@
+"""Finds out what `predict` is asked: traces a step at few batches, and from that knows it at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitbench.errors import InputError, Unsupported
+from vitbench.memory.allocator import OutOfMemory
+from vitbench.memory.recording import PRIME, Recording, exact, fit, guess
+from vitbench.memory.setting import KINDS, Limit, Setting
+from vitbench.memory.work import Storages, Training, Work, of_images, of_images_and_labels, trace
+from vitbench.models import spec_of, unserved
+from vitbench.ops.implementations import ops_for
+from vitbench.ops.names import COMPILED
+from vitbench.trace.precision import AUTOCAST, TORCH_DTYPES
+
+#: A trace beside those that a recording is made of, where the first attempt was wrong.
+_THIRD = 12
+LARGEST = 2**20
+
+
+def work_of(setting: Setting, batch: int) -> Work:
+    """The step of a setting at one batch."""
+    spec = spec_of(setting.model)
+    dtype = TORCH_DTYPES[setting.dtype]
+    training = None
+    if setting.mode == "train":
+        training = Training(
+            setting.optimizer,
+            ddp=setting.ddp,
+            bucket_view=setting.bucket_view,
+            ema=setting.ema,
+            checkpointing=setting.checkpointing,
+        )
+
+    def inputs() -> tuple[torch.Tensor, ...]:
+        layout = torch.channels_last if setting.layout == "nhwc" else torch.contiguous_format
+        x = torch.empty(batch, 3, *setting.resolution, dtype=dtype, memory_format=layout)
+        return (x,) if training is None else (x, torch.empty(batch, dtype=torch.long))
+
+    return Work(
+        build=lambda: spec.build(ops_for(setting.impl), setting.resolution, spec.num_classes),
+        inputs=inputs,
+        call=of_images if training is None else of_images_and_labels,
+        training=training,
+        dtype=dtype,
+        autocast=AUTOCAST.get(setting.dtype),
+        channels_last=setting.layout == "nhwc",
+        cudnn=setting.cudnn,
+    )
+
+
+class Traces:
+    """Recordings of one setting, traced when they are asked for; the model is built once."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._exact: dict[int, Recording] = {}
+        self._traced: dict[int, Storages] = {}
+        self.verified: list[int] = []
+        self._affine = True
+
+    @cached_property
+    def _built(self) -> nn.Module:
+        with torch.device("meta"):
+            return work_of(self._setting, 1).build()
+
+    def storages(self, batch: int) -> Storages:
+        if batch not in self._traced:
+            self._traced[batch] = trace(work_of(self._setting, batch), self._built)
+        return self._traced[batch]
+
+    @cached_property
+    def general(self) -> Recording:
+        return guess(self.storages(PRIME), PRIME)
+
+    def verify(self, batch: int) -> None:
+        """Holds the general recording against a trace; where it is wrong, makes it of both and tries another."""
+        if batch < 2 or batch in self.verified or not self._affine:
+            return
+        found = self.storages(batch)
+        if not self.general.equals(found, batch):
+            other = fit(self.storages(PRIME), PRIME, found, batch)
+            third = _THIRD if batch != _THIRD else 2 * _THIRD
+            if other is None or not other.equals(self.storages(third), third):
+                self._affine = False
+                return
+            self.general = other
+            self.verified.append(third)
+        self.verified.append(batch)
+
+    def at(self, batch: int) -> Recording:
+        """A recording that is right for this batch: one image alone often takes other paths than several."""
+        if batch > 1 and self._affine:
+            return self.general
+        if batch not in self._exact:
+            self._exact[batch] = exact(self.storages(batch))
+        return self._exact[batch]
+
+
+def more(
+    setting: Setting, kept: dict[str, Any], batches: Sequence[int], workspace: int, limits: Sequence[Limit]
+) -> dict[str, Any]:
+    """What is known of a setting, and what is asked besides."""
+    try:
+        if why := cannot(setting):
+            return {"reason": why}
+        return _more(Traces(setting), kept, batches, workspace, limits)
+    except InputError:
+        raise
+    except Exception as error:  # a model's own code, on tensors without data
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return {
+            "reason": f"cannot be predicted: {type(error).__name__}: {lines[0][:200] if lines else ''}".rstrip(": ")
+        }
+
+
+def cannot(setting: Setting) -> str:
+    """Why a setting has no prediction; "" where it has one."""
+    if setting.impl in COMPILED:
+        return f"what {setting.impl} allocates only the compiler knows"
+    try:
+        why = unserved(setting.model, setting.impl, setting.resolution)
+    except (ValueError, Unsupported) as error:
+        return str(error).splitlines()[0]
+    return f"no {setting.impl} implementation: {why}" if why else ""
+
+
+def _more(
+    traces: Traces, kept: dict[str, Any], batches: Sequence[int], workspace: int, limits: Sequence[Limit]
+) -> dict[str, Any]:
+    peaks, largest, fits = (dict(kept.get(name, {})) for name in ("peaks", "largest", "fits"))
+    several = [batch for batch in batches if batch > 1]
+    if limits or len(several) > 2:
+        for limit in limits:
+            largest[limit.key] = _largest(traces, limit)
+        ends = [largest[limit.key] for limit in limits] + several[-1:]
+        traces.verify(max(ends, default=2) if max(ends, default=2) > 1 else 2)
+        if not traces.verified:  # each batch is traced for itself
+            for limit in limits:
+                largest[limit.key] = _settle(traces, limit, largest[limit.key])
+    for batch in batches:
+        recording = traces.at(batch) if limits or len(several) > 2 else exact(traces.storages(batch))
+        peaks[f"{batch}/{workspace}"] = _peak(recording, batch, workspace)
+        for limit in limits:
+            fits[f"{batch}/{limit.key}"] = _fits(recording, batch, limit)
+    some = traces.at(batches[0]) if batches else traces.general
+    return {
+        "peaks": peaks,
+        "largest": largest,
+        "fits": fits,
+        "convolutions": some.convolutions,
+        "verified": sorted({*kept.get("verified", []), *traces.verified}),
+    }
+
+
+def _peak(recording: Recording, batch: int, workspace: int) -> list[int]:
+    """Bytes of each kind, activations with what rounding takes, and of the workspace and the cache."""
+    needed = workspace if recording.products else 0
+    parts = recording.parts(batch)
+    peak = recording.replay(batch, needed)
+    known = [parts[kind] for kind in KINDS[:-1]]
+    return [*known, peak.allocated - sum(known) - needed, needed, peak.reserved - peak.allocated]
+
+
+def _fits(recording: Recording, batch: int, limit: Limit) -> bool:
+    needed = limit.workspace if recording.products else 0
+    if sum(recording.parts(batch).values()) + needed > limit.capacity:
+        return False  # without a replay, which would only waste more
+    try:
+        recording.replay(batch, needed, limit.capacity)
+    except OutOfMemory:
+        return False
+    return True
+
+
+def _largest(traces: Traces, limit: Limit) -> int:
+    """The largest batch that runs in the capacity, by bisection; 0 where one image does not."""
+    general = traces.general
+    needed = limit.workspace if general.products else 0
+    low, high = 1, 2
+    while sum(general.parts(high).values()) + needed <= limit.capacity and high < LARGEST:
+        low, high = high, 2 * high
+    while high - low > 1:  # by the tensors alone, which is fast and never too small
+        middle = (low + high) // 2
+        low, high = (middle, high) if sum(general.parts(middle).values()) + needed <= limit.capacity else (low, middle)
+    high, low = low + 1, 1
+    step = 1
+    while low < high - 1:  # with the allocator, from above: it takes a few per cent more
+        middle = max(low + 1, high - step)
+        if _fits(general, middle, limit):
+            low = middle
+            break
+        high, step = middle, 2 * step
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _fits(general, middle, limit) else (low, middle)
+    return low if low > 1 or _fits(traces.at(1), 1, limit) else 0
+
+
+def _settle(traces: Traces, limit: Limit, found: int) -> int:
+    """The largest batch near `found` where every batch is traced."""
+    while found > 0 and not _fits(traces.at(found), found, limit):
+        found -= max(1, found // 32)
+    return max(0, found)
+
+
+__all__ = ["Traces", "cannot", "more", "work_of"]

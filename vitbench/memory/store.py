@@ -1,0 +1,80 @@
+"""Predictions are kept for the next call: by model and options, by this code's text and by torch's version."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from vitbench.memory.setting import Setting
+
+_LIBRARIES = ("torch", "timm", "torchvision", "transformers")
+_KEPT = 4
+
+
+def folder() -> Path:
+    """Where predictions of this code lie: under XDG_CACHE_HOME, or ~/.cache."""
+    home = os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache"
+    return Path(home) / "vitbench" / "memory" / fingerprint()
+
+
+@cache
+def fingerprint() -> str:
+    """Changes with whatever can change a prediction: our code, the kernels' code, torch, libraries of models."""
+    digest = hashlib.sha256(platform.python_version().encode())
+    for name in _LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            digest.update(f"{name} {importlib.metadata.version(name)}".encode())
+    roots = [Path(__file__).parents[1] / room for room in ("models", "ops", "trace", "memory")]
+    kernels = importlib.util.find_spec("vitkernels")
+    if kernels is not None and kernels.origin is not None:
+        roots.append(Path(kernels.origin).parent)
+    for root in roots:
+        for path in sorted(root.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _path(setting: Setting) -> Path:
+    return folder() / (hashlib.sha256(repr(setting).encode()).hexdigest()[:24] + ".json")
+
+
+def read(setting: Setting) -> dict[str, Any]:
+    """What was kept of a setting; nothing where there is none, or it cannot be read."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(_path(setting).read_text())
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def write(setting: Setting, kept: dict[str, Any]) -> None:
+    """Keeps it; where no file can be written the next call predicts anew."""
+    path = _path(setting)
+    with contextlib.suppress(OSError):
+        if not path.parent.exists():
+            _forget_old(path.parent.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(kept, file)
+        os.replace(file.name, path)
+
+
+def _forget_old(parent: Path) -> None:
+    """Leaves the predictions of the codes that were used last."""
+    old = sorted((one for one in parent.glob("*") if one.is_dir()), key=lambda one: one.stat().st_mtime)
+    for one in old[: -_KEPT + 1]:
+        for path in one.glob("*"):
+            path.unlink()
+        one.rmdir()
+
+
+__all__ = ["fingerprint", "folder", "read", "write"]

@@ -1,0 +1,139 @@
+"""Runs a model on tensors without data and writes down when each storage comes and goes."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from vitbench.trace.skeleton import is_composite
+
+#: Called with an operator, its arguments and its result, after it ran.
+Watch = Callable[[Any, tuple[Any, ...], Any], None]
+
+
+def _nothing(op: Any, args: tuple[Any, ...], out: Any) -> None: ...
+
+
+class Tracer(FakeTensorMode):
+    """A mode in which tensors are fake CPU tensors and every new storage is an event.
+
+    What an operator is made of in Python is not seen: one operator is one kernel, whose results alone are allocated.
+
+    Attributes:
+        sizes: bytes of each storage, in the order in which they were seen.
+        kinds: what each is for; "" until somebody says.
+        events: the number of a storage when it comes, and the number's complement (~number) when it goes.
+        now, peak: bytes that are alive, and the most that were.
+
+    Args:
+        instead: functions that run instead of an operator, with the same arguments; they call other operators.
+        inside: bytes that an operator allocates for itself and frees before it ends.
+        watch: is told of every operator after it ran.
+    """
+
+    def __init__(
+        self,
+        instead: Mapping[Any, Callable[..., Any]] | None = None,
+        inside: Callable[[Any, tuple[Any, ...], Any], int] | None = None,
+        watch: Watch = _nothing,
+    ) -> None:
+        super().__init__(allow_non_fake_inputs=True)
+        self.sizes: list[int] = []
+        self.kinds: list[str] = []
+        self.events: list[int] = []
+        self.now = self.peak = 0
+        self._instead = instead or {}
+        self._inside = inside
+        self._watch = watch
+        self._known: dict[int, tuple[int, weakref.ref[Any]]] = {}
+        self._within = False
+        self._recording = False
+
+    @contextlib.contextmanager
+    def recording(self, held: Mapping[str, Iterable[Tensor]]) -> Iterator[None]:
+        """Writes events down; what is `held`, by kind, is alive before the first.
+
+        Python's collector of cycles rests meanwhile: when it frees something is chance.
+        """
+        for kind, tensors in held.items():
+            for tensor in tensors:
+                self.mark(kind, tensor)
+        collecting = gc.isenabled()
+        gc.disable()
+        self._recording = True
+        try:
+            yield
+        finally:
+            self._recording = False
+            if collecting:
+                gc.enable()
+
+    def mark(self, kind: str, tensor: Tensor) -> None:
+        """Says what a tensor's storage is for; the first to say so is right."""
+        number = self._see(tensor)
+        self.kinds[number] = self.kinds[number] or kind
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._within or func.namespace == "prim":  # questions about a tensor are the greater part of all calls
+            return super().__torch_dispatch__(func, types, args, kwargs or {})
+        kwargs = kwargs or {}
+        if func in self._instead:
+            with self:
+                return self._instead[func](*args, **kwargs)
+        if is_composite(func) and not is_whole(func):
+            with self:
+                return func.decompose(*args, **kwargs)
+        self._within = True
+        try:
+            out = super().__torch_dispatch__(func, types, args, kwargs)
+        finally:
+            self._within = False
+        if self._recording:
+            self._watch(func, args, out)
+            for item in out if isinstance(out, (tuple, list)) else (out,):
+                if isinstance(item, Tensor):
+                    self._see(item)
+            if self._inside is not None and (size := self._inside(func, args, out)):
+                self._free(self._allocate(size))  # beside the results, which a kernel allocates first
+        return out
+
+    def _see(self, tensor: Tensor) -> int:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        known = self._known.get(key)
+        if known is not None:
+            return known[0]
+        number = self._allocate(storage.nbytes())
+        self._known[key] = (number, weakref.ref(storage, lambda _: self._forget(key)))
+        return number
+
+    def _allocate(self, size: int) -> int:
+        number = len(self.sizes)
+        self.sizes.append(size)
+        self.kinds.append("")
+        self.events.append(number)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        return number
+
+    def _forget(self, key: int) -> None:
+        self._free(self._known.pop(key)[0])
+
+    def _free(self, number: int) -> None:
+        if self._recording:
+            self.events.append(~number)
+        self.now -= self.sizes[number]
+
+
+def is_whole(op: Any) -> bool:
+    """Whether a composite is one kernel without temporaries on a CPU or GPU, and a sequence in Python alone."""
+    return str(op.overloadpacket.__name__).lstrip("_").startswith(("upsample", "max_pool1d"))
+
+
+__all__ = ["Tracer", "Watch", "is_whole"]
