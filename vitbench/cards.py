@@ -65,6 +65,15 @@ class Card:
     source: str
 
     @property
+    def usable_gib(self) -> float:
+        """What CUDA calls the device's total memory, in 2^30 bytes: less than is sold."""
+        return USABLE[self.name][0] if self.name in USABLE else round(self.memory_gb * _SHARE, 1)
+
+    @property
+    def usable_source(self) -> str:
+        return USABLE[self.name][1] if self.name in USABLE else f"estimated: {_SHARE} GiB for each GB as sold"
+
+    @property
     def limits(self) -> Limits:
         return LIMITS[self.arch]
 
@@ -108,6 +117,27 @@ CARDS = (
 )  # fmt: skip
 
 
+#: GiB that CUDA says a card has, as torch prints it when memory runs out ("GPU 0 has a total capacity of ..."), from
+#: public reports on GitHub.
+USABLE = {
+    "A100 80GB": (79.25, "HiDream-ai/VAREdit#6"),
+    "A100 80GB PCIe": (79.25, "as A100 80GB"),
+    "A100 40GB": (39.50, "TianheWu/CoSeR#10"),
+    "A100 40GB PCIe": (39.50, "as A100 40GB"),
+    "A10": (21.99, "zai-org/CogVLM#236"),
+    "RTX 3090": (23.59, "bytedance/X-Portrait#7"),
+    "RTX 4090": (23.64, "ali-vilab/VGen#104"),
+    "L40S": (44.42, "stepfun-ai/Step-Video-T2V#8"),
+    "RTX 6000 Ada": (44.43, "DINGYANB/MTVCrafter#21, with error correction on"),
+    "H100 SXM": (79.11, "vllm-project/vllm#27508"),
+    "H100 PCIe": (79.11, "as H100 SXM"),
+    "RTX 5090": (31.36, "TrajectoryCrafter/TrajectoryCrafter#20"),
+    "RTX PRO 6000": (94.97, "antirez/ds4#431"),
+}
+#: GiB for each GB as sold, where nothing is reported: below all but cards with error correction in GDDR memory.
+_SHARE = 0.98
+
+
 def find(name: str) -> Card:
     """The card that is called so, whatever the case and the maker's name in front.
 
@@ -119,7 +149,8 @@ def find(name: str) -> Card:
             return card
     known = {_plain(card.name): card.name for card in CARDS}
     close = [known[match] for match in difflib.get_close_matches(wanted, known, n=3, cutoff=0.4)]
-    told = f"did you mean {' or '.join(close)}?" if close else "`--card list` names them"
+    listed = "`--card list` and `vitbench memory --gpu list` name them"
+    told = f"did you mean {' or '.join(close)}?" if close else listed
     raise InputError(f"no card is called {name!r}; {told}")
 
 
@@ -132,6 +163,16 @@ def of_device(device_name: str) -> Card | None:
 def _plain(name: str) -> str:
     words = name.lower().replace("-", " ").split()
     return " ".join(word for word in words if word not in ("nvidia", "geforce", "tesla"))
+
+
+def memory_listing() -> str:
+    """A line for each card: its memory as sold, what CUDA says there is, and who reports that."""
+    lines = [f"{'card':15} {'arch':6} {'GB sold':>8} {'GiB usable':>10}  source of what is usable"]
+    lines += [
+        f"{card.name:15} sm_{card.arch:<3} {card.memory_gb:8} {card.usable_gib:10.2f}  {card.usable_source}"
+        for card in CARDS
+    ]
+    return "\n".join(lines)
 
 
 def listing() -> str:

@@ -11,11 +11,12 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from vitbench.audit.options import AuditOptions
-from vitbench.bench.options import BenchOptions, MemoryCurvesOptions, ReportOptions
+from vitbench.bench.options import BenchOptions, MaxBatchOptions, MemoryCurvesOptions, ReportOptions
 from vitbench.certify.options import CertifyOptions
 from vitbench.doctor.options import DoctorOptions
 from vitbench.errors import InputError
 from vitbench.gate.options import CompareOptions, GateOptions
+from vitbench.memory.options import MemoryOptions
 
 Options = TypeVar("Options")
 
@@ -32,6 +33,7 @@ a CSV: a case that fails is a row too, with its reason. A sweep that was stopped
   vitbench doctor                                         what this machine can measure, and what not
   vitbench bench --model cmt_s --dry-run                  what would run: parameters, GMACs, memory
   vitbench bench --model cmt_s,resnet50 --batch 1,64      measure
+  vitbench memory --model cmt_s --gpu 'A100 80GB,RTX 4090' what fits on cards that are not here
   vitbench memory-curves --model vit_base_patch16_224,resnet50
   vitbench report results/gpu/cmt_s.csv                   print and draw an earlier sweep again
   vitbench certify --budget 540 --out DIR                 all that only a GPU can prove, pass or fail a line
@@ -83,6 +85,25 @@ def memory_curves(given: MemoryCurvesOptions) -> int:
     from vitbench.bench import command
 
     return command.memory_curves(given)
+
+
+@_command(MaxBatchOptions)
+def max_batch(given: MaxBatchOptions) -> int:
+    """The largest batch that this machine's GPU holds, measured by bisection in processes that may die."""
+    from vitbench.bench import max_batch
+
+    return max_batch.run(given)
+
+
+@_command(MemoryOptions)
+def memory(given: MemoryOptions) -> int:
+    """Memory of a step on any card, without the card: weights, gradients, activations, what fits, the largest batch.
+
+    Predicted from CUDA's own rules on tensors without data. Exit code: 0, 1 where a case has none, 2 bad input.
+    """
+    from vitbench.memory import command
+
+    return command.run(given)
 
 
 @app.command("list")

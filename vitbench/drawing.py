@@ -1,8 +1,12 @@
-"""Whether pictures can be drawn here, and how a chart becomes files."""
+"""Whether pictures can be drawn here, and how charts become files and pages."""
 
 from __future__ import annotations
 
+import csv
 import importlib.util
+import io
+from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -33,4 +37,45 @@ def _shrink(path: Path) -> None:
     few.save(path, optimize=True)
 
 
-__all__ = ["INSTALL", "plotting_missing", "save"]
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px; padding: 0 1rem; color: #1b1f24 }
+table { border-collapse: collapse; font-size: 13px } td, th { padding: .15rem .6rem; text-align: right }
+th { border-bottom: 1px solid #999; position: sticky; top: 0; background: #fff }
+td:first-child, th:first-child { text-align: left }
+.scroll { overflow-x: auto } tr:nth-child(even) td { background: #f5f6f8 } dt { font-weight: 600 } dd { margin: 0 }
+dl { display: grid; grid-template-columns: 10rem 1fr; gap: .1rem 1rem }
+"""
+
+
+def bundle() -> str:
+    """The plotting libraries themselves, once for all charts of the page."""
+    import vl_convert
+
+    libraries = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub asks for a snippet
+    return f"<script>{libraries}</script>"
+
+
+def embed(chart: object, number: int) -> str:
+    """A chart as HTML that the bundle's scripts draw; `number` tells it from others of the page."""
+    import altair as alt
+
+    assert isinstance(chart, alt.TopLevelMixin)
+    specification = chart.to_json(indent=None).replace("</", "<\\/")
+    return f'<div id="chart{number}"></div><script>vegaEmbed("#chart{number}", {specification})</script>'
+
+
+def page(charts: Sequence[object], path: Path, title: str, table: str) -> None:
+    """Writes charts and a CSV's text as one HTML page, which needs nothing else and opens off line."""
+    head, *lines = csv.reader(io.StringIO(table))
+    names = "".join(f"<th>{escape(name)}</th>" for name in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
+    drawn = "".join(embed(chart, number) for number, chart in enumerate(charts))
+    parts = (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>",
+        f"<style>{STYLE}</style>{bundle()}<h1>{escape(title)}</h1>{drawn}",
+        f"<div class=scroll><table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div></html>",
+    )
+    path.write_text("\n".join(parts) + "\n", encoding="utf-8")
+
+
+__all__ = ["INSTALL", "STYLE", "bundle", "embed", "page", "plotting_missing", "save"]

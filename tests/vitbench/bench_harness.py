@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from vitbench import selection
 from vitbench.bench import plan, sweep
 from vitbench.bench.options import SweepOptions
 from vitbench.bench.plan import Case, Grid
@@ -33,9 +34,9 @@ def test_plan_100_000_cases(benchmark: BenchmarkFixture) -> None:
     grid = Grid(
         models=[name for name, entry in catalog().items() if entry.family == "vit"][:25],
         impls=IMPLS[:3],
-        modes=plan.MODES,
-        dtypes=plan.DTYPES,
-        layouts=plan.LAYOUTS,
+        modes=selection.MODES,
+        dtypes=selection.DTYPES,
+        layouts=selection.LAYOUTS,
         resolutions=[f"x{factor / 4}" for factor in range(1, 10)],
         batches=list(range(1, 14)),
         device="cpu",

@@ -8,10 +8,10 @@ import io
 import pytest
 
 from vitbench.bench.listing import print_models
-from vitbench.bench.selection import match
 from vitbench.catalog import CatalogEntry, catalog, published
 from vitbench.errors import InputError
 from vitbench.models import MODELS
+from vitbench.selection import match
 
 pytestmark = pytest.mark.fast
 

@@ -13,18 +13,11 @@ from vitbench.catalog import Resolution, parse_resolution
 from vitbench.models import create_model, inputs, spec_of
 from vitbench.models.weights import enliven
 from vitbench.ops.implementations import ops_for
-
-TORCH_DTYPES = {
-    "fp32": torch.float32,
-    "tf32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "amp": torch.float32,
-}
+from vitbench.trace.precision import AUTOCAST
 
 
 def autocast_dtype(case: Case) -> torch.dtype | None:
-    return torch.bfloat16 if case.dtype == "amp" else None
+    return AUTOCAST.get(case.dtype)
 
 
 def memory_format(case: Case) -> torch.memory_format:

@@ -9,12 +9,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from vitbench.bench.build import TORCH_DTYPES, Workload, autocast_dtype, set_precision
+from vitbench.bench.build import Workload, autocast_dtype, set_precision
 from vitbench.bench.plan import Case
 from vitbench.errors import Unsupported
 from vitbench.ops.implementations import ops_for
 from vitbench.ops.names import COMPILED
 from vitbench.results.row import Found, Verified
+from vitbench.trace.precision import TORCH_DTYPES
 from vitbench.verify import judge
 from vitbench.verify.judge import Yardstick
 from vitbench.verify.outcome import Outcome, run

@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from vitbench import cards, selection
+from vitbench.bench import card_curves, sweep
 from vitbench.bench import plan as planning
-from vitbench.bench import selection, sweep
 from vitbench.bench.advice import common_reason
 from vitbench.bench.options import BenchOptions, MemoryCurvesOptions, ReportOptions, SweepOptions
 from vitbench.bench.plan import Case, Grid
@@ -39,17 +40,23 @@ def plan(given: BenchOptions) -> list[Case]:
 
     Raises: InputError on anything unknown, and when a model cannot take a resolution.
     """
-    device = devices.check_device(given.device) if given.device else devices.default_device()
+    if given.gpu:
+        if not given.dry_run:
+            raise InputError("--gpu plans for a card that need not be here: give --dry-run, or measure with --device")
+        if given.device:
+            raise InputError("--gpu names a card that need not be here, --device one that is: give one of them")
+        cards.find(given.gpu)
+    device = "cuda" if given.gpu else devices.check_device(given.device) if given.device else devices.default_device()
     defaults = DEFAULTS["cpu" if device == "cpu" else "cuda"]
     return planning.expand(
         Grid(
             models=selection.match(given.model),
-            impls=planning.split(given.impl or defaults["impl"], "impl", IMPLS),
-            modes=planning.split(given.mode, "mode", planning.MODES),
-            dtypes=planning.split(given.dtype, "dtype", planning.DTYPES),
-            layouts=planning.split(given.layout, "layout", planning.LAYOUTS),
-            resolutions=planning.split_resolutions(given.resolution or defaults["resolution"]),
-            batches=planning.split_batches(given.batch or defaults["batch"]),
+            impls=selection.split(given.impl or defaults["impl"], "impl", IMPLS),
+            modes=selection.split(given.mode, "mode", selection.MODES),
+            dtypes=selection.split(given.dtype, "dtype", selection.DTYPES),
+            layouts=selection.split(given.layout, "layout", selection.LAYOUTS),
+            resolutions=selection.split_resolutions(given.resolution or defaults["resolution"]),
+            batches=selection.split_batches(given.batch or defaults["batch"]),
             device=device,
         )
     )
@@ -106,8 +113,10 @@ def _check_weights(path: Path, models: list[str], saved: Resolution | None) -> N
     load_weights(spec.build(EAGER, spec.resolution, spec.num_classes), models[0], path, saved)
 
 
-def print_plan(cases: Sequence[Case], export: str = "", baseline: Path | None = None) -> int:
+def print_plan(cases: Sequence[Case], export: str = "", baseline: Path | None = None, gpu: str = "") -> int:
     """`--dry-run`: every case with parameters (10^6), GMACs (10^9, batch 1) and predicted peak memory (MiB).
+
+    With `gpu`, the name of a card, also whether it fits there.
 
     A case that no machine can run, as its model has no such implementation or takes no such size, says so, and so
     does one that cannot be predicted; the plan goes on.
@@ -122,7 +131,7 @@ def print_plan(cases: Sequence[Case], export: str = "", baseline: Path | None = 
     out.print(f"{'case':{width}}  {'params M':>10}  {'GMACs':>9}  {'predicted MiB':>13}", soft_wrap=True)
     failed = 0
     for case in cases:  # a line as soon as it is known: predicting a large training step takes seconds
-        said, status = _planned(case)
+        said, status = _planned(case, gpu)
         failed += status not in ("ok", "unsupported")
         row = sweep.row_of(case, Found(), Environment(device_name=""), Setup(), "")
         speed = held_against.of(row) if held_against else None
@@ -131,7 +140,7 @@ def print_plan(cases: Sequence[Case], export: str = "", baseline: Path | None = 
     return int(failed > 0)
 
 
-def _planned(case: Case) -> tuple[str, str]:
+def _planned(case: Case, gpu: str = "") -> tuple[str, str]:
     """What is known of a case in one line, and the status that its row would have."""
     from vitbench.bench import predict
     from vitbench.bench.failures import classify
@@ -146,7 +155,8 @@ def _planned(case: Case) -> tuple[str, str]:
         return f"{status}: {reason}", status
     predicted = "" if memory is None else f"{memory:,.1f}"
     line = f"{count.params_m:10.6f}  {count.gmacs:9.4f}  {predicted:>13}"
-    notes = [*count.differences, *([f"unsupported: {why}"] if why else [])]
+    fits = predict.verdict(case, gpu) if gpu and memory is not None else ""
+    notes = [*([fits] if fits else []), *count.differences, *([f"unsupported: {why}"] if why else [])]
     return "  ".join([line, *notes]).rstrip(), "unsupported" if why else "ok"
 
 
@@ -183,7 +193,7 @@ def bench(given: BenchOptions) -> int:
     cases = plan(given)
     checked = options(cases, given)
     if given.dry_run:
-        return print_plan(cases, given.export, given.baseline)
+        return print_plan(cases, given.export, given.baseline, given.gpu)
     held_against = _read_options(given.export, given.baseline)
     out = given.out or default_out(given.model, cases)
     summary = _sweep(cases, out, checked)
@@ -198,8 +208,12 @@ def bench(given: BenchOptions) -> int:
 def memory_curves(given: MemoryCurvesOptions) -> int:
     """Predicts every case's peak memory, measures those up to a batch size, draws both; returns the exit code.
 
+    With --gpu the card need not be here.
+
     Raises: InputError on options that cannot be used.
     """
+    if given.gpu:
+        return card_curves.run(given)
     cases = plan(
         BenchOptions(
             model=given.model,

@@ -6,9 +6,9 @@ import csv
 import json
 import sys
 
-from vitbench.bench.selection import match
 from vitbench.catalog import format_resolution, published
 from vitbench.errors import InputError, nearest
+from vitbench.selection import match
 
 FORMATS = ("table", "csv", "json")
 

@@ -54,9 +54,24 @@ class BenchOptions:
     dry_run: Annotated[
         bool, Option("--dry-run", help="Print the cases with parameters, GMACs and predicted memory; measure nothing.")
     ] = False
+    gpu: Annotated[str, Option(help="With --dry-run: plan for a card that need not be here, such as 'RTX 4090'.")] = ""
     fresh: Fresh = False
     export: Export = ""
     baseline: Baseline = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxBatchOptions:
+    """Of `vitbench max-batch`, as typed."""
+
+    model: Model = "vit_base_patch16_224,resnet50"
+    resolution: Annotated[str, Option(help="As for bench.")] = "native"
+    impl: Annotated[str, Option(help="As for bench.")] = "eager"
+    dtype: Annotated[str, Option(help="As for bench.")] = "amp"
+    mode: Annotated[str, Option(help="infer, train.")] = "train"
+    layout: Annotated[str, Option(help="nchw, nhwc (channels_last).")] = "nchw"
+    device: Device = ""
+    time_limit: TimeLimit = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +87,9 @@ class MemoryCurvesOptions:
         int,
         Option(help="The largest batch that is measured beside predicted. Default: 4 on the CPU, all on a GPU."),
     ] = -1
+    gpu: Annotated[
+        str, Option(help="Predict for this card, which need not be here, such as 'A100 80GB'; measured where it is.")
+    ] = ""
     device: Device = ""
     out: Out = None
     time_limit: TimeLimit = 600.0

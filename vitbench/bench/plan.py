@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from vitbench.bench import selection
-from vitbench.bench.selection import check_resolution
-from vitbench.catalog import Resolution, format_resolution, parse_resolution
-from vitbench.errors import InputError, nearest
-
-MODES = ("infer", "train")
-DTYPES = ("fp32", "tf32", "bf16", "fp16", "amp")
-LAYOUTS = ("nchw", "nhwc")
+from vitbench import selection
+from vitbench.catalog import Resolution, format_resolution
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,70 +53,6 @@ class Grid:
     device: str
 
 
-#: What timm and torch call these values; timm's "both" modes are two of ours.
-SYNONYMS = {
-    "float": "fp32", "float32": "fp32", "half": "fp16", "float16": "fp16", "bfloat16": "bf16",
-    "channels_last": "nhwc", "channels_first": "nchw", "contiguous_format": "nchw",
-    "inductor": "compile", "inference": "infer", "training": "train", "both": "infer,train",
-}  # fmt: skip
-
-
-def split(text: str, option: str, allowed: Sequence[str]) -> list[str]:
-    """Comma-separated values, each one of `allowed` or a synonym of it, without repeats.
-
-    Raises: InputError naming the nearest allowed value.
-    """
-    words = [value.strip() for value in text.split(",")]
-    plain = ",".join(SYNONYMS.get(word.removeprefix("torch.").lower(), word) for word in words if word)
-    values = list(dict.fromkeys(plain.split(","))) if plain else []
-    if not values:
-        raise InputError(f"{option} is empty; allowed: {', '.join(allowed)}")
-    for value in values:
-        if value not in allowed:
-            raise InputError(f"{option} {value!r} is unknown: {nearest(value, allowed)}")
-    return values
-
-
-def split_batches(text: str) -> list[int]:
-    """Comma-separated positive whole numbers, without repeats.
-
-    Raises: InputError.
-    """
-    values = [value.strip() for value in text.split(",") if value.strip()]
-    for value in values or [text]:
-        if not re.fullmatch(r"[0-9]+", value) or int(value) < 1:
-            raise InputError(f"batch {value!r} is not a positive whole number")
-    return list(dict.fromkeys(int(value) for value in values))
-
-
-def split_resolutions(text: str) -> list[str]:
-    """Comma-separated sizes, "native", or factors of the native size such as "x0.75".
-
-    Raises: InputError.
-    """
-    values = list(dict.fromkeys(value.strip().lower() for value in text.split(",") if value.strip()))
-    if not values:
-        raise InputError("resolution is empty; give a size such as 224, HEIGHTxWIDTH, or native")
-    for value in values:
-        if value != "native" and not re.fullmatch(r"x[0-9.]+", value):
-            parse_resolution(value)
-    return values
-
-
-def _resolve(model: str, text: str) -> Resolution:
-    entry = selection.entry(model)
-    if text == "native":
-        return entry.resolution
-    if text.startswith("x"):
-        step = max(entry.resolution_multiple, 16)
-        step = step if step % entry.resolution_multiple == 0 else entry.resolution_multiple
-        height, width = (max(step, round(side * float(text[1:]) / step) * step) for side in entry.resolution)
-        return height, width
-    resolution = parse_resolution(text)
-    check_resolution(model, resolution)
-    return resolution
-
-
 def expand(grid: Grid) -> list[Case]:
     """Every case of the grid; those that differ only in implementation are neighbours.
 
@@ -131,7 +60,7 @@ def expand(grid: Grid) -> list[Case]:
     """
     cases: list[Case] = []
     for model in grid.models:
-        resolutions = dict.fromkeys(_resolve(model, text) for text in grid.resolutions)
+        resolutions = dict.fromkeys(selection.resolve(model, text) for text in grid.resolutions)
         for resolution, dtype, layout, mode, batch, impl in itertools.product(
             resolutions, grid.dtypes, grid.layouts, grid.modes, grid.batches, grid.impls
         ):

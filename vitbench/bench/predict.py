@@ -1,4 +1,7 @@
-"""What can be said of a case without running it: parameters, MACs, peak memory. For plans and for rows."""
+"""What can be said of a case without running it: parameters, MACs, peak memory. For plans and for rows.
+
+Memory of a CPU is predicted from what its operators allocate, that of a GPU by `vitbench.memory` from CUDA's rules.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,22 @@ from functools import cache, lru_cache, partial
 import torch
 from torch import nn
 
+from vitbench import cards
 from vitbench.bench import isolation
-from vitbench.bench.build import TORCH_DTYPES, autocast_dtype
+from vitbench.bench.build import autocast_dtype
 from vitbench.bench.plan import Case
 from vitbench.catalog import Resolution
+from vitbench.measure import device as devices
 from vitbench.measure import flops, memory
 from vitbench.measure.flops import FlopCount
+from vitbench.memory.plan import DEFAULT_GPU, Target, target_of
+from vitbench.memory.predict import Answer, ask
+from vitbench.memory.setting import Limit, Setting, prefers_cudnn, workspace_bytes
 from vitbench.models import spec_of, unserved
 from vitbench.ops.bundle import EAGER, Ops
 from vitbench.ops.implementations import ops_for
 from vitbench.ops.names import COMPILED
+from vitbench.trace.precision import TORCH_DTYPES
 
 
 def _build(model: str, resolution: Resolution, ops: Ops) -> nn.Module:
@@ -38,20 +47,75 @@ def count(model: str, resolution: Resolution) -> FlopCount:
 @lru_cache(maxsize=4096)
 def memory_mib(case: Case) -> float | None:
     """Predicted peak memory in MiB, for the allocator of the case's device; None for compiled
-    implementations, whose buffers only the compiler knows, and for those that the model does not have."""
+    implementations, whose buffers only the compiler knows, and for those that the model does not have.
+
+    Raises: CannotPredict where the model's code does not run on tensors without data on a GPU.
+    """
     if case.impl in COMPILED or unserved(case.model, case.impl, case.resolution):
         return None
     try:
-        estimate = memory.predict(
+        if case.device != "cpu":
+            return _on_gpu(case, _target(case)).predictions[case.batch].peak
+        return memory.predict(
             partial(_build, case.model, case.resolution, ops_for(case.impl)),
             case.resolution,
             case.batch,
             "train" if case.mode == "train" else "infer",
             TORCH_DTYPES[case.dtype],
-            allocator="cpu" if case.device == "cpu" else "cuda",
             channels_last=case.layout == "nhwc",
             autocast=autocast_dtype(case),
-        )
+        ).peak_mib
     finally:
         isolation.forget()
-    return estimate.peak_mib
+
+
+class CannotPredict(Exception):
+    """A model's code does not run on tensors without data; the message says why."""
+
+
+def verdict(case: Case, gpu: str) -> str:
+    """Whether a case of a GPU fits on a card, and the largest batch that does: "fits RTX 4090 (up to batch 512)"."""
+    target = target_of(cards.find(gpu))
+    limit = target.limit(case.mode)
+    answer = _on_gpu(case, target, limit)
+    fits = "fits" if answer.fits[case.batch, limit] else "will not fit"
+    return f"{fits} {target.name} (up to batch {answer.largest[limit]})"
+
+
+def largest(case: Case, gpu: str) -> int:
+    """The largest batch of a case that a card holds, as predicted.
+
+    Raises: CannotPredict.
+    """
+    target = target_of(cards.find(gpu))
+    limit = target.limit(case.mode)
+    return _on_gpu(case, target, limit).largest[limit]
+
+
+def setting_of(case: Case, target: Target) -> Setting:
+    """The step of a case as `vitbench.memory` knows it: AdamW is fused."""
+    optimizer = "adamw" if case.mode == "train" else "none"
+    return Setting(
+        case.model,
+        case.resolution,
+        case.mode,
+        case.dtype,
+        case.impl,
+        case.layout,
+        optimizer,
+        cudnn=prefers_cudnn(target.arch),
+    )
+
+
+def _target(case: Case) -> Target:
+    """The card that is here; without one, or where nobody knows it, that of sm_80."""
+    here = cards.of_device(devices.environment(case.device).device_name) if devices.gpu_count() else None
+    return target_of(here or cards.find(DEFAULT_GPU))
+
+
+def _on_gpu(case: Case, target: Target, *limits: Limit) -> Answer:
+    setting = setting_of(case, target)
+    answer = ask(setting, [case.batch], workspace_bytes(target.arch, case.mode), limits)
+    if answer.reason:
+        raise CannotPredict(answer.reason)
+    return answer

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from vitbench.bench import selection
+from vitbench import selection
 from vitbench.bench.executor import LocalExecutor, WorkerLost
 from vitbench.bench.messages import Result
 from vitbench.bench.options import SweepOptions

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from vitbench.bench import isolation, predict
-from vitbench.bench.build import TORCH_DTYPES, Workload, autocast_dtype, set_precision, use_device
+from vitbench.bench.build import Workload, autocast_dtype, set_precision, use_device
 from vitbench.bench.check import Checker, Incorrect
 from vitbench.bench.failures import DoesNotFit, breaks_device, classify, is_out_of_memory
 from vitbench.bench.messages import Done, Group, Message, Phase, Result
@@ -33,6 +33,7 @@ from vitbench.models.outputs import Output
 from vitbench.ops.names import COMPILED, WHOLLY_COMPILED
 from vitbench.process import answers
 from vitbench.results.row import Counts, Energy, Found, Health, Memory, Speed, Utilisation
+from vitbench.trace.precision import TORCH_DTYPES
 from vitbench.verify import judge
 from vitbench.verify.outcome import Outcome, relative_error
 

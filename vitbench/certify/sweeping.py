@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitbench.bench import selection, sweep
+from vitbench import selection
+from vitbench.bench import sweep
 from vitbench.bench.options import SweepOptions
 from vitbench.bench.plan import Case, group
 from vitbench.bench.progress import ConsoleProgress

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from vitbench.bench import predict, sweep
-from vitbench.bench.build import TORCH_DTYPES, Workload, set_precision, use_device
+from vitbench.bench.build import Workload, set_precision, use_device
 from vitbench.bench.check import Checker
 from vitbench.bench.options import SweepOptions
 from vitbench.bench.plan import Case
@@ -21,6 +21,7 @@ from vitbench.measure import device as devices
 from vitbench.measure import latency, memory, power
 from vitbench.measure.step import Step, make_step
 from vitbench.results.row import Found, Row
+from vitbench.trace.precision import TORCH_DTYPES
 
 SECONDS = 60.0
 #: Small, and of all kinds of layers: convolutions, depthwise ones, attention with a bias, products.

@@ -1,21 +1,20 @@
-"""Peak memory of a step: predicted without running it, read from the CPU's allocator, read from CUDA's."""
+"""Peak memory of a step: predicted for the CPU, read from the CPU's allocator, read from CUDA's."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitbench.catalog import Resolution
 from vitbench.measure.allocations import rise_of
-from vitbench.measure.convolution_workspace import Convolution
 from vitbench.measure.step import Step, make_step
-from vitbench.trace.skeleton import fakes, is_composite, replace_tensors
+from vitbench.measure.workspace import Kernel
+from vitbench.trace.skeleton import quietly, replace_tensors
+from vitbench.trace.tracer import Tracer
 
 Allocator = Literal["cpu", "cuda"]
 
@@ -47,19 +46,16 @@ def predict(
     batch: int,
     mode: Literal["infer", "train"],
     dtype: torch.dtype = torch.float32,
-    allocator: Allocator = "cuda",
     channels_last: bool = False,
     autocast: torch.dtype | None = None,
     in_chans: int = 3,
 ) -> MemoryEstimate:
-    """Memory of one step of `make_step`, from shapes alone: nothing is computed and no GPU is needed.
+    """Memory of one step of `make_step` on the CPU, from shapes alone: the model computes nothing.
 
-    The step runs on fake CPU tensors while the storages that are alive are added up. In training it is the
-    second step, when the optimizer's state exists. What a kernel allocates and frees inside itself is seen
-    for CPU convolutions (`convolution_workspace`) and the CPU's AdamW only: the packing of matrices in bf16
-    and fp16 products on the CPU is not (about 1 % of a small model's training step), and cuDNN's and
-    cuBLAS's workspaces are not in the "cuda" figure. Where CUDA chooses other operators than the CPU does
-    (an attention backend, autocast of normalisations) it can be off by what they save.
+    The step runs on fake tensors while the storages that are alive are added up. In training it is the second step,
+    when the optimizer's state exists. What a kernel allocates and frees inside itself is seen for convolutions, resizes
+    and whole layers of torch's (`workspace`) and for AdamW only: the packing of matrices in bf16 and fp16 products is
+    not (about 1 % of a small model's training step).
 
     Args:
         build: makes the model; called with the meta device as default.
@@ -68,7 +64,14 @@ def predict(
     """
     with torch.device("meta"):
         built = build()
-    with fakes():
+    kernels: list[tuple[int, Kernel]] = []
+
+    def watch(op: Any, args: tuple[Any, ...], out: Any) -> None:
+        if kernel := Kernel.of(op, args, out):
+            kernels.append((tracer.now, kernel))
+
+    tracer = Tracer(inside=_inside, watch=watch)
+    with quietly(), tracer:
 
         def fake(tensor: Tensor) -> Tensor:
             kind = dtype if tensor.is_floating_point() else tensor.dtype
@@ -83,70 +86,22 @@ def predict(
                 if parameter.requires_grad:
                     parameter.grad = torch.empty_like(parameter)
             step.update()
-        live = _LiveStorages(GRANULE[allocator], step.held())
-        static = live.now
-        with live:
+        with tracer.recording({"held": step.held()}):
+            static = tracer.now
             step()
-    peak = live.peak
-    if allocator == "cpu":
-        peak = max(peak, live.cpu_update_peak)
-        for before, convolution in sorted(live.convolutions, key=lambda seen: -seen[0] - seen[1].rise_bound()):
-            if before + convolution.rise_bound() <= peak:
-                break
-            peak = max(peak, before + convolution.rise())
+    peak = tracer.peak
+    for before, kernel in sorted(kernels, key=lambda seen: -seen[0] - seen[1].rise_bound()):
+        if before + kernel.rise_bound() <= peak:
+            break
+        peak = max(peak, before + kernel.rise())
     return MemoryEstimate(static / MIB, peak / MIB)
 
 
-class _LiveStorages(TorchDispatchMode):
-    """Adds up the storages that are alive; `now` and `peak` in bytes."""
-
-    def __init__(self, granule: int, held: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.now = self.peak = self.cpu_update_peak = 0
-        self.convolutions: list[tuple[int, Convolution]] = []
-        self._granule = granule
-        self._known: dict[int, weakref.ref[Any]] = {}
-        for tensor in held:
-            self._see(tensor)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func.namespace == "prim":  # questions about a tensor, the greater part of all calls
-            return func(*args, **kwargs)
-        if is_composite(func) and not _is_whole(func):
-            with self:
-                return func.decompose(*args, **kwargs)
-        before = self.now
-        out = func(*args, **kwargs)
-        if convolution := Convolution.of(func, args, out):
-            self.convolutions.append((before, convolution))
-        if func is torch.ops.aten._fused_adamw_.default:
-            # The CPU's kernel goes through the tensors one by one and makes a contiguous copy of each gradient.
-            copies = [gradient.nbytes for gradient in args[1] if not gradient.is_contiguous()]
-            self.cpu_update_peak = before + max(copies, default=0)
-        for item in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(item, Tensor):
-                self._see(item)
-        return out
-
-    def _see(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._known:
-            return
-        size = _rounded(storage.nbytes(), self._granule)
-        self._known[key] = weakref.ref(storage, lambda _: self._free(key, size))
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-    def _free(self, key: int, size: int) -> None:
-        del self._known[key]
-        self.now -= size
-
-
-def _is_whole(op: Any) -> bool:
-    """Whether a composite is one kernel without temporaries on a CPU or GPU, and a sequence in Python alone."""
-    return str(op.overloadpacket.__name__).lstrip("_").startswith(("upsample", "max_pool1d"))
+def _inside(op: Any, args: tuple[Any, ...], out: Any) -> int:
+    """The CPU's AdamW goes through the tensors one by one and makes a contiguous copy of each gradient."""
+    if op is not torch.ops.aten._fused_adamw_.default:
+        return 0
+    return max((gradient.nbytes for gradient in args[1] if not gradient.is_contiguous()), default=0)
 
 
 def _rounded(size: int, granule: int) -> int:

@@ -33,12 +33,14 @@ def fingerprint() -> str:
     for name in _LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             digest.update(f"{name} {importlib.metadata.version(name)}".encode())
-    roots = [Path(__file__).parents[1] / room for room in ("models", "ops", "trace", "memory")]
+    here = Path(__file__)
+    roots = [here.parents[1] / room for room in ("models", "ops", "trace")]
+    roots += [here.with_name(f"{name}.py") for name in ("setting", "work", "recording", "allocator", "find")]
     kernels = importlib.util.find_spec("vitkernels")
     if kernels is not None and kernels.origin is not None:
         roots.append(Path(kernels.origin).parent)
     for root in roots:
-        for path in sorted(root.rglob("*.py")):
+        for path in [root] if root.is_file() else sorted(root.rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vitbench.models import foreign, outputs
 from vitbench.trace import cuda
 from vitbench.trace.autocast import as_on_cuda
-from vitbench.trace.skeleton import replace_tensors
+from vitbench.trace.skeleton import quietly, replace_tensors
 from vitbench.trace.tracer import Tracer
 
 
@@ -76,7 +76,7 @@ class Storages:
     """Every storage of a step: its bytes and kind, how many lie there before it, and the order of coming and going.
 
     An event is the number of a storage that comes, or the complement (~number) of one that goes. `products`,
-    `convolutions`: whether the step has any.
+    `convolutions`: whether the step has any; convolutions are those whose windows overlap.
     """
 
     sizes: list[int]
@@ -106,11 +106,12 @@ def trace(work: Work, built: nn.Module | None = None) -> Storages:
     seen: set[Any] = set()
 
     def watch(op: Any, args: tuple[Any, ...], out: Any) -> None:
-        seen.add(op)
+        if op is not cuda.CONVOLUTION or _overlaps(args):
+            seen.add(op)
 
     instead = cuda.instead(work.cudnn, work.softmax_keeps_input)
     tracer = Tracer(instead, cuda.inside, watch)
-    with cuda.rules(instead), tracer:
+    with quietly(), cuda.rules(instead), tracer:
         model = replace_tensors(built, lambda t: _fake(t, work))
         inputs = work.inputs()
         step = _Step(work, model, inputs)
@@ -133,6 +134,12 @@ def trace(work: Work, built: nn.Module | None = None) -> Storages:
         bool(seen & cuda.PRODUCTS.keys()),
         cuda.CONVOLUTION in seen,
     )
+
+
+def _overlaps(args: tuple[Any, ...]) -> bool:
+    """Whether a convolution's windows overlap; one that cuts patches is a matrix product."""
+    kernel, stride = args[1].shape[2:], args[3]
+    return any(size > step for size, step in zip(kernel, stride, strict=True))
 
 
 def in_order(events: list[int]) -> list[int]:

@@ -33,16 +33,22 @@ def replace_tensors(model: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Mo
 
 
 @contextlib.contextmanager
-def fakes(among_others: bool = False) -> Iterator[None]:
-    """Tensors are fake, all or among others; what those cannot do raises, where torch would log a traceback too."""
+def quietly() -> Iterator[None]:
+    """What fake tensors cannot do raises, where torch would log a traceback too."""
     log = logging.getLogger(FakeTensorMode.__module__)
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=among_others):
-            yield
+        yield
     finally:
         log.setLevel(level)
+
+
+@contextlib.contextmanager
+def fakes(among_others: bool = False) -> Iterator[None]:
+    """Tensors are fake, all or among others."""
+    with quietly(), FakeTensorMode(allow_non_fake_inputs=among_others):
+        yield
 
 
 def run_fake(model: nn.Module, shape: Sequence[int], call: Callable[[nn.Module, Tensor], Result]) -> Result:
@@ -74,4 +80,4 @@ def is_composite(op: Any) -> bool:
     return op.namespace == "aten" and has_kernel("CompositeImplicitAutograd") and not has_kernel("CPU")
 
 
-__all__ = ["fakes", "is_composite", "replace_tensors", "run_fake"]
+__all__ = ["fakes", "is_composite", "quietly", "replace_tensors", "run_fake"]

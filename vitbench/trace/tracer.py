@@ -131,9 +131,12 @@ class Tracer(FakeTensorMode):
         self.now -= self.sizes[number]
 
 
+_WHOLE = ("upsample", "max_pool1d", "lstm", "gru", "rnn_tanh", "rnn_relu")
+
+
 def is_whole(op: Any) -> bool:
-    """Whether a composite is one kernel without temporaries on a CPU or GPU, and a sequence in Python alone."""
-    return str(op.overloadpacket.__name__).lstrip("_").startswith(("upsample", "max_pool1d"))
+    """Whether a composite is one kernel on a CPU or GPU, and a sequence in Python alone."""
+    return str(op.overloadpacket.__name__).lstrip("_").startswith(_WHOLE)
 
 
 __all__ = ["Tracer", "Watch", "is_whole"]

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vitbench.bench.build import TORCH_DTYPES, Workload
+from vitbench.bench.build import Workload
 from vitbench.bench.check import Checker, Incorrect, Unverifiable
 from vitbench.bench.failures import classify
 from vitbench.bench.plan import Case
 from vitbench.results.row import Found
+from vitbench.trace.precision import TORCH_DTYPES
 
 #: Small. Rounding in bf16 decides every gradient of the second and third, and even their output.
 CASES = {

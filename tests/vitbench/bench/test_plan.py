@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vitbench import selection
 from vitbench.bench import plan
 from vitbench.bench.plan import Case, Grid
-from vitbench.bench.selection import match
 from vitbench.catalog import catalog, format_resolution, parse_resolution
 from vitbench.errors import InputError
 from vitbench.ops.names import IMPLS
+from vitbench.selection import match
 
 pytestmark = pytest.mark.fast
 
@@ -75,14 +76,14 @@ def test_factors_give_sizes_the_model_takes(model: str, factor: str) -> None:
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: plan.split("eagr", "impl", IMPLS), "eager"),
-        (lambda: plan.split(" , ", "impl", IMPLS), "allowed"),
-        (lambda: plan.split_batches("0"), "positive"),
-        (lambda: plan.split_batches("4,-1"), "-1"),
-        (lambda: plan.split_batches(""), "positive"),
-        (lambda: plan.split_batches("1.5"), "1.5"),
-        (lambda: plan.split_resolutions("224,abc"), "HEIGHTxWIDTH"),
-        (lambda: plan.split_resolutions("0"), "'0'"),
+        (lambda: selection.split("eagr", "impl", IMPLS), "eager"),
+        (lambda: selection.split(" , ", "impl", IMPLS), "allowed"),
+        (lambda: selection.split_batches("0"), "positive"),
+        (lambda: selection.split_batches("4,-1"), "-1"),
+        (lambda: selection.split_batches(""), "positive"),
+        (lambda: selection.split_batches("1.5"), "1.5"),
+        (lambda: selection.split_resolutions("224,abc"), "HEIGHTxWIDTH"),
+        (lambda: selection.split_resolutions("0"), "'0'"),
         (lambda: parse_resolution("224x"), "224x"),
         (lambda: parse_resolution("²"), "²"),
         (lambda: match("vit_base_patch16_22"), "vit_base_patch16_224"),
@@ -113,7 +114,7 @@ def test_resolutions_round_trip(height: int, width: int) -> None:
 @given(
     st.sets(st.sampled_from(["160", "192", "224", "256"]), min_size=1),
     st.sets(st.integers(1, 512), min_size=1, max_size=4),
-    st.sets(st.sampled_from(plan.DTYPES), min_size=1),
+    st.sets(st.sampled_from(selection.DTYPES), min_size=1),
 )
 def test_every_combination_is_planned_exactly_once(resolutions: set[str], batches: set[int], dtypes: set[str]) -> None:
     cases = plan.expand(grid(resolutions=sorted(resolutions), batches=sorted(batches), dtypes=sorted(dtypes)))
@@ -123,9 +124,9 @@ def test_every_combination_is_planned_exactly_once(resolutions: set[str], batche
 
 
 def test_the_words_of_timm_and_torch_are_understood() -> None:
-    assert plan.split("bfloat16,torch.float16,half,float32", "dtype", plan.DTYPES) == ["bf16", "fp16", "fp32"]
-    assert plan.split("channels_last,nchw", "layout", plan.LAYOUTS) == ["nhwc", "nchw"]
-    assert plan.split("inductor", "impl", IMPLS) == ["compile"]
-    assert plan.split("both", "mode", plan.MODES) == ["infer", "train"]
+    assert selection.split("bfloat16,torch.float16,half,float32", "dtype", selection.DTYPES) == ["bf16", "fp16", "fp32"]
+    assert selection.split("channels_last,nchw", "layout", selection.LAYOUTS) == ["nhwc", "nchw"]
+    assert selection.split("inductor", "impl", IMPLS) == ["compile"]
+    assert selection.split("both", "mode", selection.MODES) == ["infer", "train"]
     with pytest.raises(InputError, match="dtype 'bfloat61' is unknown"):
-        plan.split("bfloat61", "dtype", plan.DTYPES)
+        selection.split("bfloat61", "dtype", selection.DTYPES)

@@ -164,7 +164,7 @@ def test_summary_escapes_and_names_the_environment() -> None:
 
 
 def test_the_full_plan_can_be_built_and_begins_with_the_aims(timm: object, tmp_path: Path) -> None:
-    from vitbench.bench.selection import check_resolution
+    from vitbench.selection import check_resolution
 
     context = Context(tmp_path, "cuda")
     planned = models.cases(context)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from vitbench.bench import command, predict, selection, worker
+from vitbench import selection
+from vitbench.bench import command, predict, worker
 from vitbench.bench.messages import Message, Result
 from vitbench.bench.options import SweepOptions
 from vitbench.bench.plan import Case

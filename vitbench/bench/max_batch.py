@@ -1,0 +1,110 @@
+"""`vitbench max-batch`: the largest batch that a GPU holds, measured, beside the predicted one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from rich.table import Table
+
+from vitbench import cards
+from vitbench.bench.executor import LocalExecutor, WorkerLost
+from vitbench.bench.options import BenchOptions, MaxBatchOptions, SweepOptions
+from vitbench.bench.plan import Case
+from vitbench.console import console
+from vitbench.errors import InputError
+from vitbench.measure import device as devices
+
+LARGEST = 2**20
+
+
+def search(fits: Callable[[int], bool], first: int = 1) -> int:
+    """The largest batch that fits, 0 for none, from a first guess: by doubling away from it, then by bisection.
+
+    `fits` is asked once for each batch; whatever fits, less fits too.
+    """
+    low, high = 0, LARGEST + 1
+    at, step = min(max(1, first), LARGEST), max(1, first // 64)
+    while low < at < high:  # away from the guess, ever faster, until it is between two answers
+        if fits(at):
+            low, at = at, min(at + step, LARGEST)
+        else:
+            high, at = at, max(at - step, 1)
+        step *= 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def run(given: MaxBatchOptions) -> int:
+    """Prints a line for each model, mode and dtype; 1 where one could not be measured.
+
+    Raises: InputError where there is no GPU, or on options that cannot be used.
+    """
+    from vitbench.bench import command, predict
+
+    device = devices.check_device(given.device or "cuda")
+    if device == "cpu":
+        raise InputError("max-batch measures a GPU's memory; `vitbench memory` predicts it on any machine")
+    cases = command.plan(
+        BenchOptions(
+            model=given.model,
+            resolution=given.resolution,
+            batch="1",
+            impl=given.impl,
+            mode=given.mode,
+            dtype=given.dtype,
+            layout=given.layout,
+            device=device,
+        )
+    )
+    here = cards.of_device(devices.environment(device).device_name)
+    table = Table(box=None, pad_edge=False)
+    for name in ("case", "measured", "predicted", "measured / predicted"):
+        table.add_column(name, justify="left" if name == "case" else "right", no_wrap=True)
+    failed = 0
+    for case in cases:
+        try:
+            predicted = predict.largest(case, here.name) if here else None
+        except predict.CannotPredict:
+            predicted = None
+        try:
+            found = measure(case, predicted or 1, given.time_limit)
+        except RuntimeError as error:
+            failed += 1
+            table.add_row(case.id, str(error), "" if predicted is None else str(predicted), "")
+            continue
+        ratio = f"{found / predicted:.3f}" if predicted else ""
+        table.add_row(case.id.replace("/b1/", "/"), str(found), "" if predicted is None else str(predicted), ratio)
+    console().print(table)
+    return int(failed > 0)
+
+
+def measure(case: Case, first: int, time_limit: float) -> int:
+    """The largest batch of a case that its device holds; each try in a process that may die.
+
+    Raises: RuntimeError with the reason where a try fails otherwise than for want of memory.
+    """
+    executor = LocalExecutor(SweepOptions(time_limit=time_limit, passes=("memory",)), lambda phase: None)
+
+    def fits(batch: int) -> bool:
+        try:
+            (result,) = executor.submit([replace(case, batch=batch)]).result()
+            status, reason = result.found.status, result.found.reason
+        except WorkerLost as lost:
+            status, reason = lost.status, lost.reason
+        if status not in ("ok", "oom"):
+            raise RuntimeError(f"{status} at batch {batch}: {reason}")
+        return status == "ok"
+
+    try:
+        return search(fits, first)
+    finally:
+        executor.kill()
+
+
+__all__ = ["measure", "run", "search"]

@@ -1,0 +1,147 @@
+"""What a CPU kernel allocates inside itself, found by running it alone on a few images.
+
+oneDNN copies input, weights and output into blocked layouts and takes scratch space, which can exceed the
+convolution's own output several times. On a processor without AVX-512 torch leaves half precision to its own
+convolution, which unfolds the input: a 3 x 3 filter takes nine copies of it. How much it is depends on the
+processor and on oneDNN's choice of algorithm, so it is measured, once for every distinct convolution. Resizes copy
+few channels into channels_last, and layers that torch runs whole make what is inside of them: those are measured too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitbench.measure.allocations import rise_of
+
+#: Up to this batch the convolution itself is run; beyond, what it allocates is taken to be affine in the batch.
+LARGEST_BATCH = 4
+
+
+aten = torch.ops.aten
+_CONVOLUTIONS = (aten.convolution.default, aten.convolution_backward.default)
+#: Other kernels that allocate inside themselves, by the number of leading arguments that have the batch as first axis;
+#: 0: the batch is elsewhere too, and the kernel is run as it is.
+_OTHERS = {
+    aten.upsample_bilinear2d.default: 1,
+    aten.upsample_bilinear2d.vec: 1,
+    aten.upsample_bicubic2d.default: 1,
+    aten.upsample_bicubic2d.vec: 1,
+    aten._upsample_bilinear2d_aa.default: 1,
+    aten._upsample_bicubic2d_aa.default: 1,
+    aten.upsample_bilinear2d_backward.default: 0,
+    aten.upsample_bicubic2d_backward.default: 0,
+    aten._transformer_encoder_layer_fwd.default: 1,
+    aten._native_multi_head_attention.default: 3,
+    aten.lstm.input: 0,
+    aten.gru.input: 0,
+    aten.rnn_tanh.input: 0,
+    aten.rnn_relu.input: 0,
+}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A call of an operator that allocates inside itself, with the shapes, strides and dtypes of its tensors."""
+
+    op: Any
+    args: tuple[Any, ...]
+    elements: int  # of all arguments and results
+    unfolded: int  # elements of one group's input with a copy of each pixel for every place of the filter over it
+
+    @classmethod
+    def of(cls, op: Any, args: tuple[Any, ...], out: Any) -> Kernel | None:
+        """The call `op(*args)` that gave `out`, or None when it is none of those."""
+        if op not in _CONVOLUTIONS and op not in _OTHERS:
+            return None
+        tensors = [*args, *(out if isinstance(out, tuple) else (out,))]
+        elements = sum(tensor.numel() for tensor in _tensors(tensors))
+        unfolded = 0
+        if op in _CONVOLUTIONS:
+            weight, y = (args[1], out) if isinstance(out, Tensor) else (args[2], args[0])
+            unfolded = prod(weight.shape[1:]) * (y.numel() // weight.shape[0])
+        return cls(op, tuple(_frozen(arg) for arg in args), elements, unfolded)
+
+    def rise_bound(self) -> int:
+        """More than `rise` can be.
+
+        Of a convolution, of every tensor the result and fp32 copies in two layouts, and one per thread. To these come
+        the unfolded input and, in the backward pass, its gradient, both in half precision. Layouts are blocked by 16
+        channels, to which the few channels of a group are padded: a depthwise weight grows 256-fold. Of others, eight
+        times all of their tensors, and the scores of attention: tokens times channels at most for each token and head.
+        """
+        if self.op in _OTHERS:
+            return 4 * (3 + torch.get_num_threads()) * 8 * self.elements + self._scores()
+        images = self._images()
+        weight, groups = self.args[images], self.args[images + 7]
+        blocked = (-(-size // 16) * 16 for size in (weight.shape[0] // groups, weight.shape[1]))
+        padded = groups * prod(blocked) * prod(weight.shape[2:])
+        size = max(4, weight.dtype.itemsize)
+        return size * ((3 + torch.get_num_threads()) * (self.elements + padded) + self.unfolded)
+
+    def _scores(self) -> int:
+        if self.op not in (aten._transformer_encoder_layer_fwd.default, aten._native_multi_head_attention.default):
+            return 0
+        batch, tokens, width = self.args[0].shape
+        return 3 * 4 * batch * width * tokens * tokens
+
+    def rise(self) -> int:
+        """Bytes by which the call raises the live memory at most, its results included."""
+        batch = self._batch()
+        if not self._images() or batch <= LARGEST_BATCH:
+            return _rise(self.op, self.args)
+        small, large = (_rise(self.op, self._with_batch(size)) for size in (LARGEST_BATCH // 2, LARGEST_BATCH))
+        return large + (batch - LARGEST_BATCH) * (large - small) // (LARGEST_BATCH // 2)
+
+    def _images(self) -> int:
+        """How many leading arguments have the batch as first axis: x, or the output's gradient and x."""
+        if self.op in _OTHERS:
+            return _OTHERS[self.op]
+        return 1 if self.op is aten.convolution.default else 2
+
+    def _batch(self) -> int:
+        return int(self.args[0].shape[0])
+
+    def _with_batch(self, batch: int) -> tuple[Any, ...]:
+        images = tuple(replace(arg, shape=(batch, *arg.shape[1:])) for arg in self.args[: self._images()])
+        return images + self.args[self._images() :]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+def _frozen(arg: Any) -> Any:
+    if isinstance(arg, Tensor):
+        return _Layout(tuple(arg.shape), arg.stride(), arg.dtype)
+    return tuple(_frozen(item) for item in arg) if isinstance(arg, (list, tuple)) else arg
+
+
+def _real(arg: Any) -> Any:
+    if isinstance(arg, _Layout):
+        return torch.empty_strided(arg.shape, arg.stride, dtype=arg.dtype).zero_()
+    return [_real(item) for item in arg] if isinstance(arg, tuple) else arg
+
+
+@cache
+def _rise(op: Any, frozen: tuple[Any, ...]) -> int:
+    args = [_real(arg) for arg in frozen]
+    with torch.no_grad():
+        return rise_of(lambda: op(*args))

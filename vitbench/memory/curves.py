@@ -1,0 +1,164 @@
+"""Curves of predictions: peak memory over the batch, the largest batch over the resolution, and where models cross."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from vitbench import cards
+from vitbench.memory.plan import Row
+
+Point = tuple[float, float]
+#: What tells two curves of a panel apart.
+_NAMES = ("model", "dtype", "impl", "optimizer")
+
+
+def crossings(one: Sequence[Point], other: Sequence[Point]) -> list[Point]:
+    """Where two curves cross: (x, y), both drawn with straight lines between points of equal x on logarithmic axes."""
+    second = dict(other)
+    shared = [(x, y, second[x]) for x, y in sorted(dict(one).items()) if x in second and y > 0 and second[x] > 0]
+    found = []
+    for (x0, a0, b0), (x1, a1, b1) in itertools.pairwise(shared):
+        before, after = math.log(a0 / b0), math.log(a1 / b1)
+        if before * after < 0:
+            share = before / (before - after)
+            found.append((x0 * (x1 / x0) ** share, a0 * (a1 / a0) ** share))
+        elif before == 0 and (after != 0):
+            found.append((x0, a0))
+    return found
+
+
+def slope(points: Iterable[Point]) -> float | None:
+    """Of y over x between the two largest x: the MiB of an image, where y is a peak and x a batch."""
+    known = sorted(dict(points).items())
+    if len(known) < 2:
+        return None
+    (x0, y0), (x1, y1) = known[-2:]
+    return (y1 - y0) / (x1 - x0)
+
+
+def _side(text: str) -> int:
+    return int(text.split("x")[0])
+
+
+def _series(rows: Sequence[Row], by: Sequence[str]) -> dict[str, list[Row]]:
+    varying = [name for name in by if len({getattr(row, name) for row in rows}) > 1] or ["model"]
+    groups: defaultdict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[" ".join(str(getattr(row, name)) for name in varying)].append(row)
+    return dict(groups)
+
+
+def chart(rows: Sequence[Row], measured: Mapping[Row, float] | None = None) -> Any | None:
+    """For each mode the peak over the batch and, with several resolutions, the largest batch over them; None without.
+
+    Args:
+        measured: peaks in MiB of some of the rows, drawn as points.
+    """
+    import altair as alt
+
+    known = [row for row in rows if row.peak_mib is not None]
+    columns = []
+    for mode in sorted({row.mode for row in known}):
+        of_mode = [row for row in known if row.mode == mode]
+        panels = []
+        if len({row.batch for row in of_mode}) > 1:
+            panels.append(_over_batch(of_mode, mode, measured or {}))
+        if len({row.resolution for row in of_mode}) > 1:
+            panels.append(_over_resolution(of_mode, mode))
+        if panels:
+            columns.append(alt.vconcat(*panels))
+    return alt.hconcat(*columns) if columns else None
+
+
+def _word(mode: str) -> str:
+    return "training" if mode == "train" else "inference"
+
+
+def _over_batch(rows: Sequence[Row], mode: str, measured: Mapping[Row, float]) -> Any:
+    """At the smallest resolution of all, on the first card."""
+    import altair as alt
+    import pandas as pd
+
+    gpu, size = rows[0].gpu, min((row.resolution for row in rows), key=_side)
+    shown = [row for row in rows if row.gpu == gpu and row.resolution == size]
+    curves: dict[str, list[Point]] = {}
+    records, points = [], []
+    for name, members in _series(shown, _NAMES).items():
+        curve = sorted({float(row.batch): row.peak_mib or 0.0 for row in members}.items())
+        each = slope(curve)
+        label = name if each is None else f"{name}: {each:,.1f} MiB an image"
+        curves[label] = curve
+        records += [{"batch": x, "MiB": y, "series": label} for x, y in curve]
+        points += [{"batch": row.batch, "MiB": measured[row], "series": label} for row in members if row in measured]
+    data = pd.DataFrame(records)
+    ticks = alt.Axis(values=sorted(data["batch"].unique().tolist()), format="d")
+    x = alt.X("batch:Q", scale=alt.Scale(type="log", base=2), axis=ticks, title="batch size")
+    y = alt.Y("MiB:Q", scale=alt.Scale(type="log"), title="peak MiB")
+    color = alt.Color("series:N", title=None, legend=alt.Legend(orient="bottom", columns=1, labelLimit=420))
+    layers = [alt.Chart(data).mark_line(point=not points).encode(x=x, y=y, color=color)]
+    if points:
+        layers.append(alt.Chart(pd.DataFrame(points)).mark_point(filled=True, size=60).encode(x=x, y=y, color=color))
+    layers += _marks(_crossed(curves), "batch", "MiB", lambda at: f"batch {at[0]:.0f}, {at[1]:,.0f} MiB")
+    layers += _capacity(gpu, data)
+    title = f"Peak memory, {_word(mode)}, {size} px, {gpu} (predicted)"
+    return alt.layer(*layers).properties(title=title, width=430, height=300).resolve_scale(color="shared")
+
+
+def _capacity(gpu: str, data: Any) -> list[Any]:
+    """A line where the card ends, if it is in reach."""
+    import altair as alt
+    import pandas as pd
+
+    usable = next((1024 * card.usable_gib for card in cards.CARDS if card.name == gpu), None)
+    if usable is None or data["MiB"].max() < usable / 3:
+        return []
+    frame = pd.DataFrame([{"MiB": usable, "batch": data["batch"].min(), "what": f"{gpu}: {usable / 1024:.2f} GiB"}])
+    rule = alt.Chart(frame).mark_rule(strokeDash=[5, 3], color="#888").encode(y="MiB:Q")
+    text = alt.Chart(frame).mark_text(align="left", dy=-6, color="#555").encode(x="batch:Q", y="MiB:Q", text="what:N")
+    return [rule, text]
+
+
+def _over_resolution(rows: Sequence[Row], mode: str) -> Any:
+    import altair as alt
+    import pandas as pd
+
+    curves: dict[str, list[Point]] = {}
+    records = []
+    for name, members in _series(rows, (*_NAMES, "gpu")).items():
+        largest = {_side(row.resolution): row.largest_batch for row in members if row.largest_batch}
+        curves[name] = [(float(x), float(y)) for x, y in sorted(largest.items())]
+        records += [{"px": x, "largest": y, "series": name} for x, y in curves[name]]
+    data = pd.DataFrame(records, columns=["px", "largest", "series"])
+    ticks = alt.Axis(values=sorted(data["px"].unique().tolist()), format="d")
+    x = alt.X("px:Q", scale=alt.Scale(type="log", nice=False), axis=ticks, title="resolution")
+    y = alt.Y("largest:Q", scale=alt.Scale(type="log"), title="largest batch")
+    color = alt.Color("series:N", title=None, legend=alt.Legend(orient="bottom", columns=1, labelLimit=420))
+    layers = [alt.Chart(data).mark_line(point=True).encode(x=x, y=y, color=color)]
+    layers += _marks(_crossed(curves), "px", "largest", lambda at: f"{at[0]:.0f} px, batch {at[1]:,.0f}")
+    gpus = ", ".join(dict.fromkeys(row.gpu for row in rows))
+    title = f"Largest batch, {_word(mode)}, {gpus} (predicted)"
+    return alt.layer(*layers).properties(title=title, width=430, height=300)
+
+
+def _crossed(curves: Mapping[str, Sequence[Point]]) -> list[Point]:
+    return [point for one, other in itertools.combinations(curves.values(), 2) for point in crossings(one, other)]
+
+
+def _marks(points: Sequence[Point], x: str, y: str, told: Any) -> list[Any]:
+    """A ring and a word at each crossing."""
+    import altair as alt
+    import pandas as pd
+
+    if not points:
+        return []
+    frame = pd.DataFrame([{x: at[0], y: at[1], "told": told(at)} for at in points])
+    base = alt.Chart(frame).encode(x=f"{x}:Q", y=f"{y}:Q")
+    ring = base.mark_point(size=170, color="black", strokeWidth=1.5)
+    return [ring, base.mark_text(align="left", dx=11, dy=4, color="black").encode(text="told:N")]
+
+
+__all__ = ["chart", "crossings", "slope"]
