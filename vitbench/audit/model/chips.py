@@ -28,6 +28,7 @@ class Chip:
     dram_bytes_per_us: float
     l2_bytes_per_us: float
     matrix_flops_per_us: float
+    matrix_multiply_adds: int  # per clock and multiprocessor, at the peak
     older_matrix_share: float  # of that rate, for HMMA where a newer matrix instruction exists
     fp32_lanes: int  # multiply-adds per clock and multiprocessor
     shared_bytes: int  # per multiprocessor
@@ -71,6 +72,7 @@ def _chip(card: Card) -> Chip:
         dram_bytes_per_us=known.get("memory", 0.90 * card.memory_gb_s * 1e3),
         l2_bytes_per_us=known.get("l2", per_clock * card.multiprocessors * clock * 1e3),
         matrix_flops_per_us=known.get("matrix", 0.80 * card.fp16_tflops * 1e6),
+        matrix_multiply_adds=card.matrix_multiply_adds,
         older_matrix_share=_OLDER_SHARE.get(card.arch, 1.0),
         fp32_lanes=limits.fp32_lanes,
         shared_bytes=limits.shared_kib * 1024,

@@ -8,7 +8,7 @@ something only memory or floating point decides, a fixed rule picks a side and t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vitbench.audit.sampling import spread
@@ -22,6 +22,9 @@ MAX_PROGRAMS = 192
 MIN_PROGRAMS = 8
 MAX_STEPS = 120_000  # instructions run per launch: a few tenths of a second
 MAX_BLOCKS = 4_000_000
+
+
+_Who = tuple[int, int] | None  # (warp, lane), or None for a thread that stands for all
 
 
 class RanAway(Exception):
@@ -68,6 +71,8 @@ def _recorder(index: int, guard: Getter) -> Step:
     def record(t: Thread) -> None:
         if guard(t) != 0:
             t.active[index] = t.active.get(index, 0) + 1
+        else:
+            t.skipped.append(index)
 
     return record
 
@@ -153,6 +158,41 @@ class Machine:
             number = self._next(number, block, thread, calls, guessed)
         raise RanAway(f"no end after {MAX_BLOCKS} blocks: last branch at {self.blocks[number or 0].address:#x}")
 
+    def path(self, thread: Thread) -> Iterator[tuple[int, list[int]]]:
+        """The blocks that a thread runs, in order, each with the watched instructions in it whose guard did not hold.
+
+        Raises: RanAway past MAX_BLOCKS blocks.
+        """
+        calls: list[int] = []
+        guessed: set[int] = set()
+        number: int | None = 0
+        for _ in range(MAX_BLOCKS):
+            if number is None:
+                return
+            block = self.blocks[number]
+            thread.skipped = []
+            for run in block.steps:
+                run(thread)
+            yield number, thread.skipped
+            number = self._next(number, block, thread, calls, guessed)
+        raise RanAway(f"no end after {MAX_BLOCKS} blocks: last branch at {self.blocks[number or 0].address:#x}")
+
+    def special(self, place: tuple[int, int, int], who: _Who) -> dict[str, int]:
+        """The special registers of a thread, without its index where it stands for all."""
+        found = dict(zip(("SR_CTAID.X", "SR_CTAID.Y", "SR_CTAID.Z"), place, strict=True))
+        found |= {"SR_TID.Y": 0, "SR_TID.Z": 0, "SR_CgaCtaId": 0, "SR_SWINHI": 0}
+        if who is not None:
+            found |= {"SR_TID.X": 32 * who[0] + who[1], "SR_LANEID": who[1]}
+        return found
+
+    def by_index(self, launched: Launched) -> bool:
+        """Whether a thread's way through the first program depends on its index."""
+        if not self.controls & {"SR_TID.X", "SR_LANEID", "ELECT"}:
+            return False
+        tally = _Tally(self, launched)
+        tally.run((0, 0, 0), [None])
+        return bool(tally.guessed)
+
     def _next(self, number: int, block: _Block, thread: Thread, calls: list[int], guessed: set[int]) -> int | None:
         if not block.kind:
             return block.after
@@ -226,9 +266,6 @@ def count(graph: Graph, launched: Launched) -> Executions:
     )
 
 
-_Who = tuple[int, int] | None  # (warp, lane), or None for a thread that stands for all
-
-
 def _sample(machine: Machine, launched: Launched, axes: Sequence[int], threads: Sequence[_Who]) -> tuple[_Tally, int]:
     """Counts over as many programs as the step limit allows, and how many those were."""
     steps = _Tally(machine, launched).run((0, 0, 0), threads)
@@ -254,12 +291,8 @@ class _Tally:
         steps = 0
         per_warp: dict[int, list[tuple[list[int], dict[int, int]]]] = {}
         for who in threads:
-            special = dict(zip(("SR_CTAID.X", "SR_CTAID.Y", "SR_CTAID.Z"), program, strict=True))
-            special |= {"SR_TID.Y": 0, "SR_TID.Z": 0, "SR_CgaCtaId": 0, "SR_SWINHI": 0}
-            if who is not None:
-                special |= {"SR_TID.X": 32 * who[0] + who[1], "SR_LANEID": who[1]}
             counts = [0] * len(self.blocks)
-            thread = Thread(self.launched.constants, special)
+            thread = Thread(self.launched.constants, self.machine.special(program, who))
             steps += self.machine.run_thread(thread, counts, self.guessed)
             per_warp.setdefault(who[0] if who else 0, []).append((counts, thread.active))
         for lanes in per_warp.values():

@@ -1,12 +1,13 @@
-"""Reads the text that `nvdisasm -c` prints: instructions, operands, labels."""
+"""Reads the text that `nvdisasm -c -hex` prints: instructions, operands, labels, and what they tell the scheduler."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 _LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;")
+_WORD = re.compile(r"^\s*/\* 0x([0-9a-f]{16}) \*/")
 _LABEL = re.compile(r"^([.$A-Za-z_][\w.$]*):\s*$")
 _SECTION = re.compile(r"^\s*\.section\s+\.text\.([^,\s]+)")
 _GUARD = re.compile(r"^@(!?)(U?P[0-9T]+)\s+")
@@ -15,11 +16,42 @@ _REGISTER = re.compile(r"^[-~!|+]*(U?R(?:\d+|Z))\b")
 
 
 @dataclass(frozen=True)
+class Control:
+    """What the compiler tells the scheduler with an instruction, since Volta in bits 41 to 57 of its second word.
+
+    `stall`: cycles until the warp's next instruction. `write_barrier` and `read_barrier`: which of six counters it
+    holds until its result is there, until its sources are read; None for none. `wait_mask`: counters that must be free
+    before it issues.
+
+    Source: Jia et al., "Dissecting the NVIDIA Volta GPU Architecture via Microbenchmarking", arXiv 1804.06826.
+    """
+
+    stall: int = 1
+    yields: bool = False
+    write_barrier: int | None = None
+    read_barrier: int | None = None
+    wait_mask: int = 0
+
+
+def control_of(word: int) -> Control:
+    """Decodes the second 64-bit word of an instruction."""
+    write, read = word >> 46 & 7, word >> 49 & 7
+    return Control(
+        stall=word >> 41 & 15,
+        yields=not word >> 45 & 1,
+        write_barrier=None if write == 7 else write,
+        read_barrier=None if read == 7 else read,
+        wait_mask=word >> 52 & 63,
+    )
+
+
+@dataclass(frozen=True)
 class Instruction:
     """One machine instruction.
 
     `guard` is the predicate in front of it ("P0", "!UP1") or "" when it always runs. `opcode` keeps its modifiers
-    ("LDG.E.128"); `name` is the part before the first dot. `operands` are split at top-level commas.
+    ("LDG.E.128"); `name` is the part before the first dot. `operands` are split at top-level commas. `control` is the
+    default where the disassembly has no words.
     """
 
     index: int
@@ -28,6 +60,7 @@ class Instruction:
     opcode: str
     operands: tuple[str, ...]
     text: str
+    control: Control = Control()
 
     @cached_property
     def name(self) -> str:
@@ -107,6 +140,8 @@ def parse(text: str) -> Listing:
             continue
         if found := _LINE.match(line):
             instructions.append(_instruction(len(instructions), int(found.group(1), 16), found.group(2)))
+        elif instructions and (word := _WORD.match(line)):
+            instructions[-1] = replace(instructions[-1], control=control_of(int(word.group(1), 16)))
         elif label := _LABEL.match(line):
             labels[label.group(1)] = len(instructions)
     if not instructions:

@@ -17,13 +17,15 @@ _HEX = re.compile(r"^-?0x[0-9a-f]+$")
 class Thread:
     """Registers, predicates and stack slots by name; constant bank 0 by word offset; special registers.
 
-    `active[i]` counts how often the guard of instruction i held, or could not be known.
+    `active[i]` counts how often the guard of instruction i held, or could not be known; `skipped` lists those whose
+    guard did not hold since somebody emptied it.
     """
 
     constants: Mapping[int, Value]
     special: Mapping[str, int]
     values: dict[str, Word] = field(default_factory=dict)
     active: dict[int, int] = field(default_factory=dict)
+    skipped: list[int] = field(default_factory=list)
 
     def word(self, offset: int) -> Value:
         value = self.constants.get(offset & ~3)

@@ -23,7 +23,7 @@ from vitbench.audit.workers.examine import Examined, examine, source_fingerprint
 from vitbench.audit.workers.process import Worker
 from vitbench.process import answers
 
-_CACHE_VERSION = 3
+_CACHE_VERSION = 4
 _PARAMETER_BASE = {9: 0x210, 8: 0x160}  # bank 0 offset of the first kernel parameter, by major version
 _PTX_PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.([busf](?:8|16|32|64))[^,)]*?_param_\d+(?:\[(\d+)\])?")
 
@@ -145,7 +145,7 @@ def compile_job(job: Job, cache: Path) -> Compiled:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(kernel.asm["cubin"])
         # Its dataflow analysis only adds comments, and takes a quarter of its time.
-        sass = _run(_tool("nvdisasm"), "-c", "-ndf", str(cubin)) if job.counted else ""
+        sass = _run(_tool("nvdisasm"), "-c", "-ndf", "-hex", str(cubin)) if job.counted else ""
         usage = _run(_tool("cuobjdump"), "-res-usage", str(cubin))
     numbers = {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", usage)}
     compiled = Compiled(

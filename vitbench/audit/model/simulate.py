@@ -1,0 +1,159 @@
+"""The time of a launch: one multiprocessor with its share of the card, simulated from the machine code.
+
+What is simulated: the programs that are resident at once and those that follow them; four schedulers, oldest warp
+first; the stall counts, six barriers and wait masks that the compiler wrote into each instruction; units and the
+load/store queue; loads that the L1 cache, L2 or memory answers after a latency and at a rate; groups of asynchronous
+copies and products, barriers of all and of some warps, bulk copies and tensor-memory products with the phases that end
+them; atomics as stores that occupy L2 longer. The busiest multiprocessor decides, so that tails count.
+
+Bytes are those of `vitbench.audit.traffic`, spread evenly over the loads: which of them hit is taken in turn, not
+followed. What it cannot see: clocks that power limits, throttling, the instruction cache, bank conflicts of shared
+memory, conflicts of registers, the distance to a slice of L2, atomics that meet at one address, which phase a wait is
+for where copies and products share a kernel (the oldest one), several launches at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from vitkernels import Launch
+
+from vitbench.audit.job import Compiled
+from vitbench.audit.model.chips import Chip, occupancy
+from vitbench.audit.model.decode import Code, Kind, decode
+from vitbench.audit.model.latency import LATENCIES, Latency
+from vitbench.audit.sass.graph import Graph
+from vitbench.audit.sass.trace import Trace
+
+INTERVAL = 0.25  # by which latencies are shortened and lengthened
+_INSTRUCTIONS = 1_200_000  # simulated, where fewer programs than all tell the rate of the rest
+_ROUNDS = 3
+_L2_BYTES_A_CYCLE = 64.0  # into one multiprocessor, however idle the others are
+#: An L2 slice adds one sector in the time of two stores: an assumption.
+_ATOMIC_FACTOR = 2.0
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A launch on one card.
+
+    Attributes:
+        us: time without what launching it costs; low_us, high_us: with latencies 25 % shorter and longer.
+        issued_per_cycle: instructions that the multiprocessor issued a cycle, four at most.
+        lost: [instructions, reasons of `engine.REASONS`], warp cycles by what the next instruction waited for.
+    """
+
+    us: float
+    low_us: float
+    high_us: float
+    issued_per_cycle: float
+    lost: npt.NDArray[np.float64]
+
+
+def simulate(
+    graph: Graph,
+    traced: Trace,
+    launch: Launch,
+    compiled: Compiled,
+    chip: Chip,
+    loaded: float,
+    stored: float,
+    asked: float,
+) -> Simulated:
+    """Simulates a launch whose warps were traced.
+
+    Args:
+        loaded, stored: bytes between L2 and the multiprocessors; asked: what the elements of loads ask for.
+
+    Raises: ImportError without numba; ValueError when the launch does not fit on a multiprocessor.
+    """
+    fits = occupancy(
+        chip, compiled.registers, compiled.shared_bytes, compiled.num_warps, compiled.tensor_memory_columns
+    )
+    if not fits.programs:
+        raise ValueError(f"the launch does not fit on a multiprocessor of the {chip.name}: too much {fits.limit}")
+    usual = LATENCIES[chip.arch]
+    middle, low, high = (
+        _Run(graph, traced, launch, chip, fits.programs, latency, loaded, stored, asked)
+        for latency in (usual, usual.scaled(1 - INTERVAL), usual.scaled(1 + INTERVAL))
+    )
+    return Simulated(middle.us, low.us, high.us, middle.issued_per_cycle, middle.lost)
+
+
+class _Run:
+    """One run of the engine, and its time scaled to all programs."""
+
+    def __init__(
+        self, graph: Graph, traced: Trace, launch: Launch, chip: Chip, fitting: int, latency: Latency, loaded: float,
+        stored: float, asked: float,
+    ) -> None:  # fmt: skip
+        from vitbench.audit.model import engine
+
+        code = decode(graph, chip, latency)
+        each = -(-launch.programs // chip.multiprocessors)
+        resident = min(fitting, each)
+        lengths = np.array([len(path) for path in traced.paths], np.int64)
+        per_program = float(lengths[traced.warps].sum(1).mean())
+        total = _programs(each, resident, per_program)
+        # The busiest multiprocessor has more than its share of the programs, and of the card's rates what they need.
+        share = each / launch.programs
+        l2_rate = min(_L2_BYTES_A_CYCLE, chip.l2_bytes_per_us * share / (chip.clock_ghz * 1e3))
+        memory_rate = min(_L2_BYTES_A_CYCLE, chip.dram_bytes_per_us * share / (chip.clock_ghz * 1e3))
+        amounts = _Amounts(code, traced, launch, loaded, stored, asked)
+        ends, arrived, issued, lost = engine.simulate(
+            code.kind, code.unit, code.cycles, code.latency, code.stall, code.write, code.read, code.wait, code.bytes,
+            code.argument, code.group,
+            np.concatenate(traced.paths), np.cumsum(lengths) - lengths, lengths,
+            traced.warps, _leads(traced.warps), traced.warps.shape[1], resident, total,
+            latency.l1, latency.l2, latency.memory, latency.read, latency.barrier, latency.matrix, latency.start,
+            l2_rate, memory_rate, amounts.l1_share, amounts.memory_share, amounts.loaded_per_byte,
+            amounts.copied_per_byte, amounts.stored_per_byte, _ATOMIC_FACTOR,
+        )  # fmt: skip
+        cycles = float(arrived)
+        if each > total:
+            steady = total > resident
+            rate = (total - resident) / (ends[-1] - ends[resident - 1]) if steady else resident / ends[-1]
+            cycles += (each - total) / float(rate)
+        self.us = cycles / traced.cut / (chip.clock_ghz * 1e3)
+        self.issued_per_cycle = issued / float(ends[-1])
+        self.lost = lost
+
+
+def _programs(each: int, resident: int, length: float) -> int:
+    """How many programs of one multiprocessor to simulate: all, or a few rounds of those that run at once."""
+    if each * length <= _INSTRUCTIONS:
+        return each
+    rounds = max(1, min(_ROUNDS, int(_INSTRUCTIONS / (resident * length))))
+    return min(each, rounds * resident)
+
+
+def _leads(warps: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    """Which warps are the first of their program on their path."""
+    found = np.zeros(warps.shape, np.bool_)
+    for row, paths in enumerate(warps):
+        _, first = np.unique(paths, return_index=True)
+        found[row, first] = True
+    return found
+
+
+class _Amounts:
+    """How the bytes of a launch spread over its instructions."""
+
+    def __init__(self, code: Code, traced: Trace, launch: Launch, loaded: float, stored: float, asked: float) -> None:
+        def moved(*kinds: Kind) -> float:
+            """Bytes that instructions of these kinds can move in all programs."""
+            chosen = np.where(np.isin(code.kind, kinds), code.bytes, 0.0)
+            per_path = np.array([chosen[path[path >= 0]].sum() for path in traced.paths])
+            return float(per_path[traced.warps].sum(1).mean()) / traced.cut * launch.programs
+
+        loads, copies = moved(Kind.LOAD), moved(Kind.COPY, Kind.BULK)
+        stores = moved(Kind.STORE, Kind.ATOMIC)
+        per_byte = loaded / (loads + copies) if loads + copies else 0.0
+        self.l1_share = max(0.0, 1 - loaded / asked) if asked else 0.0
+        self.copied_per_byte = per_byte
+        self.loaded_per_byte = per_byte / max(1 - self.l1_share, 1e-3)
+        self.stored_per_byte = stored / stores if stores else 0.0
+        read = (launch.moved_bytes or launch.bytes) - stored
+        self.memory_share = min(1.0, max(0.0, read / loaded)) if loaded else 0.0
