@@ -1,8 +1,9 @@
 """Is any kernel worse than the committed baseline? The machine-code gate.
 
 A launch is slower when it spills more, lost its matrix instruction, loads narrower in its hot loop, reaches a lower
-occupancy, or its modelled time rose by more than 2 %. Machine code is deterministic, so there is no noise to test
-against; a change of time is `unsure` only where a loop's trip count depends on data.
+occupancy, or its modelled time rose by more than 2 %. Machine code and its simulation are deterministic, so there is no
+noise to test against; a change of time is `unsure` only where a loop's trip count depends on data. Against a file from
+before there was a simulation the overlapped times are compared, which both have.
 """
 
 from __future__ import annotations
@@ -131,10 +132,11 @@ def _judge(before: Row, after: Row) -> Change:
         return Change(before.key, SLOWER, (f"failed: {after.reason}",), before.modelled_us, None)
     worse = _losses(before, after)
     better = tuple(f"{text} (better)" for text in _losses(after, before, forward=False))
-    ratio = after.modelled_us / before.modelled_us if before.modelled_us else 1.0
+    name, old_us, new_us = _times(before, after)
+    ratio = new_us / old_us if old_us else 1.0
     verdict = SAME
     if ratio > 1 + THRESHOLD:
-        worse.append(f"modelled time {ratio - 1:+.1%}, bound by {after.bound_by}")
+        worse.append(f"{name} {ratio - 1:+.1%}, bound by {after.bound_by}")
     if worse:
         guessed = (before.reason or after.reason) and len(worse) == 1 and ratio > 1 + THRESHOLD
         verdict = UNSURE if guessed else SLOWER
@@ -142,8 +144,15 @@ def _judge(before: Row, after: Row) -> Change:
         verdict = FASTER if ratio <= 1 + THRESHOLD else SAME
     moved = tuple(worse) + better
     if ratio < 1 - THRESHOLD:
-        moved += (f"modelled time {ratio - 1:+.1%}",)
-    return Change(before.key, verdict, moved, before.modelled_us, after.modelled_us)
+        moved += (f"{name} {ratio - 1:+.1%}",)
+    return Change(before.key, verdict, moved, old_us, new_us)
+
+
+def _times(before: Row, after: Row) -> tuple[str, float, float]:
+    """What both audits know: the simulated times, or the overlapped ones where one is from before simulations."""
+    if (before.modelled_low_us is None) == (after.modelled_low_us is None):
+        return "modelled time", before.modelled_us, after.modelled_us
+    return "overlapped time", before.overlapped_us, after.overlapped_us
 
 
 def _losses(before: Row, after: Row, forward: bool = True) -> list[str]:

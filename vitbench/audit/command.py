@@ -7,7 +7,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -16,7 +15,6 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 from vitbench import cards
 from vitbench.audit import baseline, validate
 from vitbench.audit.model.chips import Chip, chip_named
-from vitbench.audit.model.time import on_card
 from vitbench.audit.options import AuditOptions
 from vitbench.audit.records import Row, write_csv
 from vitbench.audit.run import Audited, audit, parse_arch
@@ -46,9 +44,8 @@ def run(given: AuditOptions) -> int:
             done=done,
             counted=not given.compile_only,
             part=parse_part(given.part),
+            card=chip.name if chip else "",
         )
-    if chip:
-        items = [_on_card(item, chip) for item in items]
     rows = [item.row for item in items]
     if given.out:
         write_csv(rows, given.out)
@@ -75,10 +72,6 @@ def _archs(arch: str, chip: Chip | None) -> list[int]:
     if arch and parse_arch(arch) != [chip.arch]:
         raise InputError(f"the {chip.name} is of sm_{chip.arch}, not of {arch}: give --card or --arch")
     return [chip.arch]
-
-
-def _on_card(item: Audited, chip: Chip) -> Audited:
-    return replace(item, row=on_card(item.row, item.launch, chip)) if item.row.status == "ok" else item
 
 
 def parse_part(text: str) -> tuple[int, int]:

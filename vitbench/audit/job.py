@@ -80,7 +80,8 @@ class Job:
     """One launch to compile: its kernel, and the functions among its arguments, are references.
 
     `counted` asks for the machine code and its counts too, not for the resources alone. Jobs of one `likeness` very
-    probably compile to the same code: it is for scheduling, the cache has the exact key.
+    probably compile to the same code: it is for scheduling, the cache has the exact key. `card` is the one to model, ""
+    for the architecture's usual one.
     """
 
     kernel: FunctionRef
@@ -88,16 +89,17 @@ class Job:
     arch: int
     counted: bool = True
     likeness: str = ""
+    card: str = ""
 
 
-def job_of(launch: Launch, arch: int, counted: bool = True) -> Job:
+def job_of(launch: Launch, arch: int, counted: bool = True, card: str = "") -> Job:
     """What another process needs to examine a launch on sm_<arch>.
 
     Raises: ValueError when the kernel cannot be found from another process.
     """
     args = {name: reference(value) if callable(value) else value for name, value in launch.args.items()}
     plain = replace(launch, kernel=None, args=args, options=dict(launch.options))
-    return Job(reference(launch.kernel), plain, arch, counted, _likeness(launch, arch))
+    return Job(reference(launch.kernel), plain, arch, counted, _likeness(launch, arch), card)
 
 
 def _likeness(launch: Launch, arch: int) -> str:

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 from vitkernels import Launch
@@ -69,6 +70,7 @@ def audit(
     done: Callable[[int, int], None] | None = None,
     counted: bool = True,
     part: tuple[int, int] = (1, 1),
+    card: str = "",
 ) -> list[Audited]:
     """Compile and cost every registered launch that matches, on every architecture.
 
@@ -81,12 +83,14 @@ def audit(
         done: called with (finished, total).
         part: (k, n) examines the k-th of n parts, launches that compile to the same code together.
         counted: False compiles only; rows then hold registers, spills, shared memory, occupancy and matrix instruction.
+        card: which card to model, of the one architecture given; default the usual one of each.
 
-    Raises: InputError when nothing matches. A launch that fails to compile is a row with status "error".
+    Raises: InputError when nothing matches, or numba is missing, which simulates. A launch that fails to compile is a
+        row with status "error".
     """
     planned = [(launch, arch) for arch in archs for launch in registry.launches(names, arch, pattern)]
     chosen = [pair for pair in planned if _part_of(*pair, part[1]) == part[0]]
-    return audit_launches(chosen, processes, cache, triton_path, done, counted)
+    return audit_launches(chosen, processes, cache, triton_path, done, counted, card=card)
 
 
 def _part_of(launch: Launch, arch: int, count: int) -> int:
@@ -102,8 +106,11 @@ def audit_launches(
     done: Callable[[int, int], None] | None = None,
     counted: bool = True,
     stop: Callable[[], bool] = lambda: False,
+    card: str = "",
 ) -> list[Audited]:
     """The same for given (launch, architecture) pairs, without those that were not begun when `stop` said True."""
+    if counted and find_spec("numba") is None:
+        raise InputError("the audit simulates with numba, which is not installed: pip install 'vitbench[audit]'")
     finished = 0
 
     def tick(_: int) -> None:
@@ -112,7 +119,7 @@ def audit_launches(
         if done:
             done(finished, len(planned))
 
-    jobs = [job_of(launch, arch, counted) for launch, arch in planned]
+    jobs = [job_of(launch, arch, counted, card) for launch, arch in planned]
     results = examine_all(jobs, processes or os.cpu_count() or 1, cache, triton_path, tick, stop)
     pairs = zip(planned, results, strict=True)
     return [_audited(launch, arch, result) for (launch, arch), result in pairs if result is not None]

@@ -6,6 +6,7 @@ from collections import Counter
 
 from vitbench.audit.model.chips import chip_of
 from vitbench.audit.model.profile import Profile, tensor_tile
+from vitbench.audit.records import Row
 from vitbench.audit.run import Audited
 from vitbench.audit.sass import pipes
 
@@ -14,7 +15,7 @@ def table(items: list[Audited]) -> str:
     """One line per launch with the numbers a kernel author tunes by."""
     header = (
         f"{'launch':58} {'arch':6} {'regs':>4} {'spill':>5} {'smem':>7} {'occ':>5} {'matrix':8} {'load':>4} "
-        f"{'slots/el':>9} {'sfu/el':>7} {'issue':>7} {'bytes':>7} {'model':>7} {'floor':>7} {'share':>6} bound"
+        f"{'slots/el':>9} {'sfu/el':>7} {'busy':>7} {'model':>7} {'low':>7} {'high':>7} {'floor':>7} {'share':>6} bound"
     )
     lines = [header]
     for item in items:
@@ -26,7 +27,8 @@ def table(items: list[Audited]) -> str:
         lines.append(
             f"{name:58} {r.arch:6} {r.registers:4} {r.spill_bytes:5} {r.shared_bytes:7} {r.occupancy:5.2f} "
             f"{r.matrix_instruction or '-':8} {r.narrowest_hot_load_bytes or '-':>4} {r.issue_slots_per_element:9.3f} "
-            f"{r.sfu_per_element:7.3f} {r.issue_us:7.2f} {r.bytes_us:7.2f} {r.modelled_us:7.2f} {r.floor_us:7.2f} "
+            f"{r.sfu_per_element:7.3f} {r.overlapped_us:7.2f} {r.modelled_us:7.2f} {r.modelled_low_us or 0:7.2f} "
+            f"{r.modelled_high_us or 0:7.2f} {r.floor_us:7.2f} "
             f"{r.floor_share:6.1%} {r.bound_by}{' (' + r.reason + ')' if r.reason else ''}"
         )
     return "\n".join(lines)
@@ -47,9 +49,11 @@ def show(item: Audited) -> str:
         "time us: "
         + "  ".join(
             f"{name} {getattr(r, name + '_us'):.2f}"
-            for name in ("issue", "sfu", "matrix", "lsu", "fp32", "alu", "l2", "bytes", "modelled", "floor")
+            for name in ("issue", "sfu", "matrix", "lsu", "fp32", "alu", "l2", "bytes", "overlapped", "floor")
         )
-        + f"  bound by {r.bound_by}, {r.floor_share:.0%} of the floor",
+        + f"  bound by {r.bound_by}",
+        f"simulated on the {r.card}: {r.modelled_us:.2f} us ({_interval(r)} with latencies 25 % shorter and longer), "
+        f"{r.floor_share:.0%} of it the floor; a launch adds {r.launch_us:.1f} us",
     ]
     if r.reason:
         lines.append(f"note: {r.reason}")
@@ -69,6 +73,10 @@ def show(item: Audited) -> str:
     lines += [f"  - {hint}" for hint in advice(item)] or ["  - nothing stands out"]
     lines += ["", *_listing(item, counted)]
     return "\n".join(lines)
+
+
+def _interval(row: Row) -> str:
+    return f"{row.modelled_low_us:.2f} to {row.modelled_high_us:.2f}"
 
 
 def _widths(counted: Profile) -> str:

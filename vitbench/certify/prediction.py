@@ -53,7 +53,6 @@ def _wanted(launch: Launch, measured: list[dict[str, str]]) -> bool:
 def _run(context: Context, deadline: float) -> bool:
     from vitbench.audit import registry
     from vitbench.audit.model import chips
-    from vitbench.audit.model.time import on_card
     from vitbench.audit.run import audit_launches
 
     arch, measured = arch_of(context), _measured(context)
@@ -80,9 +79,8 @@ def _run(context: Context, deadline: float) -> bool:
         if late():
             break
         chunk = [(launch, arch) for launch in todo[start : start + at_once]]
-        for item in audit_launches(chunk, processes, stop=late):
-            ok = item.row.status == "ok"
-            rows.append(on_card(item.row, item.launch, card) if card and ok else item.row)
+        found = audit_launches(chunk, processes, stop=late, card=card.name if card else "")
+        rows += [item.row for item in found]
         records.write_csv(rows, context.out / "audit.csv")
     return False
 

@@ -74,6 +74,16 @@ def row(rows: dict[tuple[str, str], Row]) -> Row:
     return rows["plain", "sm_90"]
 
 
+def test_a_baseline_from_before_the_simulation_is_held_against_overlapped_times(row: Row) -> None:
+    older = replace(row, modelled_us=row.overlapped_us, modelled_low_us=None, modelled_high_us=None, launch_us=None)
+    assert row.modelled_us != row.overlapped_us
+    assert baseline.compare([older], [row]).verdict == "same"
+    slower = replace(row, overlapped_us=1.03 * row.overlapped_us)
+    (change,) = baseline.compare([older], [slower]).changes
+    assert (change.verdict, change.before_us, change.after_us) == ("slower", row.overlapped_us, slower.overlapped_us)
+    assert "overlapped time +3.0%" in change.reasons[0]
+
+
 def test_two_percent_is_the_limit(row: Row) -> None:
     within = replace(row, modelled_us=row.modelled_us * 1.019)
     beyond = replace(row, modelled_us=row.modelled_us * 1.021)

@@ -9,8 +9,10 @@ from vitkernels import Launch
 
 from vitbench.audit.job import Compiled
 from vitbench.audit.model import time
-from vitbench.audit.model.chips import CHIPS, card_named, chip_named, chip_of, occupancy
+from vitbench.audit.model.chips import CHIPS, Chip, card_named, chip_named, chip_of, occupancy
 from vitbench.audit.model.profile import Profile, profile
+from vitbench.audit.model.simulate import Moved, Times
+from vitbench.audit.records import Row
 from vitbench.audit.run import Audited
 from vitbench.audit.sass import listing
 from vitbench.audit.sass.execute import Executions
@@ -43,6 +45,13 @@ def _compiled(**changes: object) -> Compiled:
     return Compiled(**{**given, **changes})  # type: ignore[arg-type]
 
 
+SIMULATED = Times(2.0, 1.5, 2.5)
+
+
+def _row(launch: Launch, counted: Profile, chip: Chip = H200, **compiled: object) -> Row:
+    return time.model(launch, _compiled(**compiled), counted, chip, Moved(0, 0, 0), SIMULATED)
+
+
 def _profile(issued: float = 0.0, **cycles: float) -> Profile:
     graph = build_graph(listing.parse(TEXT))
     tally: defaultdict[str, float] = defaultdict(float, cycles)
@@ -72,24 +81,27 @@ def test_tensor_memory_limits_occupancy() -> None:
 
 
 def test_bytes_bind_a_copy() -> None:
-    row = time.model(_launch(), _compiled(), _profile(issued=1000), 90)
+    row = _row(_launch(), _profile(issued=1000))
     assert row.bytes_us == pytest.approx(1.0)
     assert row.floor_us == pytest.approx(1.0)
     assert (row.bound_by, row.status) == ("bytes", "ok")
-    assert row.floor_share == pytest.approx(1.0, abs=1e-3)
+    assert row.overlapped_us == pytest.approx(1.0, abs=1e-3)
+    assert row.floor_share == 0.5  # of the simulated time
+    assert (row.modelled_us, row.modelled_low_us, row.modelled_high_us) == (2.0, 1.5, 2.5)
+    assert (row.card, row.launch_us) == ("H200", H200.launch_us)
 
 
 def test_issue_time_is_one_instruction_per_scheduler_and_clock() -> None:
     issued = 4 * 132 * 1755 * 3.0  # three microseconds of the whole card
-    row = time.model(_launch(bytes=0), _compiled(), _profile(issued=issued), 90)
+    row = _row(_launch(bytes=0), _profile(issued=issued))
     assert row.issue_us == pytest.approx(3.0)
     assert row.issue_slots_per_element == pytest.approx(issued * 32 / 1e6)
 
 
 def test_busiest_multiprocessor_decides() -> None:
     counted = _profile(issued=4 * 132 * 1755.0)
-    even = time.model(_launch(grid=(132,)), _compiled(), counted, 90)
-    uneven = time.model(_launch(grid=(133,)), _compiled(), counted, 90)
+    even = _row(_launch(grid=(132,)), counted)
+    uneven = _row(_launch(grid=(133,)), counted)
     assert uneven.issue_us / even.issue_us == pytest.approx(2 * 132 / 133)
 
 
@@ -110,21 +122,20 @@ def test_a_row_on_another_card_of_the_architecture() -> None:
     assert card_named("NVIDIA H200") is H200
     assert card_named("NVIDIA T4") is None
     launch = _launch()
-    row = time.model(launch, _compiled(), _profile(issued=4 * 132 * 1755 * 0.5), 90)
-    moved = time.on_card(row, launch, h100)
+    counted = _profile(issued=4 * 132 * 1755 * 0.5)
+    moved = _row(launch, counted, h100)
     assert moved.bytes_us == pytest.approx(4.3 / 3.0)
-    assert moved.issue_us == row.issue_us == pytest.approx(0.5)
+    assert moved.issue_us == _row(launch, counted).issue_us == pytest.approx(0.5)
     assert moved.floor_us == pytest.approx(4.3 / 3.0)
-    assert moved.modelled_us == pytest.approx((0.5**4 + (4.3 / 3.0) ** 4) ** 0.25)
-    assert time.on_card(row, launch, H200) == row
+    assert moved.overlapped_us == pytest.approx((0.5**4 + (4.3 / 3.0) ** 4) ** 0.25)
+    assert moved.card == "H100 SXM"
     pcie = chip_named("H100 PCIe")  # 1,320 programs on 114 multiprocessors of the same clock: 12 each, not 10
-    assert time.on_card(row, launch, pcie).issue_us == pytest.approx(0.5 * 12 / 10)
-    with pytest.raises(ValueError, match="cannot be modelled on the B200"):
-        time.on_card(row, launch, CHIPS[100])
+    assert _row(launch, counted, pcie).issue_us == pytest.approx(0.5 * 12 / 10)
 
 
 def test_kernel_that_does_not_fit_is_an_error_row() -> None:
-    row = time.model(_launch(), _compiled(shared_bytes=240 * 1024), _profile(issued=1), 90)
+    compiled = _compiled(shared_bytes=240 * 1024)
+    row = time.model(_launch(), compiled, _profile(issued=1), H200, Moved(0, 0, 0), None)
     assert (row.status, row.occupancy) == ("error", 0.0)
     assert "does not fit" in row.reason
 
@@ -140,7 +151,7 @@ def test_text_reports_name_the_launch_and_what_to_try() -> None:
     ran = Executions([8.0], {}, frozenset(), False)
     counted = profile(build_graph(listing.parse(NARROW)), ran, launch, compiled, 90)
     assert (counted.issued, counted.narrowest_hot_load_bytes) == (16, 2)
-    item = Audited(launch, 90, time.model(launch, compiled, counted, 90), compiled, ran)
+    item = Audited(launch, 90, time.model(launch, compiled, counted, H200, Moved(0, 0, 0), SIMULATED), compiled, ran)
     hints = " ".join(advice(item))
     assert "16 bytes of stack" in hints
     assert "no matrix instruction" in hints

@@ -1,12 +1,14 @@
-"""The audit's CSV: what is committed is read, and written again to the letter."""
+"""The audit's CSV: what is committed is read, and written again as it was."""
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
 
-from vitbench.audit.records import read_csv, write_csv
+from vitbench.audit.records import COLUMNS, read_csv, write_csv
+from vitbench.errors import InputError
 
 pytestmark = pytest.mark.fast
 
@@ -18,4 +20,26 @@ def test_a_baseline_is_written_as_it_was(path: Path, tmp_path: Path) -> None:
     rows = read_csv(path)
     assert len(rows) > 100
     write_csv(rows, tmp_path / "audit.csv")
-    assert (tmp_path / "audit.csv").read_text(encoding="utf-8") == path.read_text(encoding="utf-8")
+    before, after = (list(csv.DictReader(file.open(newline=""))) for file in (path, tmp_path / "audit.csv"))
+    assert [{name: line[name] for name in old} for line, old in zip(after, before, strict=True)] == before
+
+
+def test_a_file_from_before_the_simulation_has_overlapped_times_alone(tmp_path: Path) -> None:
+    old = tmp_path / "old.csv"
+    names = [name for name in COLUMNS if name not in ("overlapped_us", "modelled_low_us", "modelled_high_us",
+                                                      "launch_us", "card")]  # fmt: skip
+    cells = dict.fromkeys(names, "1") | {"exact": "True", "status": "ok", "modelled_us": "2.5"}
+    old.write_text(",".join(names) + "\n" + ",".join(cells.values()) + "\n", encoding="utf-8")
+    (row,) = read_csv(old)
+    assert (row.overlapped_us, row.modelled_us, row.modelled_low_us, row.launch_us, row.card) == (
+        2.5,
+        2.5,
+        None,
+        None,
+        "",
+    )
+    write_csv([row], tmp_path / "new.csv")
+    assert read_csv(tmp_path / "new.csv") == [row]
+    old.write_text(",".join(names[1:]) + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match="it lacks the columns kernel"):
+        read_csv(old)

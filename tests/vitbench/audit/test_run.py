@@ -17,7 +17,7 @@ PATTERN = "*attention/c*/*"
 
 
 def test_parts_are_disjoint_whole_and_keep_together_what_compiles_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "audit_launches", lambda planned, *_: planned)
+    monkeypatch.setattr(run, "audit_launches", lambda planned, *_, **__: planned)
     parts = [run.audit(pattern=PATTERN, archs=[90], part=(k, 5), counted=False) for k in range(1, 6)]
     ids = [[launch.id for launch, _ in part] for part in parts]  # type: ignore[misc]
     planned = registry.launches(["vitkernels"], 90, PATTERN)

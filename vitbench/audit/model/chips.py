@@ -29,6 +29,7 @@ class Chip:
     l2_bytes_per_us: float
     matrix_flops_per_us: float
     matrix_multiply_adds: int  # per clock and multiprocessor, at the peak
+    launch_us: float  # what a launch adds to the time between two events around it
     older_matrix_share: float  # of that rate, for HMMA where a newer matrix instruction exists
     fp32_lanes: int  # multiply-adds per clock and multiprocessor
     shared_bytes: int  # per multiprocessor
@@ -54,6 +55,7 @@ _REPORTED: dict[str, dict[str, float]] = {
     "H100 SXM": {"clock": 1.755, "memory": 3.0e6, "l2": 6.0e6, "matrix": 798e6},
     "B200": {"clock": 1.850, "memory": 7.2e6, "l2": 7.1e6, "matrix": 1800e6},
 }
+_LAUNCH_US = {80: 8.0, 86: 8.0, 90: 6.5}
 _OLDER_SHARE = {90: 0.62, 100: 0.31, 103: 0.31}
 _STACKED_MEMORY = (80, 90, 100, 103)  # HBM
 
@@ -73,6 +75,7 @@ def _chip(card: Card) -> Chip:
         l2_bytes_per_us=known.get("l2", per_clock * card.multiprocessors * clock * 1e3),
         matrix_flops_per_us=known.get("matrix", 0.80 * card.fp16_tflops * 1e6),
         matrix_multiply_adds=card.matrix_multiply_adds,
+        launch_us=_LAUNCH_US.get(card.arch, _LAUNCH_US[90]),
         older_matrix_share=_OLDER_SHARE.get(card.arch, 1.0),
         fp32_lanes=limits.fp32_lanes,
         shared_bytes=limits.shared_kib * 1024,
@@ -89,6 +92,14 @@ CHIPS = {
     arch: next(found for found in _BY_CARD.values() if found.arch == arch)
     for arch in dict.fromkeys(found.arch for found in _BY_CARD.values())
 }
+
+
+def chip_for(arch: int, card: str) -> Chip:
+    """The card called so, or the usual one of an architecture where that is "".
+
+    Raises: InputError for one that is not known.
+    """
+    return chip_named(card) if card else chip_of(arch)
 
 
 def chip_named(name: str) -> Chip:

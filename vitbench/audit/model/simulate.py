@@ -36,36 +36,39 @@ _ATOMIC_FACTOR = 2.0
 
 
 @dataclass(frozen=True)
-class Simulated:
-    """A launch on one card.
+class Moved:
+    """Bytes of a whole launch between L2 and the multiprocessors, and those that the elements of its loads ask for."""
 
-    Attributes:
-        us: time without what launching it costs; low_us, high_us: with latencies 25 % shorter and longer.
-        issued_per_cycle: instructions that the multiprocessor issued a cycle, four at most.
-        lost: [instructions, reasons of `engine.REASONS`], warp cycles by what the next instruction waited for.
-    """
+    loaded: float
+    stored: float
+    asked: float
+
+
+@dataclass(frozen=True)
+class Times:
+    """Of a launch on one card, without what launching it costs; low and high with latencies 25 % shorter and longer."""
 
     us: float
     low_us: float
     high_us: float
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A launch on one card.
+
+    Attributes:
+        issued_per_cycle: instructions that the multiprocessor issued a cycle, four at most.
+        lost: [instructions, reasons of `engine.REASONS`], warp cycles by what the next instruction waited for.
+    """
+
+    times: Times
     issued_per_cycle: float
     lost: npt.NDArray[np.float64]
 
 
-def simulate(
-    graph: Graph,
-    traced: Trace,
-    launch: Launch,
-    compiled: Compiled,
-    chip: Chip,
-    loaded: float,
-    stored: float,
-    asked: float,
-) -> Simulated:
+def simulate(graph: Graph, traced: Trace, launch: Launch, compiled: Compiled, chip: Chip, amounts: Moved) -> Simulated:
     """Simulates a launch whose warps were traced.
-
-    Args:
-        loaded, stored: bytes between L2 and the multiprocessors; asked: what the elements of loads ask for.
 
     Raises: ImportError without numba; ValueError when the launch does not fit on a multiprocessor.
     """
@@ -76,19 +79,18 @@ def simulate(
         raise ValueError(f"the launch does not fit on a multiprocessor of the {chip.name}: too much {fits.limit}")
     usual = LATENCIES[chip.arch]
     middle, low, high = (
-        _Run(graph, traced, launch, chip, fits.programs, latency, loaded, stored, asked)
+        _Run(graph, traced, launch, chip, fits.programs, latency, amounts)
         for latency in (usual, usual.scaled(1 - INTERVAL), usual.scaled(1 + INTERVAL))
     )
-    return Simulated(middle.us, low.us, high.us, middle.issued_per_cycle, middle.lost)
+    return Simulated(Times(middle.us, low.us, high.us), middle.issued_per_cycle, middle.lost)
 
 
 class _Run:
     """One run of the engine, and its time scaled to all programs."""
 
     def __init__(
-        self, graph: Graph, traced: Trace, launch: Launch, chip: Chip, fitting: int, latency: Latency, loaded: float,
-        stored: float, asked: float,
-    ) -> None:  # fmt: skip
+        self, graph: Graph, traced: Trace, launch: Launch, chip: Chip, fitting: int, latency: Latency, amounts: Moved
+    ) -> None:
         from vitbench.audit.model import engine
 
         code = decode(graph, chip, latency)
@@ -101,15 +103,15 @@ class _Run:
         share = each / launch.programs
         l2_rate = min(_L2_BYTES_A_CYCLE, chip.l2_bytes_per_us * share / (chip.clock_ghz * 1e3))
         memory_rate = min(_L2_BYTES_A_CYCLE, chip.dram_bytes_per_us * share / (chip.clock_ghz * 1e3))
-        amounts = _Amounts(code, traced, launch, loaded, stored, asked)
+        spread = _Spread(code, traced, launch, amounts)
         ends, arrived, issued, lost = engine.simulate(
             code.kind, code.unit, code.cycles, code.latency, code.stall, code.write, code.read, code.wait, code.bytes,
             code.argument, code.group,
             np.concatenate(traced.paths), np.cumsum(lengths) - lengths, lengths,
             traced.warps, _leads(traced.warps), traced.warps.shape[1], resident, total,
             latency.l1, latency.l2, latency.memory, latency.read, latency.barrier, latency.matrix, latency.start,
-            l2_rate, memory_rate, amounts.l1_share, amounts.memory_share, amounts.loaded_per_byte,
-            amounts.copied_per_byte, amounts.stored_per_byte, _ATOMIC_FACTOR,
+            l2_rate, memory_rate, spread.l1_share, spread.memory_share, spread.loaded_per_byte,
+            spread.copied_per_byte, spread.stored_per_byte, _ATOMIC_FACTOR,
         )  # fmt: skip
         cycles = float(arrived)
         if each > total:
@@ -138,20 +140,21 @@ def _leads(warps: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
     return found
 
 
-class _Amounts:
+class _Spread:
     """How the bytes of a launch spread over its instructions."""
 
-    def __init__(self, code: Code, traced: Trace, launch: Launch, loaded: float, stored: float, asked: float) -> None:
+    def __init__(self, code: Code, traced: Trace, launch: Launch, amounts: Moved) -> None:
         def moved(*kinds: Kind) -> float:
             """Bytes that instructions of these kinds can move in all programs."""
             chosen = np.where(np.isin(code.kind, kinds), code.bytes, 0.0)
             per_path = np.array([chosen[path[path >= 0]].sum() for path in traced.paths])
             return float(per_path[traced.warps].sum(1).mean()) / traced.cut * launch.programs
 
+        loaded, stored = amounts.loaded, amounts.stored
         loads, copies = moved(Kind.LOAD), moved(Kind.COPY, Kind.BULK)
         stores = moved(Kind.STORE, Kind.ATOMIC)
         per_byte = loaded / (loads + copies) if loads + copies else 0.0
-        self.l1_share = max(0.0, 1 - loaded / asked) if asked else 0.0
+        self.l1_share = max(0.0, 1 - loaded / amounts.asked) if amounts.asked else 0.0
         self.copied_per_byte = per_byte
         self.loaded_per_byte = per_byte / max(1 - self.l1_share, 1e-3)
         self.stored_per_byte = stored / stores if stores else 0.0

@@ -1,9 +1,10 @@
-"""One row of the audit: resources, counts and a modelled time of a launch on the card of an architecture.
+"""One row of the audit: resources, counts and times of a launch on one card.
 
-Every pipe's time is its busy cycles spread over the card. The modelled time is the 4-norm of the pipe, L2 and memory
+Every pipe's time is its busy cycles spread over the card. The overlapped time is the 4-norm of the pipe, L2 and memory
 times: the largest dominates, and one that comes close costs a little because overlap is never perfect. On-chip times
-are stretched by the imbalance of the last wave (the busiest multiprocessor decides). Latency, clock changes and launch
-cost are outside the model; it ranks designs and guards against regressions, it does not replace a measurement.
+are stretched by the imbalance of the last wave (the busiest multiprocessor decides). It knows no latency: the modelled
+time, which does, is simulated (`vitbench.audit.model.simulate`). It ranks designs and guards against regressions, it
+does not replace a measurement.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from vitkernels import Launch
 from vitbench.audit.job import Compiled
 from vitbench.audit.model.chips import Chip, Occupancy, chip_of, occupancy
 from vitbench.audit.model.profile import Profile
+from vitbench.audit.model.simulate import Moved, Times
 from vitbench.audit.records import Row
 from vitbench.audit.traffic import Traffic
 
@@ -33,15 +35,21 @@ def _norm(times: list[float]) -> float:
     return float(sum(t**4 for t in times) ** 0.25)
 
 
-def model(launch: Launch, compiled: Compiled, counted: Profile, arch: int, traffic: Traffic | None = None) -> Row:
-    """The row of a launch that compiled; without traffic, its bytes are those of the instructions' widths."""
-    chip = chip_of(arch)
+def moved(compiled: Compiled, counted: Profile, chip: Chip, traffic: Traffic | None) -> Moved:
+    """Without traffic, what the instructions can move, masked lanes included."""
+    if traffic is None:
+        return Moved(counted.load_bytes, counted.store_bytes, counted.load_bytes)
+    resident = max(_fits(chip, compiled).programs, 1)
+    loaded = traffic.loaded(counted.bypasses, chip.l1_bytes / resident - compiled.shared_bytes)
+    return Moved(float(loaded), float(traffic.stored), float(traffic.asked))
+
+
+def model(
+    launch: Launch, compiled: Compiled, counted: Profile, chip: Chip, moved: Moved, simulated: Times | None
+) -> Row:
+    """The row of a launch that compiled; not simulated is one that does not fit on a multiprocessor."""
     fits = _fits(chip, compiled)
-    loaded, stored = counted.load_bytes, counted.store_bytes
-    if traffic is not None:
-        resident = max(fits.programs, 1)
-        loaded = traffic.loaded(counted.bypasses, chip.l1_bytes / resident - compiled.shared_bytes)
-        stored = traffic.stored
+    loaded, stored = moved.loaded, moved.stored
     balance = -(-launch.programs // chip.multiprocessors) * chip.multiprocessors / launch.programs
     share = chip.older_matrix_share if counted.older_matrix else 1.0
     times = {
@@ -54,13 +62,13 @@ def model(launch: Launch, compiled: Compiled, counted: Profile, arch: int, traff
         "l2": (loaded + stored) / chip.l2_bytes_per_us,
         "bytes": (launch.moved_bytes or launch.bytes) / chip.dram_bytes_per_us,
     }
-    modelled = _norm(list(times.values()))
+    modelled = simulated.us if simulated else 0.0
     floor = floor_us(launch, chip)
     return Row(
         kernel=launch.op,
         case=launch.case,
         pass_=launch.pass_name,
-        arch=f"sm_{arch}",
+        arch=f"sm_{chip.arch}",
         dtype=launch.dtype,
         triton=compiled.triton,
         num_warps=compiled.num_warps,
@@ -82,7 +90,11 @@ def model(launch: Launch, compiled: Compiled, counted: Profile, arch: int, traff
         alu_us=times["alu"],
         l2_us=times["l2"],
         bytes_us=times["bytes"],
+        overlapped_us=_norm(list(times.values())),
         modelled_us=modelled,
+        modelled_low_us=simulated.low_us if simulated else None,
+        modelled_high_us=simulated.high_us if simulated else None,
+        launch_us=chip.launch_us,
         bound_by=max(times, key=lambda name: times[name]),
         floor_us=floor,
         floor_share=floor / modelled if modelled else 0.0,
@@ -91,34 +103,10 @@ def model(launch: Launch, compiled: Compiled, counted: Profile, arch: int, traff
         bytes_ratio=(loaded + stored) / launch.bytes if launch.bytes else 0.0,
         occupancy_limit=fits.limit,
         exact=not counted.guessed and not counted.sampled,
+        card=chip.name,
         status="ok" if fits.programs else "error",
         reason=_reason(counted) if fits.programs else _too_large(chip, fits, compiled),
     )
-
-
-def on_card(row: Row, launch: Launch, card: Chip) -> Row:
-    """The row as modelled for another card of the architecture.
-
-    Raises: ValueError for a card of another architecture, or a row without times.
-    """
-    usual = chip_of(int(row.arch.removeprefix("sm_")))
-    if card.arch != usual.arch or row.status != "ok":
-        raise ValueError(f"a row of {row.arch} with status {row.status} cannot be modelled on the {card.name}")
-    waves = [-(-launch.programs // chip.multiprocessors) for chip in (card, usual)]
-    on_chip = waves[0] / waves[1] * usual.clock_ghz / card.clock_ghz
-    uneven = waves[0] * card.multiprocessors / (waves[1] * usual.multiprocessors)
-    rates = {
-        "issue_us": on_chip, "sfu_us": on_chip, "lsu_us": on_chip, "fp32_us": on_chip, "alu_us": on_chip,
-        "matrix_us": uneven * usual.matrix_flops_per_us / card.matrix_flops_per_us,
-        "l2_us": usual.l2_bytes_per_us / card.l2_bytes_per_us,
-        "bytes_us": usual.dram_bytes_per_us / card.dram_bytes_per_us,
-    }  # fmt: skip
-    times = {name: getattr(row, name) * rate for name, rate in rates.items()}
-    modelled, floor = _norm(list(times.values())), floor_us(launch, card)
-    return replace(
-        row, modelled_us=modelled, bound_by=max(times, key=lambda name: times[name]).removesuffix("_us"),
-        floor_us=floor, floor_share=floor / modelled if modelled else 0.0, **times,
-    )  # fmt: skip
 
 
 def _fits(chip: Chip, compiled: Compiled) -> Occupancy:
@@ -165,7 +153,7 @@ def failure(launch: Launch, arch: int, triton: str, reason: str) -> Row:
         triton=triton, num_warps=launch.num_warps, num_stages=launch.num_stages, registers=0, spill_bytes=0,
         shared_bytes=0, occupancy=0.0, programs=launch.programs, matrix_instruction="", narrowest_hot_load_bytes=None,
         issue_slots_per_element=0.0, sfu_per_element=0.0, issue_us=0.0, sfu_us=0.0, matrix_us=0.0, lsu_us=0.0,
-        fp32_us=0.0, alu_us=0.0, l2_us=0.0, bytes_us=0.0, modelled_us=0.0, bound_by="", floor_us=0.0, floor_share=0.0,
-        loaded_bytes=0, stored_bytes=0, bytes_ratio=0.0, occupancy_limit="", exact=False, status="error",
-        reason=reason,
+        fp32_us=0.0, alu_us=0.0, l2_us=0.0, bytes_us=0.0, overlapped_us=0.0, modelled_us=0.0, modelled_low_us=None,
+        modelled_high_us=None, launch_us=None, bound_by="", floor_us=0.0, floor_share=0.0, loaded_bytes=0,
+        stored_bytes=0, bytes_ratio=0.0, occupancy_limit="", exact=False, card="", status="error", reason=reason,
     )  # fmt: skip

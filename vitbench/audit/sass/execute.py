@@ -241,7 +241,7 @@ def _all_of(tests: list[Getter]) -> Getter:
     return test
 
 
-def count(graph: Graph, launched: Launched) -> Executions:
+def count(graph: Graph, launched: Launched, machine: Machine | None = None) -> Executions:
     """Runs the launch's programs, or as many spread over the grid as MAX_PROGRAMS and MAX_STEPS allow, and scales.
 
     One thread that does not know its index stands for all. Only where a branch turns out to depend on the index are
@@ -249,7 +249,7 @@ def count(graph: Graph, launched: Launched) -> Executions:
 
     Raises: RanAway when a thread does not end.
     """
-    machine = Machine(graph)
+    machine = machine or Machine(graph)
     axes = [n if f"SR_CTAID.{axis}" in machine.reads else 1 for n, axis in zip(launched.grid, "XYZ", strict=True)]
     warps = launched.num_warps
     tally, programs = _sample(machine, launched, axes, [None])

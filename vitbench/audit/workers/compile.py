@@ -200,7 +200,7 @@ def answer(job: Job, cache: Path, interpreter: Worker) -> Examined | Failed:
     try:
         compiled = compile_job(job, cache)
         traffic = _traffic(job, cache, interpreter) if compiled.sass else None
-        return examine(job.launch, compiled, job.arch, cache, traffic)
+        return examine(job.launch, compiled, job.arch, cache, traffic, job.card)
     except Exception as problem:  # every failure of the compiler is a row of the audit, with its reason
         return Failed(_one_line(problem), traceback.format_exc())
 

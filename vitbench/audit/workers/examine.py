@@ -8,16 +8,21 @@ import json
 import os
 from dataclasses import dataclass
 from functools import cache as once
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from vitkernels import Launch
 
 from vitbench.audit.job import Compiled
+from vitbench.audit.model.chips import Chip, chip_for, occupancy
 from vitbench.audit.model.profile import launched, profile
-from vitbench.audit.model.time import failure, model, resources
+from vitbench.audit.model.simulate import Moved, Times, simulate
+from vitbench.audit.model.time import failure, model, moved, resources
 from vitbench.audit.records import Row
 from vitbench.audit.sass import execute, listing
 from vitbench.audit.sass.graph import Graph, build_graph
+from vitbench.audit.sass.trace import trace
 from vitbench.audit.traffic import Traffic
 
 
@@ -34,8 +39,10 @@ class Examined:
     traffic: Traffic | None = None
 
 
-def examine(launch: Launch, compiled: Compiled, arch: int, cache: Path, traffic: Traffic | None = None) -> Examined:
-    """Count and model a launch; control flow that does not end is a row with status "error".
+def examine(
+    launch: Launch, compiled: Compiled, arch: int, cache: Path, traffic: Traffic | None = None, card: str = ""
+) -> Examined:
+    """Count, simulate and model a launch; control flow that does not end is a row with status "error".
 
     Without traffic, bytes are those that load and store instructions can move, masked lanes included.
 
@@ -43,30 +50,71 @@ def examine(launch: Launch, compiled: Compiled, arch: int, cache: Path, traffic:
     """
     if not compiled.sass:
         return Examined(compiled, None, resources(launch, compiled, arch))
+    chip = chip_for(arch, card)
     graph = build_graph(listing.parse(compiled.sass))
+    kernel = _Kernel(graph, launched(launch, compiled, arch), compiled, cache)
     try:
-        executions = _executions(graph, launched(launch, compiled, arch), compiled, cache)
+        executions = kernel.executions()
+        counted = profile(graph, executions, launch, compiled, arch)
+        amounts = moved(compiled, counted, chip, traffic)
+        simulated = kernel.simulated(launch, chip, amounts)
     except execute.RanAway as problem:
         return Examined(compiled, None, failure(launch, arch, compiled.triton, f"not counted: {problem}"))
-    counted = profile(graph, executions, launch, compiled, arch)
-    return Examined(compiled, executions, model(launch, compiled, counted, arch, traffic), traffic)
+    return Examined(compiled, executions, model(launch, compiled, counted, chip, amounts, simulated), traffic)
 
 
-def _executions(graph: Graph, seen: execute.Launched, compiled: Compiled, cache: Path) -> execute.Executions:
-    """Run the control flow, or read what it gave the last time that the same code ran with the same arguments."""
-    shown = (source_fingerprint(), compiled.sass, sorted(seen.constants.items()), seen.grid, seen.num_warps)
-    stored = cache / (hashlib.sha256(repr(shown).encode()).hexdigest() + ".counts.gz")
-    if stored.exists():
-        found = json.loads(gzip.decompress(stored.read_bytes()))
-        active = {int(index): times for index, times in found["active"].items()}
-        return execute.Executions(found["warps"], active, frozenset(found["guessed"]), found["sampled"])
-    executions = execute.count(graph, seen)
-    record = {**vars(executions), "guessed": sorted(executions.guessed)}
-    cache.mkdir(parents=True, exist_ok=True)
+class _Kernel:
+    """A kernel with its arguments: what running and simulating it gives, or gave the last time."""
+
+    def __init__(self, graph: Graph, seen: execute.Launched, compiled: Compiled, cache: Path) -> None:
+        self.graph, self.seen, self.compiled, self.cache = graph, seen, compiled, cache
+        shown = (source_fingerprint(), compiled.sass, sorted(seen.constants.items()), seen.grid, seen.num_warps)
+        self.key = hashlib.sha256(repr(shown).encode()).hexdigest()
+
+    @cached_property
+    def machine(self) -> execute.Machine:
+        return execute.Machine(self.graph)
+
+    def executions(self) -> execute.Executions:
+        """How often blocks run."""
+        stored = self.cache / f"{self.key}.counts.gz"
+        if found := _read(stored):
+            active = {int(index): times for index, times in found["active"].items()}
+            return execute.Executions(found["warps"], active, frozenset(found["guessed"]), found["sampled"])
+        executions = execute.count(self.graph, self.seen, self.machine)
+        _write(stored, {**vars(executions), "guessed": sorted(executions.guessed)})
+        return executions
+
+    def simulated(self, launch: Launch, chip: Chip, amounts: Moved) -> Times | None:
+        """The time on a card; None when the launch does not fit on its multiprocessors."""
+        compiled = self.compiled
+        fits = occupancy(
+            chip, compiled.registers, compiled.shared_bytes, compiled.num_warps, compiled.tensor_memory_columns
+        )
+        if not fits.programs:
+            return None
+        shown = (self.key, chip, amounts, fits, launch.moved_bytes or launch.bytes)
+        stored = self.cache / (hashlib.sha256(repr(shown).encode()).hexdigest() + ".times.gz")
+        if found := _read(stored):
+            return Times(**found)
+        times = simulate(self.graph, trace(self.graph, self.seen, self.machine), launch, compiled, chip, amounts).times
+        _write(stored, vars(times))
+        return times
+
+
+def _read(stored: Path) -> dict[str, Any]:
+    """What was kept under a name, or nothing."""
+    if not stored.exists():
+        return {}
+    found: dict[str, Any] = json.loads(gzip.decompress(stored.read_bytes()))
+    return found
+
+
+def _write(stored: Path, record: dict[str, Any]) -> None:
+    stored.parent.mkdir(parents=True, exist_ok=True)
     draft = stored.with_suffix(f".{os.getpid()}.part")
     draft.write_bytes(gzip.compress(json.dumps(record).encode(), 3))
     draft.replace(stored)
-    return executions
 
 
 @once

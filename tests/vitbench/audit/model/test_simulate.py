@@ -13,7 +13,7 @@ from vitbench.audit.model.chips import CHIPS, chip_named
 from vitbench.audit.model.decode import Kind, decode
 from vitbench.audit.model.engine import REASONS
 from vitbench.audit.model.latency import LATENCIES
-from vitbench.audit.model.simulate import Simulated, simulate
+from vitbench.audit.model.simulate import Moved, Simulated, simulate
 from vitbench.audit.sass.execute import Launched
 from vitbench.audit.sass.graph import Graph
 from vitbench.audit.sass.listing import control_of
@@ -37,12 +37,12 @@ def run(
     )  # fmt: skip
     compiled = Compiled("", "", registers, 0, 0, 0, warps, (), "3.7.1")
     traced = trace(graph, Launched({}, (programs, 1, 1), warps))
-    return simulate(graph, traced, launch, compiled, H200, loaded, stored, loaded)
+    return simulate(graph, traced, launch, compiled, H200, Moved(loaded, stored, loaded))
 
 
 def cycles(found: Simulated) -> float:
     """Of the launch, without the start of its programs."""
-    return found.us * H200.clock_ghz * 1e3 - HOPPER.start
+    return found.times.us * H200.clock_ghz * 1e3 - HOPPER.start
 
 
 def test_control_words() -> None:
@@ -74,7 +74,8 @@ def test_a_wait_mask_waits_for_what_holds_the_barrier() -> None:
     fetched = run(kernel(LOAD, USE), warps=1, loaded=512, moved=512)
     assert cycles(kept) == pytest.approx(HOPPER.l2, abs=20)
     assert cycles(fetched) - cycles(kept) == pytest.approx(HOPPER.memory - HOPPER.l2, abs=10)
-    assert (kept.low_us, kept.high_us) == pytest.approx((0.75 * kept.us, 1.25 * kept.us), rel=0.03)
+    times = kept.times
+    assert (times.low_us, times.high_us) == pytest.approx((0.75 * times.us, 1.25 * times.us), rel=0.03)
     waited = dict(zip(REASONS, kept.lost.sum(0), strict=True))
     assert max(waited, key=lambda reason: waited[reason]) == "long scoreboard"
 
@@ -90,7 +91,7 @@ def test_a_copy_of_much_data_takes_the_bytes_over_the_rate_of_memory() -> None:
     programs = 132 * 64
     half = programs * 4 * 4 * 512.0
     found = run(kernel(*[LOAD] * 4, *[store] * 4), programs, 4, half, half, round(2 * half))
-    assert found.us == pytest.approx(2 * half / H200.dram_bytes_per_us, rel=0.1)
+    assert found.times.us == pytest.approx(2 * half / H200.dram_bytes_per_us, rel=0.1)
 
 
 def test_a_barrier_waits_for_the_last_warp() -> None:
@@ -156,21 +157,21 @@ def test_tensor_memory_products_end_a_phase() -> None:
 def test_waves_and_tail_count() -> None:
     """Registers allow two programs at once: three on the busiest multiprocessor take two rounds, as four do."""
     graph = kernel(*[line("FADD R0, R0, R0", stall=10)] * 1000)
-    two, three, four = (run(graph, 132 * n, 4, registers=255).us for n in (2, 3, 4))
+    two, three, four = (run(graph, 132 * n, 4, registers=255).times.us for n in (2, 3, 4))
     assert three == pytest.approx(2 * two, rel=0.05)
     assert four == pytest.approx(three, rel=0.05)
-    assert run(graph, 132 * 2 + 1, 4, registers=255).us == three
+    assert run(graph, 132 * 2 + 1, 4, registers=255).times.us == three
 
 
 def test_many_programs_are_scaled_from_a_few_rounds() -> None:
     graph = kernel(*[line("FADD R0, R0, R0", stall=4)] * 3000)
-    assert run(graph, 132 * 800).us == pytest.approx(10 * run(graph, 132 * 80).us, rel=0.05)
+    assert run(graph, 132 * 800).times.us == pytest.approx(10 * run(graph, 132 * 80).times.us, rel=0.05)
 
 
 def test_results_are_equal_bit_by_bit() -> None:
     graph = kernel(*[LOAD, USE, line("MUFU.EX2 R0, R0", write=1)] * 20)
     first, second = (run(graph, 132 * 9, 8, loaded=1e7, moved=3_000_000) for _ in range(2))
-    assert (first.us, first.low_us, first.high_us) == (second.us, second.low_us, second.high_us)
+    assert first.times == second.times
     assert np.array_equal(first.lost, second.lost)
 
 
