@@ -14,13 +14,15 @@ from vitkernels import Launch
 
 from vitbench.audit import registry
 from vitbench.audit.job import Compiled, Failed, job_of
-from vitbench.audit.model.chips import CHIPS
-from vitbench.audit.model.profile import Profile, profile
+from vitbench.audit.model.chips import CHIPS, chip_for
+from vitbench.audit.model.profile import Profile, launched, profile
+from vitbench.audit.model.simulate import Moved, Simulated, simulate
 from vitbench.audit.model.time import failure
 from vitbench.audit.records import Row
 from vitbench.audit.sass import listing
 from vitbench.audit.sass.execute import Executions
 from vitbench.audit.sass.graph import build_graph
+from vitbench.audit.sass.trace import trace
 from vitbench.audit.workers.examine import Examined
 from vitbench.audit.workers.pool import examine_all
 from vitbench.errors import InputError
@@ -35,6 +37,7 @@ class Audited:
     row: Row
     compiled: Compiled | None = None
     executions: Executions | None = None
+    moved: Moved | None = None
 
     @cached_property
     def profile(self) -> Profile | None:
@@ -43,6 +46,16 @@ class Audited:
             return None
         graph = build_graph(listing.parse(self.compiled.sass))
         return profile(graph, self.executions, self.launch, self.compiled, self.arch)
+
+    @cached_property
+    def simulated(self) -> Simulated | None:
+        """Where warps waited, simulated again when asked for; None when the launch failed."""
+        if self.compiled is None or self.moved is None or self.row.status != "ok":
+            return None
+        graph = build_graph(listing.parse(self.compiled.sass))
+        traced = trace(graph, launched(self.launch, self.compiled, self.arch))
+        chip = chip_for(self.arch, self.row.card)
+        return simulate(graph, traced, self.launch, self.compiled, chip, self.moved)
 
 
 def parse_arch(text: str) -> list[int]:
@@ -128,4 +141,4 @@ def audit_launches(
 def _audited(launch: Launch, arch: int, result: Examined | Failed) -> Audited:
     if isinstance(result, Failed):
         return Audited(launch, arch, failure(launch, arch, "", result.reason))
-    return Audited(launch, arch, result.row, result.compiled, result.executions)
+    return Audited(launch, arch, result.row, result.compiled, result.executions, result.moved)

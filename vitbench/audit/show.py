@@ -57,6 +57,9 @@ def show(item: Audited) -> str:
     ]
     if r.reason:
         lines.append(f"note: {r.reason}")
+    if item.simulated:
+        waits = "  ".join(f"{name} {share:.0%}" for name, share in item.simulated.shares.items() if share > 0.005)
+        lines.append(f"cycles of warps: {waits}; {item.simulated.issued_per_cycle:.2f} instructions a cycle")
     lines += ["", "loops (machine code, hottest first): address, depth, instructions, trips per warp, share of issue"]
     for loop in counted.loops:
         lines.append(
@@ -114,6 +117,7 @@ def advice(item: Audited) -> list[str]:
     shuffles = names["SHFL"]
     if shuffles > 0.06 * total:
         hints.append(f"{shuffles / total:.0%} of issue shuffles: reduce along a thread's own values first")
+    hints += _waiting(item)
     integer = sum(names[name] for name in ("IMAD", "IADD3", "LEA", "LOP3", "SHF", "ISETP", "VIADD"))
     if integer > 0.35 * total:
         hints.append(f"{integer / total:.0%} of issue is integer and address work: hoist it out or step pointers")
@@ -125,14 +129,38 @@ def advice(item: Audited) -> list[str]:
     return hints
 
 
+_REMEDIES = {
+    "long scoreboard": (0.25, "loads: issue them earlier (more stages), or keep more warps resident"),
+    "short scoreboard": (0.2, "shared memory or special functions: fewer of them, or more warps"),
+    "barrier": (0.2, "barriers: fewer warps a program, or less work between them that only some warps do"),
+    "math pipe throttle": (0.25, "arithmetic units: fewer instructions, wider ones, or another unit"),
+    "MIO throttle": (0.15, "the load/store queue: wider loads, fewer shuffles"),
+    "product": (0.3, "matrix products: start the next one before waiting for the last"),
+}
+
+
+_COLUMNS = "address, pipe, cycles, runs per warp, share of warp cycles before it, mostly"
+
+
+def _waiting(item: Audited) -> list[str]:
+    """What warps wait for most."""
+    if item.simulated is None:
+        return []
+    return [
+        f"{share:.0%} of warp cycles wait for {_REMEDIES[reason][1]}"
+        for reason, share in item.simulated.shares.items()
+        if reason in _REMEDIES and share > _REMEDIES[reason][0]
+    ]
+
+
 def _listing(item: Audited, counted: Profile) -> list[str]:
     graph = counted.graph
     if counted.loops:
         blocks = sorted(counted.loops[0].blocks)
-        title = f"hottest loop at {counted.loops[0].header_address:#x}: address, pipe, cycles, runs per warp"
+        title = f"hottest loop at {counted.loops[0].header_address:#x}: {_COLUMNS}"
     else:
         blocks = [b.number for b in graph.blocks if counted.executions[b.number]]
-        title = "no loop; the whole kernel: address, pipe, cycles, runs per warp"
+        title = f"no loop; the whole kernel: {_COLUMNS}"
     warps = item.launch.programs * item.row.num_warps
     per_pipe: Counter[str] = Counter()
     lines = []
@@ -143,6 +171,8 @@ def _listing(item: Audited, counted: Profile) -> list[str]:
         for i in graph.instructions(number):
             used = pipes.use(i, item.arch, tensor_tile(graph, i))
             per_pipe[used.pipe] += 1
-            lines.append(f"  {i.address:#06x}  {used.pipe:8} {used.cycles:4.0f} {times:10.2f}  {i.text}")
+            share, why = item.simulated.waited(i.index) if item.simulated else (0.0, "")
+            waits = f"{share:6.1%} {why if share >= 0.001 else '':18}"
+            lines.append(f"  {i.address:#06x}  {used.pipe:8} {used.cycles:4.0f} {times:10.2f} {waits}  {i.text}")
     mix = "  ".join(f"{pipe} {count}" for pipe, count in per_pipe.most_common())
     return [title, f"  instructions by pipe: {mix}", *lines]

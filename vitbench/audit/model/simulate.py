@@ -66,6 +66,22 @@ class Simulated:
     issued_per_cycle: float
     lost: npt.NDArray[np.float64]
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of all cycles that warps spent, those by each reason, the largest first."""
+        from vitbench.audit.model.engine import REASONS
+
+        by_reason = self.lost.sum(0) / max(self.lost.sum(), 1.0)
+        found = dict(zip(REASONS, (float(share) for share in by_reason), strict=True))
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    def waited(self, instruction: int) -> tuple[float, str]:
+        """The share of all warp cycles that were spent before an instruction, and the reason for most of them."""
+        from vitbench.audit.model.engine import REASONS
+
+        row = self.lost[instruction]
+        return float(row.sum() / max(self.lost.sum(), 1.0)), REASONS[int(row.argmax())]
+
 
 def simulate(graph: Graph, traced: Trace, launch: Launch, compiled: Compiled, chip: Chip, amounts: Moved) -> Simulated:
     """Simulates a launch whose warps were traced.

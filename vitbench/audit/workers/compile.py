@@ -24,6 +24,8 @@ from vitbench.audit.workers.process import Worker
 from vitbench.process import answers
 
 _CACHE_VERSION = 4
+#: What decides the bytes that are followed.
+_FOLLOWING = ("workers/follow.py", "traffic.py", "sampling.py", "job.py")
 _PARAMETER_BASE = {9: 0x210, 8: 0x160}  # bank 0 offset of the first kernel parameter, by major version
 _PTX_PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.([busf](?:8|16|32|64))[^,)]*?_param_\d+(?:\[(\d+)\])?")
 
@@ -180,7 +182,7 @@ def _warps(ptx: str, asked: int) -> int:
 def _traffic(job: Job, cache: Path, interpreter: Worker) -> Traffic | None:
     """The bytes that the launch's loads and stores move, or None where the interpreter cannot follow them."""
     arguments = sorted(map(repr, job.launch.args.items()))
-    shown = (source_fingerprint(), resolve(job.kernel).cache_key, arguments, job.launch.grid)
+    shown = (source_fingerprint(*_FOLLOWING), resolve(job.kernel).cache_key, arguments, job.launch.grid)
     stored = cache / (hashlib.sha256(repr(shown).encode()).hexdigest() + ".traffic.gz")
     if stored.exists():
         record: dict[str, Any] = json.loads(gzip.decompress(stored.read_bytes()))

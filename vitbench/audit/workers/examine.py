@@ -30,13 +30,14 @@ from vitbench.audit.traffic import Traffic
 class Examined:
     """A launch's machine code, how often its blocks run, what its loads and stores move, and its row.
 
-    What could not be found out is None.
+    `moved` are the bytes that the row was modelled with. What could not be found out is None.
     """
 
     compiled: Compiled
     executions: execute.Executions | None
     row: Row
     traffic: Traffic | None = None
+    moved: Moved | None = None
 
 
 def examine(
@@ -60,7 +61,8 @@ def examine(
         simulated = kernel.simulated(launch, chip, amounts)
     except execute.RanAway as problem:
         return Examined(compiled, None, failure(launch, arch, compiled.triton, f"not counted: {problem}"))
-    return Examined(compiled, executions, model(launch, compiled, counted, chip, amounts, simulated), traffic)
+    row = model(launch, compiled, counted, chip, amounts, simulated)
+    return Examined(compiled, executions, row, traffic, amounts)
 
 
 class _Kernel:
@@ -68,7 +70,13 @@ class _Kernel:
 
     def __init__(self, graph: Graph, seen: execute.Launched, compiled: Compiled, cache: Path) -> None:
         self.graph, self.seen, self.compiled, self.cache = graph, seen, compiled, cache
-        shown = (source_fingerprint(), compiled.sass, sorted(seen.constants.items()), seen.grid, seen.num_warps)
+        shown = (
+            source_fingerprint("sass", "sampling.py"),
+            compiled.sass,
+            sorted(seen.constants.items()),
+            seen.grid,
+            seen.num_warps,
+        )
         self.key = hashlib.sha256(repr(shown).encode()).hexdigest()
 
     @cached_property
@@ -93,7 +101,7 @@ class _Kernel:
         )
         if not fits.programs:
             return None
-        shown = (self.key, chip, amounts, fits, launch.moved_bytes or launch.bytes)
+        shown = (source_fingerprint("model"), self.key, chip, amounts, fits, launch.moved_bytes or launch.bytes)
         stored = self.cache / (hashlib.sha256(repr(shown).encode()).hexdigest() + ".times.gz")
         if found := _read(stored):
             return Times(**found)
@@ -118,7 +126,10 @@ def _write(stored: Path, record: dict[str, Any]) -> None:
 
 
 @once
-def source_fingerprint() -> str:
-    """Fingerprint of this package: other code may count otherwise."""
-    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+def source_fingerprint(*parts: str) -> str:
+    """Fingerprint of these files and folders of the audit: other code may count otherwise."""
+    package = Path(__file__).parents[1]
+    files = sorted(
+        file for part in parts for file in ([package / part] if part[-3:] == ".py" else (package / part).rglob("*.py"))
+    )
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
