@@ -25,7 +25,7 @@ def python_environment(*first: str | Path, without: Sequence[str] = ()) -> dict[
     Args:
         without: beginnings of the names of variables that are left out.
     """
-    path = [*map(str, first), *(entry or os.getcwd() for entry in sys.path)]
+    path = dict.fromkeys([*map(str, first), *(entry or os.getcwd() for entry in sys.path)])
     kept = {name: value for name, value in os.environ.items() if not name.startswith(tuple(without))}
     return {**kept, "PYTHONPATH": os.pathsep.join(path)}
 

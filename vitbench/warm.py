@@ -2,7 +2,7 @@
 
 `start(["package.module", "argument"])` runs the module's main() as `python -m` would. The first one starts a server for
 its module and environment, which imports, calls the module's warm() if it has one, touches no device, and forks; it
-ends with the process that started it.
+ends with the process that started it, and those that it forked can use it and its siblings too.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import hashlib
 import importlib
 import json
 import os
@@ -27,7 +28,7 @@ from typing import Any
 #: Servers that are kept; each holds the memory of its imports.
 KEPT = 4
 #: Variables that differ from call to call, and that no library reads while it is imported.
-_VOLATILE = ("PYTEST_CURRENT_TEST", "_", "OLDPWD", "COLUMNS", "LINES")
+_VOLATILE = ("PYTEST_CURRENT_TEST", "_", "OLDPWD", "COLUMNS", "LINES", "VITBENCH_SERVERS")
 
 
 def start(command: Sequence[str], **how: Any) -> Any:
@@ -41,8 +42,8 @@ def start(command: Sequence[str], **how: Any) -> Any:
 
 def prepare(module: str, environment: Mapping[str, str]) -> None:
     """Starts the server of a module that will be run, so that it imports while this process does other things."""
-    with contextlib.suppress(OSError):
-        _server(module, environment, waits=False)
+    with contextlib.suppress(OSError), _one_starts:
+        _own(module, _key(module, environment), environment, waits=False)
 
 
 class _Forked:
@@ -79,15 +80,14 @@ class _Forked:
         request = {
             "arguments": list(command),
             "cwd": str(cwd or os.getcwd()),
-            "environment": environment,
+            "environment": {**environment, "VITBENCH_SERVERS": json.dumps(_addresses())},
             "apart": start_new_session,
         }
         self.returncode: int | None = None
         self._told = b""
         self._one_hears = threading.Lock()  # a process may be waited for in one thread and killed in another
         try:
-            server = _server(command[0], environment)
-            self._connection = server.connect()
+            self._connection = _connect(command[0], environment)
             message = json.dumps(request).encode()
             socket.send_fds(self._connection, [len(message).to_bytes(8, "little")], given)
             self._connection.sendall(message)
@@ -132,20 +132,19 @@ class _Server:
 
     def __init__(self, module: str, environment: Mapping[str, str]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="vitbench-")
-        self._address = os.path.join(self._folder.name, "socket")
-        command = [sys.executable, "-P", "-m", __name__, self._address, module]
+        self.address = os.path.join(self._folder.name, "socket")
+        command = [sys.executable, "-P", "-m", __name__, self.address, module]
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         self._listens = False
+        self.owner = os.getpid()
 
     def connect(self) -> socket.socket:
         """Waits until it listens. Raises: OSError where it has ended, as one does that cannot import its module."""
         assert self._process.stdout is not None
         self._listens = self._listens or bool(self._process.stdout.readline())
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(self._address)
-        return connection
+        return _connection(self.address)
 
     def lives(self) -> bool:
         with contextlib.suppress(OSError), self.connect():
@@ -161,28 +160,52 @@ class _Server:
         self._folder.cleanup()
 
 
-_servers: dict[tuple[Any, ...], _Server] = {}
+_servers: dict[str, _Server] = {}
 _one_starts = threading.Lock()
 
 
-def _server(module: str, environment: Mapping[str, str], waits: bool = True) -> _Server:
-    kept = {name: value for name, value in environment.items() if name not in _VOLATILE}
-    key = (os.getpid(), module, *sorted(kept.items()))
+def _key(module: str, environment: Mapping[str, str]) -> str:
+    kept = sorted((name, value) for name, value in environment.items() if name not in _VOLATILE)
+    return hashlib.sha256(repr((module, kept)).encode()).hexdigest()
+
+
+def _addresses() -> dict[str, str]:
+    """Sockets by key: those of the processes that this one comes from, and its own."""
+    return json.loads(os.environ.get("VITBENCH_SERVERS", "{}")) | {key: one.address for key, one in _servers.items()}
+
+
+def _connect(module: str, environment: Mapping[str, str]) -> socket.socket:
+    key = _key(module, environment)
     with _one_starts:
-        server = _servers.pop(key, None)
-        if server is None or (waits and not server.lives()):
-            while len(_servers) >= KEPT:
-                _servers.pop(next(iter(_servers))).close()
-            server = _Server(module, environment)
-        _servers[key] = server  # the last one is the one that was used last
-        return server
+        if key not in _servers and (address := _addresses().get(key)):
+            with contextlib.suppress(OSError):
+                return _connection(address)
+        return _own(module, key, environment).connect()
+
+
+def _connection(address: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(address)
+    return connection
+
+
+def _own(module: str, key: str, environment: Mapping[str, str], waits: bool = True) -> _Server:
+    server = _servers.pop(key, None)
+    if server is None or (waits and not server.lives()):
+        while len(_servers) >= KEPT:
+            _servers.pop(next(iter(_servers))).close()
+        server = _Server(module, environment)
+    _servers[key] = server  # the last one is the one that was used last
+    return server
 
 
 @atexit.register
 def close() -> None:
     """Ends the servers of this process; what they started goes on."""
-    for key in [key for key in _servers if key[0] == os.getpid()]:
-        _servers.pop(key).close()
+    while _servers:
+        server = _servers.popitem()[1]
+        if server.owner == os.getpid():
+            server.close()
 
 
 def _serve(address: str, module: str) -> Callable[[], None]:

@@ -52,5 +52,5 @@ def test_3x3_with_every_epilogue_is_bound_by_bytes(rows: Rows) -> None:
 @pytest.mark.parametrize(("case", "taps", "fma_us"), [("convmixer_1536_20", 81, 275.0), ("convmixer_768_32", 49, 83.0)])
 def test_large_kernels_beat_fp32_multiply_adds(rows: Rows, case: str, taps: int, fma_us: float) -> None:
     row = rows[f"{case}-b64-nhwc", "fwd"]
-    assert row.modelled_us < fma_us
+    assert row.issue_us < fma_us, "the bound of one against that of the other: neither has waits"
     assert row.issue_slots_per_element < taps / 2

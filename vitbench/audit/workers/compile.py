@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -212,6 +213,14 @@ def _one_line(problem: Exception) -> str:
     lines = [text.strip() for text in str(problem).splitlines() if text.strip()] or [""]
     telling = [text for text in lines if " fatal " in text] or [text for text in lines if " error " in text]
     return f"{type(problem).__name__}: {telling[0] if telling else lines[-1]}"[:300]
+
+
+def warm() -> None:
+    """Imports what the first launch would, and reads the compiled simulation."""
+    for name in ("triton.compiler", "triton.backends.compiler", "vitkernels"):
+        importlib.import_module(name)
+    if importlib.util.find_spec("numba"):
+        importlib.import_module("vitbench.audit.model.engine")
 
 
 def main() -> None:

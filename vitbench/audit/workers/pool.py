@@ -48,6 +48,8 @@ def examine_all(
         alike.setdefault(job.likeness or str(position), []).append(position)
     groups = sorted(alike.values(), key=len, reverse=True)
     count = max(1, min(processes, len(groups)))
+    if any(job.counted for job in jobs):
+        Worker("vitbench.audit.workers.follow", interprets=True).prepare()  # for those that will ask it
     pool = [Worker("vitbench.audit.workers.compile", [str(cache)], triton_path) for _ in range(count)]
     for worker in pool:
         workers.put(worker)

@@ -29,6 +29,10 @@ class Worker:
             self._environment["TRITON_INTERPRET"] = "1"
         self._process: Process | None = None
 
+    def prepare(self) -> None:
+        """Lets its imports begin, here and for the processes that will be started from here."""
+        warm.prepare(self._command[0], self._environment)
+
     def ask(self, job: Job) -> Any:
         """The answer to a job; `Failed` when the process ended instead of giving one."""
         if self._process is not None and self._process.code() is not None:
