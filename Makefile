@@ -50,7 +50,7 @@ help:
 	@echo 'make lint types           ruff, the walls between packages and rooms (import-linter), mypy'
 	@echo 'make bench-harness        what the harness itself costs'
 	@echo 'make bench-compare        how often vitbench compare is wrong, on simulated noise'
-	@echo 'make audit                kernels against the committed audit: sm_90, and the forward passes elsewhere'
+	@echo 'make audit                kernels against the committed audit: sm_90, and the forward passes elsewhere (PART=1/8)'
 	@echo 'make audit-all            the same for every launch on sm_80, sm_90 and sm_100'
 	@echo 'make audit-compile        every launch compiles without spills, with two versions of Triton (PART=1/8: a part)'
 	@echo 'make audit-accept         renew the committed audit, in a commit of its own'
@@ -113,8 +113,8 @@ bench-compare: $(READY)
 	$(PY) -m pytest tests/vitbench/gate/bench_compare.py --benchmark-only --benchmark-json $(or $(OUT),bench-compare.json) $(ARGS)
 
 audit: $(READY)
-	$(PY) -m vitbench audit --arch sm_90 --baseline results/baseline $(ARGS)
-	$(PY) -m vitbench audit --arch sm_80,sm_100 --kernel '*/fwd*/*' --baseline results/baseline $(ARGS)
+	$(PY) -m vitbench audit --arch sm_90 --baseline results/baseline $(call option,part,PART) $(ARGS)
+	$(PY) -m vitbench audit --arch sm_80,sm_100 --kernel '*/fwd*/*' --baseline results/baseline $(call option,part,PART) $(ARGS)
 
 audit-all: $(READY)
 	$(PY) -m vitbench audit --baseline results/baseline $(ARGS)

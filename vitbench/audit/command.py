@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from vitbench.audit import baseline, validate
 from vitbench.audit.model.chips import Chip, chip_named
 from vitbench.audit.options import AuditOptions
 from vitbench.audit.records import Row, write_csv
-from vitbench.audit.run import Audited, audit, parse_arch
+from vitbench.audit.run import Audited, audit, parse_arch, planned
 from vitbench.audit.show import show, table
 from vitbench.errors import InputError
 from vitbench.patterns import matches
@@ -34,9 +34,10 @@ def run(given: AuditOptions) -> int:
     chip = chip_named(given.card) if given.card else None
     archs = _archs(given.arch, chip)
     _check(given)
+    names = [name.strip() for name in given.kernels.split(",")]
     with _progress() as done:
         items = audit(
-            [name.strip() for name in given.kernels.split(",")],
+            names,
             given.show or given.kernel,
             archs,
             given.processes or None,
@@ -59,7 +60,9 @@ def run(given: AuditOptions) -> int:
     if given.accept:
         print("\n".join(f"wrote {path}" for path in baseline.accept(rows, given.accept, given.kernel)))
     if given.baseline:
-        code = max(code, _gate(rows, given.baseline, given.show or given.kernel, given.markdown))
+        left_out = {(launch.id, f"sm_{arch}") for launch, arch in planned(names, given.show or given.kernel, archs)}
+        left_out -= {(row.launch_id, row.arch) for row in rows}
+        code = max(code, _gate(rows, given.baseline, given.show or given.kernel, left_out, given.markdown))
     if given.validate:
         print(validate.summary(validate.pairs(rows, given.validate)))
     return code
@@ -100,8 +103,8 @@ def _check(given: AuditOptions) -> None:
         raise InputError(
             "baselines are of usual cards: --card goes with neither --baseline, --accept nor --compile-only"
         )
-    if parse_part(given.part) != (1, 1) and not given.compile_only:
-        raise InputError("--part leaves launches out, so it goes with --compile-only alone")
+    if parse_part(given.part) != (1, 1) and (given.accept or given.validate):
+        raise InputError("--part leaves launches out, so it goes with neither --accept nor --validate")
     if given.markdown and not given.baseline:
         raise InputError("--markdown writes what moved against a baseline: give --baseline too")
     for path in (given.baseline, given.validate):
@@ -126,12 +129,15 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
         yield lambda finished, total: bar.update(task, completed=finished, total=total)
 
 
-def _gate(rows: Sequence[Row], path: Path, pattern: str, markdown: Path | None) -> int:
+def _gate(
+    rows: Sequence[Row], path: Path, pattern: str, left_out: Collection[tuple[str, str]], markdown: Path | None
+) -> int:
+    """The verdict on rows, and on launches of the baseline that are no more, but not on those that were left out."""
     archs = {row.arch for row in rows}
     result = baseline.compare(
         baseline.load(path, rows),
         rows,
-        lambda row: row.arch in archs and matches(row.launch_id, pattern),
+        lambda row: row.arch in archs and matches(row.launch_id, pattern) and (row.launch_id, row.arch) not in left_out,
     )
     print(baseline.moved_table(result))
     if markdown:

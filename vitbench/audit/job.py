@@ -106,12 +106,21 @@ def _likeness(launch: Launch, arch: int) -> str:
     """Everything that reaches the compiler; of integers that are no constants only what they are specialised by."""
     parameters = inspect.signature(_plain(launch.kernel)).parameters
     constants = {name for name, p in parameters.items() if "constexpr" in str(p.annotation)}
-    shown = {
-        name: (value == 1, value % 16 == 0) if type(value) is int and name not in constants else value
-        for name, value in launch.args.items()
-    }
+
+    def shown_as(name: str, value: Any) -> Any:
+        if type(value) is int and name not in constants:
+            return value == 1, value % 16 == 0
+        return _name(value) if callable(value) else value
+
+    shown = {name: shown_as(name, value) for name, value in launch.args.items()}
     options = (launch.num_warps, launch.num_stages, sorted(launch.options.items()), sorted(launch.unaligned))
-    return repr((launch.kernel, arch, sorted(shown.items(), key=lambda item: item[0]), options))
+    return repr((_name(launch.kernel), arch, sorted(shown.items(), key=lambda item: item[0]), options))
+
+
+def _name(function: Any) -> str:
+    """The same in every process, which what a function shows of itself is not where kernels are interpreted."""
+    plain = _plain(function)
+    return f"{plain.__module__}:{plain.__qualname__}"
 
 
 @dataclass(frozen=True)

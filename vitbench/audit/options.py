@@ -41,9 +41,7 @@ class AuditOptions:
             "--compile-only", help="Only check that all compile, without spills, to --baseline's matrix instruction."
         ),
     ] = False
-    part: Annotated[str, Option(metavar="K/N", help="With --compile-only: the K-th of N parts of all launches.")] = (
-        "1/1"
-    )
+    part: Annotated[str, Option(metavar="K/N", help="Only the K-th of N parts of all launches.")] = "1/1"
     processes: Annotated[int, Option(help="Compiling processes. Default: the number of CPUs.")] = 0
     triton: Annotated[Path | None, Option(metavar="FOLDER", help="Compile with the triton package in this folder.")] = (
         None

@@ -101,9 +101,13 @@ def audit(
     Raises: InputError when nothing matches, or numba is missing, which simulates. A launch that fails to compile is a
         row with status "error".
     """
-    planned = [(launch, arch) for arch in archs for launch in registry.launches(names, arch, pattern)]
-    chosen = [pair for pair in planned if _part_of(*pair, part[1]) == part[0]]
+    chosen = [pair for pair in planned(names, pattern, archs) if _part_of(*pair, part[1]) == part[0]]
     return audit_launches(chosen, processes, cache, triton_path, done, counted, card=card)
+
+
+def planned(names: Sequence[str], pattern: str, archs: Sequence[int]) -> list[tuple[Launch, int]]:
+    """Every registered launch that matches, on every architecture. Raises: InputError when nothing does."""
+    return [(launch, arch) for arch in archs for launch in registry.launches(names, arch, pattern)]
 
 
 def _part_of(launch: Launch, arch: int, count: int) -> int:

@@ -140,6 +140,12 @@ def test_command_line_prints_the_table_and_exits_by_verdict(
     assert (tmp_path / "a.csv").read_text().count("\n") == 2
     gate = call("--kernel", "broken/good/*", "--baseline", str(tmp_path / "base"))
     assert (gate.returncode, gate.stdout.splitlines()[-1]) == (0, "same: 1 launches compared: 1 same")
+    three = ("--kernel", "good,one,huge")
+    assert call(*three, "--accept", str(tmp_path / "three")).returncode == 0
+    parts = [call(*three, "--baseline", str(tmp_path / "three"), "--part", f"{k}/2") for k in (1, 2)]
+    said = [re.search(r"^same: (\d) launches compared", part.stdout, re.MULTILINE) for part in parts]
+    assert sum(int(found[1]) for found in said if found) == 3, [part.stdout + part.stderr for part in parts]
+    assert {part.returncode for part in parts} == {0}
     assert call("--kernel", "odd block").returncode == 1
     absent = call("--kernel", "nothing")
     assert (absent.returncode, absent.stderr.count("\n")) == (2, 1)

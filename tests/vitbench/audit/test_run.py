@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_a_part_that_is_none(text: str) -> None:
         command.parse_part(text)
 
 
-def test_a_part_is_for_compiling_alone() -> None:
+def test_a_part_is_no_baseline() -> None:
     assert command.parse_part("3/8") == (3, 8)
-    with pytest.raises(InputError, match="--compile-only"):
-        command.run(AuditOptions(part="3/8"))
+    with pytest.raises(InputError, match="neither --accept nor --validate"):
+        command.run(AuditOptions(part="3/8", accept=Path("results")))
