@@ -44,7 +44,6 @@ _RW = MBConvConfig(
 )  # fmt: skip
 _COATNET = CoAtNetConfig((16, 16, 32, 32), (1, 1, 1, 1), (8, 8), conv=MBConvConfig(expansion=2))
 _COATNET_RW = CoAtNetConfig((16, 16), (1, 2), (8, 8), layout="CC", conv=_RW)
-SIZE = (32, 64)
 CASES: dict[str, tuple[tuple[int, int], Build]] = {
     "cmt": ((32, 64), lambda ops: CMT(CMTConfig(16, (16, 32, 64, 128), (1, 1, 1, 1), 2, 0.1, 0.1), ops, (32, 64), 10)),
     "coatnet": ((32, 64), lambda ops: CoAtNet(ops, _COATNET, (32, 64), 10)),
@@ -268,15 +267,18 @@ def test_fusion_saves_memory_in_training_and_inference() -> None:
         assert fused < share * eager
 
 
+def small(kind: str, like: str, monkeypatch: pytest.MonkeyPatch) -> Case:
+    """A model small enough for the interpreter, where models are looked up by name."""
+    size, build = CASES[kind]
+    spec = ModelSpec(lambda ops, resolution, num_classes: build(ops), size, Preprocessing(), 10)
+    monkeypatch.setitem(MODELS, f"{kind}_tiny", spec)
+    monkeypatch.setitem(catalog(), f"{kind}_tiny", replace(catalog()[like], model=f"{kind}_tiny", resolution=size))
+    return Case(f"{kind}_tiny", "fused", "infer", "fp32", "nhwc", size, 1, "cpu")
+
+
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> Case:
-    """A CMT small enough for the interpreter, where models are looked up by name."""
-    build = CASES["cmt"][1]
-    spec = ModelSpec(lambda ops, resolution, num_classes: build(ops), SIZE, Preprocessing(), 10)
-    entry = replace(catalog()["cmt_ti"], model="cmt_tiny", resolution=SIZE)
-    monkeypatch.setitem(MODELS, "cmt_tiny", spec)
-    monkeypatch.setitem(catalog(), "cmt_tiny", entry)
-    return Case("cmt_tiny", "fused", "infer", "fp32", "nhwc", SIZE, 1, "cpu")
+    return small("cmt", "cmt_ti", monkeypatch)
 
 
 def found_of(case: Case) -> Found:
@@ -288,8 +290,8 @@ def found_of(case: Case) -> Found:
 
 
 @pytest.mark.parametrize("mode", ["infer", "train"])
-def test_bench_on_the_cpu_checks_but_never_times_a_stand_in(tiny: Case, mode: str) -> None:
-    found = found_of(replace(tiny, mode=mode, batch=2))
+def test_bench_on_the_cpu_checks_but_never_times_a_stand_in(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = found_of(replace(small("convmixer", "convmixer_768_32", monkeypatch), mode=mode, batch=2))
     assert (found.status, found.health.valid) == ("ok", False)
     assert "interpreter" in found.reason
     assert found.verified.rel_err <= found.verified.rel_err_limit
