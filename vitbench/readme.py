@@ -4,7 +4,8 @@ A block `<!-- table: FILE -->` ... `<!-- end -->` holds the table of a vitbench 
 `<!-- verdict: BEFORE AFTER -->` ... `<!-- end -->` what moved from one audit to another, a block
 `<!-- kernels: AUDIT -->` ... `<!-- end -->` the table of kernels from an audit, a block
 `<!-- certified: FOLDERS -->` ... `<!-- end -->` the summary of every certification in the folders that match, or
-nothing. Files are named from the page's folder.
+nothing; a block `<!-- truth: FILE -->` ... `<!-- end -->` how far predicted memory is from published figures. Files
+are named from the page's folder.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from vitbench.audit import baseline
 from vitbench.audit.records import read_csv
 from vitbench.audit.table import kernel_table
 from vitbench.errors import InputError
+from vitbench.memory import truth
 from vitbench.report.tables import sweep_table
 from vitbench.results import journal
 
 _VERDICT = re.compile(r"(<!-- verdict: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _KERNELS = re.compile(r"(<!-- kernels: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _CERTIFIED = re.compile(r"(<!-- certified: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_TRUTH = re.compile(r"(<!-- truth: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -80,6 +83,10 @@ def fill(text: str, root: Path) -> str:
     def certified(match: re.Match[str]) -> str:
         return f"{match[1]}{_certified(root, match[2])}{match[3]}"
 
+    def known(match: re.Match[str]) -> str:
+        return f"{match[1]}```\n{truth.told(truth.read(root / match[2]))}\n```\n{match[3]}"
+
+    text = _TRUTH.sub(known, text)
     return _CERTIFIED.sub(certified, _KERNELS.sub(kernels, _VERDICT.sub(verdict, _BLOCK.sub(block, text))))
 
 

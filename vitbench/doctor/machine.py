@@ -66,7 +66,7 @@ def _gpus() -> Iterator[Finding]:
             "gpu",
             False,
             "no NVIDIA driver (NVML not found)",
-            "CPU timings are real; GPU memory can be predicted; GPU time and energy cannot be measured",
+            "CPU timings are real; `vitbench memory` predicts a GPU's memory; GPU time and energy cannot be measured",
         )
         return
     for index in range(devices.gpu_count()):

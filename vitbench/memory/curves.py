@@ -86,26 +86,37 @@ def _over_batch(rows: Sequence[Row], mode: str, measured: Mapping[Row, float]) -
     gpu, size = rows[0].gpu, min((row.resolution for row in rows), key=_side)
     shown = [row for row in rows if row.gpu == gpu and row.resolution == size]
     curves: dict[str, list[Point]] = {}
-    records, points = [], []
+    records, points, ends = [], [], []
     for name, members in _series(shown, _NAMES).items():
         curve = sorted({float(row.batch): row.peak_mib or 0.0 for row in members}.items())
-        each = slope(curve)
-        label = name if each is None else f"{name}: {each:,.1f} MiB an image"
-        curves[label] = curve
-        records += [{"batch": x, "MiB": y, "series": label} for x, y in curve]
-        points += [{"batch": row.batch, "MiB": measured[row], "series": label} for row in members if row in measured]
+        curves[name] = curve
+        records += [{"batch": x, "MiB": y, "series": name} for x, y in curve]
+        points += [{"batch": row.batch, "MiB": measured[row], "series": name} for row in members if row in measured]
+        if (each := slope(curve)) is not None:
+            ends.append(
+                {"batch": curve[-1][0], "MiB": curve[-1][1], "series": name, "each": f"{each:,.1f} MiB an image"}
+            )
     data = pd.DataFrame(records)
     ticks = alt.Axis(values=sorted(data["batch"].unique().tolist()), format="d")
     x = alt.X("batch:Q", scale=alt.Scale(type="log", base=2), axis=ticks, title="batch size")
     y = alt.Y("MiB:Q", scale=alt.Scale(type="log"), title="peak MiB")
-    color = alt.Color("series:N", title=None, legend=alt.Legend(orient="bottom", columns=1, labelLimit=420))
-    layers = [alt.Chart(data).mark_line(point=not points).encode(x=x, y=y, color=color)]
+    layers = [alt.Chart(data).mark_line(point=not points).encode(x=x, y=y, color=_color())]
     if points:
-        layers.append(alt.Chart(pd.DataFrame(points)).mark_point(filled=True, size=60).encode(x=x, y=y, color=color))
+        layers.append(alt.Chart(pd.DataFrame(points)).mark_point(filled=True, size=60).encode(x=x, y=y, color=_color()))
+    if ends:
+        words = alt.Chart(pd.DataFrame(ends)).mark_text(align="left", dx=7)
+        layers.append(words.encode(x=x, y=y, text="each:N", color=_color()))
     layers += _marks(_crossed(curves), "batch", "MiB", lambda at: f"batch {at[0]:.0f}, {at[1]:,.0f} MiB")
     layers += _capacity(gpu, data)
     title = f"Peak memory, {_word(mode)}, {size} px, {gpu} (predicted)"
-    return alt.layer(*layers).properties(title=title, width=430, height=300).resolve_scale(color="shared")
+    return alt.layer(*layers).properties(title=title, width=430, height=300)
+
+
+def _color() -> Any:
+    """One colour for a name in every panel."""
+    import altair as alt
+
+    return alt.Color("series:N", title=None, legend=alt.Legend(orient="bottom", columns=4, labelLimit=420))
 
 
 def _capacity(gpu: str, data: Any) -> list[Any]:
@@ -136,8 +147,7 @@ def _over_resolution(rows: Sequence[Row], mode: str) -> Any:
     ticks = alt.Axis(values=sorted(data["px"].unique().tolist()), format="d")
     x = alt.X("px:Q", scale=alt.Scale(type="log", nice=False), axis=ticks, title="resolution")
     y = alt.Y("largest:Q", scale=alt.Scale(type="log"), title="largest batch")
-    color = alt.Color("series:N", title=None, legend=alt.Legend(orient="bottom", columns=1, labelLimit=420))
-    layers = [alt.Chart(data).mark_line(point=True).encode(x=x, y=y, color=color)]
+    layers = [alt.Chart(data).mark_line(point=True).encode(x=x, y=y, color=_color())]
     layers += _marks(_crossed(curves), "px", "largest", lambda at: f"{at[0]:.0f} px, batch {at[1]:,.0f}")
     gpus = ", ".join(dict.fromkeys(row.gpu for row in rows))
     title = f"Largest batch, {_word(mode)}, {gpus} (predicted)"

@@ -37,16 +37,16 @@ class Statistics:
     def good(self) -> bool:
         return abs(self.median - 1) <= MEDIAN and self.share >= SHARE and abs(self.worst - 1) <= WORST
 
-    def __str__(self) -> str:
-        return (
-            f"{self.count} figures of transformers whose workload is stated: predicted / measured has the median "
-            f"{self.median:.3f}, {self.share:.0%} are within {MOST:.0%}, the farthest is {self.worst:.3f}"
-        )
-
 
 def published() -> list[dict[str, str]]:
     """The figures, a row each: source, model, image, batch, mode, precision, optimizer, gpu, measured_mib, notes."""
     with PUBLISHED.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows that `main` wrote."""
+    with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -84,6 +84,17 @@ def statistics(rows: Sequence[Mapping[str, str]]) -> Statistics:
         raise InputError("no figure with a prediction counts")
     close = sum(abs(ratio - 1) <= MOST for ratio in ratios) / len(ratios)
     return Statistics(median(ratios), close, max(ratios, key=lambda ratio: abs(ratio - 1)), len(ratios))
+
+
+def told(rows: Sequence[Mapping[str, str]]) -> str:
+    """How far the predictions are off, and how many figures do not count."""
+    others = sum(bool(row["reason"]) for row in rows)
+    found = statistics(rows)
+    return (
+        f"{found.count} published figures of transformers whose workload is stated; predicted / measured:\n"
+        f"median {found.median:.3f}, {found.share:.0%} within {MOST:.0%}, farthest {found.worst:.3f}\n"
+        f"{others} figures do not count; the column `reason` says why"
+    )
 
 
 def chart(rows: Sequence[Mapping[str, str]]) -> Any:
@@ -142,11 +153,8 @@ def main(folder: Path) -> int:
         print(f"no picture drawn: {drawing.INSTALL}")
     else:
         print("wrote " + ", ".join(map(str, drawing.save(chart(rows), folder / "memory"))))
-    found = statistics(rows)
-    print(found)
-    others = [row for row in rows if row["reason"]]
-    print(f"{len(others)} figures do not count; the column `reason` says why")
-    return 0 if found.good else 1
+    print(told(rows))
+    return 0 if statistics(rows).good else 1
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,7 @@ COMMITTED = Path(__file__).parents[3] / "results" / "truth" / "memory.csv"
 
 
 def committed() -> list[dict[str, str]]:
-    with COMMITTED.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return truth.read(COMMITTED)
 
 
 def test_predictions_are_as_close_as_is_asked() -> None:
