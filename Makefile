@@ -33,7 +33,7 @@ SHARED = $(call option,model,MODEL) $(call option,resolution,RES) $(call option,
   $(call option,dtype,DTYPE) $(call option,mode,MODE) $(call option,device,DEVICE) $(call option,out,OUT) $(ARGS)
 
 .PHONY: help setup bench memory-curves test test-fast test-oldest test-oldest-fast test-newest lint types bench-harness \
-  bench-compare readme clean memory-truth audit audit-all audit-compile audit-accept audit-picture gate kernels-bench certify wheels
+  bench-compare readme clean memory-truth audit-truth audit audit-all audit-compile audit-accept audit-picture gate kernels-bench certify wheels
 
 # Environments of the oldest and the newest supported versions, 5 GB and minutes each (constraints-*.txt).
 OLDEST := $(or $(strip $(VENV)),.venv)-oldest
@@ -55,6 +55,7 @@ help:
 	@echo 'make audit-compile        every launch compiles without spills, with two versions of Triton (PART=1/8: a part)'
 	@echo 'make audit-accept         renew the committed audit, in a commit of its own'
 	@echo 'make audit-picture        pipe use and floor share of every kernel, from the committed audit'
+	@echo 'make audit-truth          published kernel times beside modelled ones, as CSV and picture'
 	@echo 'make gate                 this checkout against main: measured on a GPU, audited without (AGAINST= ARGS=)'
 	@echo 'make kernels-bench        kernels beside eager, SDPA, FlexAttention, compile, cuDNN (DEVICE= OUT= KERNEL= ARGS=)'
 	@echo 'make certify              everything that only a GPU can prove, resumable (BUDGET= STAGE= OUT= DEVICE= ARGS=)'
@@ -130,6 +131,9 @@ audit-accept: $(READY)
 
 audit-picture: $(READY)
 	$(PY) -m vitbench.audit.picture results/baseline
+
+audit-truth: $(READY)
+	$(PY) -m vitbench.audit.truth results/truth
 
 gate: $(READY)
 	$(PY) -m vitbench gate --against $(or $(AGAINST),main) $(ARGS)

@@ -3,8 +3,9 @@
 A block `<!-- table: FILE -->` ... `<!-- end -->` holds the table of a vitbench CSV or a pytest-benchmark JSON, a block
 `<!-- verdict: BEFORE AFTER -->` ... `<!-- end -->` what moved from one audit to another, a block
 `<!-- kernels: AUDIT -->` ... `<!-- end -->` the table of kernels from an audit, a block
+`<!-- kernel times: FILE -->` ... `<!-- end -->` how near modelled kernel times are to published ones, a block
 `<!-- certified: FOLDERS -->` ... `<!-- end -->` the summary of every certification in the folders that match, or
-nothing; a block `<!-- truth: FILE -->` ... `<!-- end -->` how far predicted memory is from published figures. Files
+nothing; a block `<!-- memory: FILE -->` ... `<!-- end -->` how far predicted memory is from published figures. Files
 are named from the page's folder.
 """
 
@@ -30,7 +31,8 @@ from vitbench.results import journal
 _VERDICT = re.compile(r"(<!-- verdict: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _KERNELS = re.compile(r"(<!-- kernels: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _CERTIFIED = re.compile(r"(<!-- certified: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-_TRUTH = re.compile(r"(<!-- truth: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_MEMORY = re.compile(r"(<!-- memory: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_KERNEL_TIMES = re.compile(r"(<!-- kernel times: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -83,11 +85,16 @@ def fill(text: str, root: Path) -> str:
     def certified(match: re.Match[str]) -> str:
         return f"{match[1]}{_certified(root, match[2])}{match[3]}"
 
-    def known(match: re.Match[str]) -> str:
+    def memory(match: re.Match[str]) -> str:
         return f"{match[1]}```\n{truth.told(truth.read(root / match[2]))}\n```\n{match[3]}"
 
-    text = _TRUTH.sub(known, text)
-    return _CERTIFIED.sub(certified, _KERNELS.sub(kernels, _VERDICT.sub(verdict, _BLOCK.sub(block, text))))
+    def kernel_times(match: re.Match[str]) -> str:
+        from vitbench.audit.truth import times  # imports torch
+
+        return f"{match[1]}```\n{times.summary(times.TABLE.read(root / match[2]))}\n```\n{match[3]}"
+
+    filled = _KERNEL_TIMES.sub(kernel_times, _MEMORY.sub(memory, text))
+    return _CERTIFIED.sub(certified, _KERNELS.sub(kernels, _VERDICT.sub(verdict, _BLOCK.sub(block, filled))))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import os
 import statistics
 import time
@@ -56,7 +57,7 @@ def _run(context: Context, deadline: float) -> bool:
     from vitbench.audit.run import audit_launches
 
     arch, measured = arch_of(context), _measured(context)
-    if arch not in chips.CHIPS or not (measured or context.small):
+    if arch not in chips.CHIPS or not (measured or context.small) or _absence():
         return False
     with (context.out / "prediction.csv").open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n")
@@ -85,6 +86,12 @@ def _run(context: Context, deadline: float) -> bool:
     return False
 
 
+def _absence() -> str:
+    """What is missing, in a line, or ""."""
+    found = importlib.util.find_spec("numba")
+    return "" if found else "numba, which the audit simulates with, is not installed: pip install 'vitbench[audit]'"
+
+
 def _audited(context: Context) -> list[Row]:
     path = context.out / "audit.csv"
     return records.read_csv(path) if path.exists() else []
@@ -95,6 +102,8 @@ def _judge(context: Context) -> list[Line]:
     rows = _audited(context)
     path = context.out / "prediction.csv"
     measured = validate.measurements(path) if path.exists() else []
+    if not rows and (absent := _absence()):
+        return [Line(what, NOT_RUN, absent)]
     if not measured:
         return [Line(what, NOT_RUN, f"nothing is measured to compare with; {len(rows)} launches audited")]
     try:

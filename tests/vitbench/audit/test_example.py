@@ -12,6 +12,7 @@ import torch
 from vitkernels import gated_attention_reference
 
 from vitbench.audit.run import audit
+from vitbench.audit.show import show
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "kernels"
 EXAMPLE = EXAMPLES / "softmax.py"
@@ -53,6 +54,12 @@ def test_example_is_audited(tmp_path: Path) -> None:
     assert even.row.narrowest_hot_load_bytes == 16
     assert even.row.bytes_ratio == pytest.approx(1.0)
     assert even.row.bound_by == "bytes"
+    # Rows come from memory: whatever uses the loads waits for them.
+    assert even.simulated is not None
+    assert next(iter(even.simulated.shares)) == "long scoreboard"
+    text = show(even)
+    assert "cycles of warps: long scoreboard" in text
+    assert "% of warp cycles wait for loads" in text
 
 
 def test_design_that_was_not_chosen_is_right_and_issues_more(tmp_path: Path, device: str) -> None:
@@ -70,3 +77,34 @@ def test_design_that_was_not_chosen_is_right_and_issues_more(tmp_path: Path, dev
     (other,) = audit([str(path)], archs=[90], processes=1, cache=tmp_path)
     assert chosen.row.issue_slots_per_element < 0.75 * other.row.issue_slots_per_element
     assert chosen.row.overlapped_us < other.row.overlapped_us
+
+
+def test_matmul_is_right(device: str) -> None:
+    matmul = _load(EXAMPLES / "matmul.py")
+    a, b = torch.randn(70, 40, device=device), torch.randn(40, 50, device=device)
+    torch.testing.assert_close(matmul.matmul(a, b, matmul.Tiles(32, 32, 16, 1, 1)), a @ b, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="contiguous rows"):
+        matmul.matmul(a, b.t())
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_streaming_attention_is_right(causal: bool, device: str) -> None:
+    streaming = _load(EXAMPLES / "streaming_attention.py")
+    q, k, v, do = (torch.randn(1, 2, 256, 16, device=device) for _ in range(4))
+    double = [x.double().requires_grad_() for x in (q, k, v)]
+    want = torch.nn.functional.scaled_dot_product_attention(*double, is_causal=causal)
+    got, lse = streaming.attention(q, k, v, causal, streaming.Blocks(64, 32, 1, 1))
+    torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=1e-5)
+    gradients = streaming.attention_backward(q, k, v, got, lse, do, causal)
+    for gradient, expected in zip(gradients, torch.autograd.grad(want, double, do.double()), strict=True):
+        torch.testing.assert_close(gradient.double(), expected, atol=2e-5, rtol=2e-5)
+
+
+def test_streaming_attention_masks_what_is_no_whole_block(device: str) -> None:
+    streaming = _load(EXAMPLES / "streaming_attention.py")
+    q, k, v = (torch.randn(1, 45, 2, 16, device=device).transpose(1, 2) for _ in range(3))
+    got, _ = streaming.attention(q, k, v, False, streaming.Blocks(32, 32, 1, 1))
+    want = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="multiples of 128"):
+        streaming.attention_backward(q, k, v, got, got, got, False)

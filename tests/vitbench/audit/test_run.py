@@ -42,3 +42,10 @@ def test_a_part_is_no_baseline() -> None:
     assert command.parse_part("3/8") == (3, 8)
     with pytest.raises(InputError, match="neither --accept nor --validate"):
         command.run(AuditOptions(part="3/8", accept=Path("results")))
+
+
+def test_without_numba_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"simulates with numba, .*pip install 'vitbench\[audit\]'"):
+        run.audit_launches([])
+    assert run.audit_launches([], counted=False) == []
