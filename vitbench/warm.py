@@ -27,6 +27,8 @@ from typing import Any
 
 #: Servers that are kept; each holds the memory of its imports.
 KEPT = 4
+#: What is forked could not use a GPU whose driver has been asked before: torch then counts GPUs without it.
+_WITHOUT_CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 #: Variables that differ from call to call, and that no library reads while it is imported.
 _VOLATILE = ("PYTEST_CURRENT_TEST", "_", "OLDPWD", "COLUMNS", "LINES", "VITBENCH_SERVERS")
 
@@ -135,7 +137,11 @@ class _Server:
         self.address = os.path.join(self._folder.name, "socket")
         command = [sys.executable, "-P", "-m", __name__, self.address, module]
         self._process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            command,
+            env={**environment, **_WITHOUT_CUDA},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
         self._listens = False
         self.owner = os.getpid()
@@ -216,6 +222,8 @@ def _serve(address: str, module: str) -> Callable[[], None]:
     imported = importlib.import_module(module)
     if warm := getattr(imported, "warm", None):
         warm()
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
+        sys.exit(f"{module} uses the GPU while it is imported")
     gc.collect()
     gc.freeze()  # what was imported is for good: no collection in a process looks at it
     listener = socket.socket(socket.AF_UNIX)
