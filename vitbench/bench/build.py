@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from vitbench.bench.plan import Case
 from vitbench.catalog import Resolution, parse_resolution
 from vitbench.models import create_model, inputs, spec_of
+from vitbench.models.variants import of_theirs
 from vitbench.models.weights import enliven
 from vitbench.ops.implementations import ops_for
 from vitbench.trace.precision import AUTOCAST
+from vitbench.variant import PUBLISHED, Variant
 
 
 def autocast_dtype(case: Case) -> torch.dtype | None:
@@ -43,6 +45,7 @@ class Workload:
     images: str = ""
     weights: str = ""
     weights_resolution: str = ""
+    variant: Variant = PUBLISHED
     _weights_of: dict[tuple[str, Resolution], dict[str, Tensor]] = field(default_factory=dict)
     _input_of: dict[tuple[str, Resolution], Tensor] = field(default_factory=dict)
     _module_of: dict[tuple[object, ...], nn.Module] = field(default_factory=dict)
@@ -54,9 +57,15 @@ class Workload:
             self._weights_of.clear()
             torch.manual_seed(0)
             saved = parse_resolution(self.weights_resolution) if self.weights_resolution else None
-            built = create_model(model, resolution=resolution, weights=self.weights or None, weights_resolution=saved)
+            # Branches are merged with their weights in them: the file's, or those of a first pass.
+            whole = replace(self.variant, reparam=False)
+            built = create_model(
+                model, resolution=resolution, weights=self.weights or None, weights_resolution=saved, variant=whole
+            )
             if not self.weights:
                 enliven(built, inputs.noise(resolution, 2))
+            if self.variant.reparam:
+                built = of_theirs(built.eval(), Variant(reparam=True))
             self._weights_of[key] = built.state_dict()
         return self._weights_of[key]
 
@@ -67,7 +76,7 @@ class Workload:
         if key not in self._module_of:
             if any(kept[:3] != key[:3] for kept in self._module_of):
                 self._module_of.clear()
-            module = create_model(case.model, ops_for(impl).name, case.resolution)
+            module = create_model(case.model, ops_for(impl).name, case.resolution, variant=self.variant)
             module.to(case.device, dtype)
             # Module.to takes a memory format too, which its type stubs leave out.
             self._module_of[key] = module.to(memory_format=memory_format(case))  # type: ignore[call-overload]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vitbench import cards, selection
@@ -24,6 +25,7 @@ from vitbench.report import curves, page, timm
 from vitbench.report.tables import sweep_table
 from vitbench.results import journal
 from vitbench.results.row import Environment, Found, Row, Setup
+from vitbench.variant import COMPILE_MODES, PUBLISHED, Variant
 
 #: A GPU sweeps widely; a CPU sweep has the same shape and ends within minutes.
 DEFAULTS = {
@@ -87,7 +89,7 @@ def options(cases: Sequence[Case], given: BenchOptions) -> SweepOptions:
         image_files(Path(given.images))
     saved = parse_resolution(given.weights_resolution) if given.weights_resolution else None
     if given.weights:
-        _check_weights(Path(given.weights), sorted({case.model for case in cases}), saved)
+        _check_weights(Path(given.weights), sorted({case.model for case in cases}), saved, variant_of(given, cases))
     elif saved:
         raise InputError("--weights-resolution is the size that a file was saved at: give --weights too")
     return SweepOptions(
@@ -99,21 +101,69 @@ def options(cases: Sequence[Case], given: BenchOptions) -> SweepOptions:
         weights_resolution=given.weights_resolution,
         fresh=given.fresh,
         graphs=given.graphs,
+        variant=variant_of(given, cases),
     )
 
 
-def _check_weights(path: Path, models: list[str], saved: Resolution | None) -> None:
+def variant_of(given: BenchOptions, cases: Sequence[Case]) -> Variant:
+    """In which form models are wanted.
+
+    Raises: InputError on a number or a mode that cannot be, or that no case has a use for.
+    """
+    modes, impls = {case.mode for case in cases}, {case.impl for case in cases}
+    if given.num_classes is not None and given.num_classes < 1:
+        raise InputError(f"--num-classes {given.num_classes} should be 1 or more")
+    if given.drop_path is not None and not 0 <= given.drop_path < 1:
+        raise InputError(f"--drop-path {given.drop_path} should be from 0 to below 1")
+    if given.reparam and modes != {"infer"}:
+        raise InputError("--reparam merges branches for inference: leave out --mode train")
+    for option, wanted in (("--checkpointing", given.checkpointing), ("--drop-path", given.drop_path is not None)):
+        if wanted and "train" not in modes:
+            raise InputError(f"{option} acts in training: add --mode train")
+    if given.compile_mode and given.compile_mode not in COMPILE_MODES:
+        raise InputError(
+            f"--compile-mode {given.compile_mode!r} is unknown: {nearest(given.compile_mode, COMPILE_MODES)}"
+        )
+    if given.compile_mode and not impls & {"compile", "fused+compile"}:
+        raise InputError("--compile-mode is for --impl compile or fused+compile")
+    if given.config:
+        _check_config(given.config, sorted({case.model for case in cases}))
+    return Variant(
+        num_classes=given.num_classes,
+        drop_path=given.drop_path,
+        reparam=given.reparam,
+        checkpointing=given.checkpointing,
+        config=given.config,
+        compile_mode=given.compile_mode,
+    )
+
+
+def _check_config(path: str, models: list[str]) -> None:
+    if len(models) != 1 or not models[0].startswith("transformers:"):
+        raise InputError(f"--config belongs to one transformers: model, and {', '.join(models[:3])} is chosen")
+    from vitbench.models import foreign, transformers_configs
+
+    transformers_configs.native(foreign.load("transformers"), models[0].partition(":")[2], path)
+
+
+def _check_weights(path: Path, models: list[str], saved: Resolution | None, variant: Variant) -> None:
     if len(models) != 1:
         raise InputError(f"--weights belongs to one model, and {len(models)} are chosen ({', '.join(models[:3])}, ...)")
     from vitbench.models import spec_of
     from vitbench.models.weights import load_weights
     from vitbench.ops.bundle import EAGER
 
-    spec = spec_of(models[0])
+    spec = spec_of(models[0], replace(variant, reparam=False))
     load_weights(spec.build(EAGER, spec.resolution, spec.num_classes), models[0], path, saved)
 
 
-def print_plan(cases: Sequence[Case], export: str = "", baseline: Path | None = None, gpu: str = "") -> int:
+def print_plan(
+    cases: Sequence[Case],
+    export: str = "",
+    baseline: Path | None = None,
+    gpu: str = "",
+    variant: Variant = PUBLISHED,
+) -> int:
     """`--dry-run`: every case with parameters (10^6), GMACs (10^9, batch 1) and predicted peak memory (MiB).
 
     With `gpu`, the name of a card, also whether it fits there.
@@ -131,7 +181,7 @@ def print_plan(cases: Sequence[Case], export: str = "", baseline: Path | None = 
     out.print(f"{'case':{width}}  {'params M':>10}  {'GMACs':>9}  {'predicted MiB':>13}", soft_wrap=True)
     failed = 0
     for case in cases:  # a line as soon as it is known: predicting a large training step takes seconds
-        said, status = _planned(case, gpu)
+        said, status = _planned(case, gpu, variant)
         failed += status not in ("ok", "unsupported")
         row = sweep.row_of(case, Found(), Environment(device_name=""), Setup(), "")
         speed = held_against.of(row) if held_against else None
@@ -140,16 +190,16 @@ def print_plan(cases: Sequence[Case], export: str = "", baseline: Path | None = 
     return int(failed > 0)
 
 
-def _planned(case: Case, gpu: str = "") -> tuple[str, str]:
+def _planned(case: Case, gpu: str, variant: Variant) -> tuple[str, str]:
     """What is known of a case in one line, and the status that its row would have."""
     from vitbench.bench import predict
     from vitbench.bench.failures import classify
     from vitbench.models import unserved
 
     try:
-        count = predict.count(case.model, case.resolution)
-        memory = predict.memory_mib(case)
-        why = unserved(case.model, case.impl, case.resolution)
+        count = predict.count(case.model, case.resolution, variant)
+        memory = predict.memory_mib(case, variant)
+        why = unserved(case.model, case.impl, case.resolution, variant)
     except Exception as error:
         status, reason = classify(error)
         return f"{status}: {reason}", status
@@ -193,7 +243,7 @@ def bench(given: BenchOptions) -> int:
     cases = plan(given)
     checked = options(cases, given)
     if given.dry_run:
-        return print_plan(cases, given.export, given.baseline, given.gpu)
+        return print_plan(cases, given.export, given.baseline, given.gpu, checked.variant)
     held_against = _read_options(given.export, given.baseline)
     out = given.out or default_out(given.model, cases)
     summary = _sweep(cases, out, checked)

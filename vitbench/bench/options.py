@@ -9,6 +9,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from vitbench.results.row import NOISE, RANDOM, Setup
+from vitbench.variant import PUBLISHED, Variant
 
 Model = Annotated[str, Option("--model", "-m", help="Names or wildcards, separated by commas; `all` is every model.")]
 Out = Annotated[Path | None, Option("--out", help="The CSV to write. Default: results/<device>/<models>.csv.")]
@@ -47,6 +48,22 @@ class BenchOptions:
     weights: Annotated[str, Option(help="A .safetensors file for the one model. Default: seeded random.")] = ""
     weights_resolution: Annotated[
         str, Option(help="The size that --weights was saved at, such as 224x384. Default: told from its tables.")
+    ] = ""
+    num_classes: Annotated[int | None, Option(help="Outputs of the classifier. Default: the published model's.")] = None
+    drop_path: Annotated[
+        float | None, Option(help="Stochastic depth of the last block in training. Default: the model's own.")
+    ] = None
+    reparam: Annotated[
+        bool, Option("--reparam", help="Merge branches for inference (timm's reparameterised models).")
+    ] = False
+    checkpointing: Annotated[
+        bool, Option("--checkpointing", help="Gradient checkpointing in training: memory for time.")
+    ] = False
+    compile_mode: Annotated[
+        str, Option(help="Of torch.compile: default, reduce-overhead, max-autotune, max-autotune-no-cudagraphs.")
+    ] = ""
+    config: Annotated[
+        str, Option(help="A JSON configuration, as the hub keeps it, for the one transformers: model.")
     ] = ""
     graphs: Annotated[
         bool, Option("--graphs", help="Record each step as a CUDA graph and time its replay: no launch costs.")
@@ -122,6 +139,7 @@ class SweepOptions:
     fresh: bool = False
     measure_up_to: int | None = None
     graphs: bool = False
+    variant: Variant = PUBLISHED
 
     @property
     def setup(self) -> Setup:
@@ -131,4 +149,10 @@ class SweepOptions:
             input=f"images in {Path(self.images).resolve()}" if self.images else NOISE,
             weights=Path(self.weights).name + saved_at if self.weights else RANDOM,
             graphs=self.graphs,
+            num_classes=self.variant.num_classes,
+            drop_path=self.variant.drop_path,
+            reparam=self.variant.reparam,
+            checkpointing=self.variant.checkpointing,
+            compile_mode=self.variant.compile_mode or None,
+            config=Path(self.variant.config).name or None,
         )

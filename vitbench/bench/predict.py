@@ -5,6 +5,7 @@ Memory of a CPU is predicted from what its operators allocate, that of a GPU by 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache, lru_cache, partial
 
 import torch
@@ -26,18 +27,19 @@ from vitbench.ops.bundle import EAGER, Ops
 from vitbench.ops.implementations import ops_for
 from vitbench.ops.names import COMPILED
 from vitbench.trace.precision import TORCH_DTYPES
+from vitbench.variant import PUBLISHED, Variant
 
 
-def _build(model: str, resolution: Resolution, ops: Ops) -> nn.Module:
-    spec = spec_of(model)
+def _build(model: str, resolution: Resolution, variant: Variant, ops: Ops) -> nn.Module:
+    spec = spec_of(model, variant)
     return spec.build(ops, resolution, spec.num_classes)
 
 
 @cache
-def count(model: str, resolution: Resolution) -> FlopCount:
+def count(model: str, resolution: Resolution, variant: Variant = PUBLISHED) -> FlopCount:
     """Of the eager model at batch 1: the same for every implementation of a case."""
     with torch.device("meta"):
-        built = _build(model, resolution, EAGER)
+        built = _build(model, resolution, variant, EAGER)
     try:
         return flops.count(built, resolution)
     finally:
@@ -45,19 +47,22 @@ def count(model: str, resolution: Resolution) -> FlopCount:
 
 
 @lru_cache(maxsize=4096)
-def memory_mib(case: Case) -> float | None:
+def memory_mib(case: Case, variant: Variant = PUBLISHED) -> float | None:
     """Predicted peak memory in MiB, for the allocator of the case's device; None for compiled
-    implementations, whose buffers only the compiler knows, and for those that the model does not have.
+    implementations, whose buffers only the compiler knows, for those that the model does not have, and on a GPU for
+    models that are not as published.
 
     Raises: CannotPredict where the model's code does not run on tensors without data on a GPU.
     """
-    if case.impl in COMPILED or unserved(case.model, case.impl, case.resolution):
+    if case.impl in COMPILED or unserved(case.model, case.impl, case.resolution, variant):
         return None
     try:
         if case.device != "cpu":
+            if replace(variant, compile_mode="") != PUBLISHED:
+                return None
             return _on_gpu(case, _target(case)).predictions[case.batch].peak
         return memory.predict(
-            partial(_build, case.model, case.resolution, ops_for(case.impl)),
+            partial(_build, case.model, case.resolution, variant, ops_for(case.impl)),
             case.resolution,
             case.batch,
             "train" if case.mode == "train" else "infer",

@@ -34,6 +34,7 @@ from vitbench.ops.names import COMPILED, WHOLLY_COMPILED
 from vitbench.process import answers
 from vitbench.results.row import Counts, Energy, Found, Health, Memory, Speed, Utilisation
 from vitbench.trace.precision import TORCH_DTYPES
+from vitbench.variant import Variant
 from vitbench.verify import judge
 from vitbench.verify.outcome import Outcome, relative_error
 
@@ -60,7 +61,7 @@ class Worker:
     def __init__(self, options: SweepOptions, emit: Emit) -> None:
         self.options = options
         self._emit = emit
-        self.workload = Workload(options.images, options.weights, options.weights_resolution)
+        self.workload = Workload(options.images, options.weights, options.weights_resolution, options.variant)
         self._checker = Checker(self.workload)
         self._peaks: dict[tuple[str, str], float] = {}
         self._source: power.EnergySource | None = None
@@ -150,10 +151,10 @@ class Worker:
     def _describe(self, case: Case, found: Found) -> None:
         """Fills in what is known of a case without running it."""
         self._phase(case, "predicting")
-        count = predict.count(case.model, case.resolution)
+        count = predict.count(case.model, case.resolution, self.options.variant)
         found.note("; ".join(count.differences))
         found.counts = Counts(count.params_m, count.gmacs, count.macts, ";".join(count.uncounted_ops) or "none")
-        found.memory.predicted_mem_mib = predict.memory_mib(case)
+        found.memory.predicted_mem_mib = predict.memory_mib(case, self.options.variant)
 
     def _only_predict(self, cases: list[Case]) -> None:
         for case in cases:
@@ -167,7 +168,7 @@ class Worker:
 
     def _prepare(self, case: Case, found: Found) -> Prepared:
         """Builds and verifies a case; fills in what it finds out, as far as it comes."""
-        _check_supported(case)
+        _check_supported(case, self.options.variant)
         set_precision(case)
         self._describe(case, found)
         if _without_gpu(case) and not INTERPRETED:
@@ -185,7 +186,7 @@ class Worker:
             self._compiled = True
             torch._dynamo.reset()  # else a ninth shape of the same module would silently run uncompiled
         if case.impl in WHOLLY_COMPILED:
-            model = compiled(module, case.impl)
+            model = compiled(module, case.impl, mode=self.options.variant.compile_mode)
         self._phase(case, "compiling" if case.impl in COMPILED else "verifying")
         compile_s = self._checker.check(case, model, x, found)
         step = make_step(model, x, case.mode, autocast_dtype(case), capturable=self.options.graphs)
@@ -287,8 +288,8 @@ class Worker:
         )
 
 
-def _check_supported(case: Case) -> None:
-    if why := unserved(case.model, case.impl, case.resolution):
+def _check_supported(case: Case, variant: Variant) -> None:
+    if why := unserved(case.model, case.impl, case.resolution, variant):
         known = "no fused kernel serves" if case.impl.startswith("fused") else f"impl {case.impl} is not there for"
         raise Unsupported(f"{known} {case.model}: {why}")
     if case.dtype == "tf32" and case.device == "cpu":

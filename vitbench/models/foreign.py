@@ -20,10 +20,11 @@ import torch
 from torch import nn
 
 from vitbench.catalog import CatalogEntry, Resolution
-from vitbench.errors import InputError, nearest
-from vitbench.models import transformers_configs
+from vitbench.errors import InputError, Unsupported, nearest
+from vitbench.models import transformers_configs, variants
 from vitbench.models.spec import ModelSpec, Preprocessing
 from vitbench.ops.bundle import Ops
+from vitbench.variant import PUBLISHED, Variant
 
 _CLASSES = 1000
 #: Implementations that one model of another library can have.
@@ -74,7 +75,7 @@ class Library:
 
     names: Callable[[], list[str]]
     describe: Callable[[str], tuple[Resolution, Preprocessing]]
-    build: Callable[[str, Resolution, int], nn.Module]
+    build: Callable[[str, Resolution, int, Variant], nn.Module]
 
 
 def _timm_describe(name: str) -> tuple[Resolution, Preprocessing]:
@@ -84,17 +85,27 @@ def _timm_describe(name: str) -> tuple[Resolution, Preprocessing]:
     return (height, width), how
 
 
-def _timm_build(name: str, resolution: Resolution, classes: int) -> nn.Module:
+def _timm_build(name: str, resolution: Resolution, classes: int, variant: Variant) -> nn.Module:
+    depth = {} if variant.drop_path is None else {"drop_path_rate": variant.drop_path}
+    try:
+        return _timm_create(name, resolution, dict(depth, num_classes=classes))
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        raise Unsupported("--drop-path: it has no stochastic depth") from error
+
+
+def _timm_create(name: str, resolution: Resolution, options: dict[str, Any]) -> nn.Module:
     create = load("timm").create_model
     if resolution != _timm_describe(name)[0]:
         try:
-            built: nn.Module = create(name, num_classes=classes, img_size=resolution)
+            built: nn.Module = create(name, **options, img_size=resolution)
         except TypeError as error:  # a network without a size of its own takes any
             if "img_size" not in str(error):
                 raise
         else:
             return built
-    return create(name, num_classes=classes)
+    return create(name, **options)
 
 
 #: Of torchvision: in training these two give their auxiliary classifiers' logits too.
@@ -108,7 +119,7 @@ def _torchvision_describe(name: str) -> tuple[Resolution, Preprocessing]:
     return (side, side), Preprocessing(tuple(how.mean), tuple(how.std), crop_pct, how.interpolation.value)
 
 
-def _torchvision_build(name: str, resolution: Resolution, classes: int) -> nn.Module:
+def _torchvision_build(name: str, resolution: Resolution, classes: int, variant: Variant) -> nn.Module:
     models = load("torchvision").models
     sized: dict[str, Any] = {}
     if name.startswith("maxvit"):
@@ -117,7 +128,14 @@ def _torchvision_build(name: str, resolution: Resolution, classes: int) -> nn.Mo
         if resolution[0] != resolution[1]:
             raise ValueError("the model takes square images")
         sized["image_size"] = resolution[0]
-    return models.get_model(name, weights=None, num_classes=classes, **sized)
+    if variant.drop_path is not None:
+        sized["stochastic_depth_prob"] = variant.drop_path
+    try:
+        return models.get_model(name, weights=None, num_classes=classes, **sized)
+    except TypeError as error:
+        if "stochastic_depth_prob" not in str(error):
+            raise
+        raise Unsupported("--drop-path: it has no stochastic depth") from error
 
 
 def _torchvision_names() -> list[str]:
@@ -126,16 +144,18 @@ def _torchvision_names() -> list[str]:
 
 
 def _transformers_describe(name: str) -> tuple[Resolution, Preprocessing]:
-    return (224, 224), Preprocessing()
+    return transformers_configs.native(load("transformers"), name), Preprocessing()
 
 
 LIBRARIES = {
     "timm": Library(lambda: list(load("timm").list_models()), _timm_describe, _timm_build),
     "torchvision": Library(_torchvision_names, _torchvision_describe, _torchvision_build),
     "transformers": Library(
-        lambda: list(transformers_configs.CONFIGS) if load("transformers") else [],
+        lambda: transformers_configs.names(load("transformers")),
         _transformers_describe,
-        lambda name, resolution, classes: transformers_configs.build(load("transformers"), name, resolution, classes),
+        lambda name, resolution, classes, variant: transformers_configs.build(
+            load("transformers"), name, resolution, classes, variant
+        ),
     ),
 }
 
@@ -192,7 +212,7 @@ def entry(name: str) -> CatalogEntry:
 
 
 @cache
-def spec(name: str) -> ModelSpec:
+def spec(name: str, variant: Variant = PUBLISHED) -> ModelSpec:
     """Builder and preprocessing of a model; what it builds lies on the CPU, whatever the default device.
 
     Raises: InputError as `match`; from the builder ValueError when the model cannot be made at a resolution.
@@ -203,7 +223,7 @@ def spec(name: str) -> ModelSpec:
     def build(ops: Ops, resolution: Resolution, classes: int) -> nn.Module:
         try:
             with torch.device("cpu"):  # not every constructor works without data
-                model = LIBRARIES[library].build(own, resolution, classes)
+                model = variants.of_theirs(LIBRARIES[library].build(own, resolution, classes, variant), variant)
         except (AssertionError, RuntimeError, TypeError) as error:
             raise ValueError(str(error)) from error
         if ops.name == "fused":
@@ -212,11 +232,11 @@ def spec(name: str) -> ModelSpec:
             vitkernels.fuse(model)
         return model
 
-    return ModelSpec(build, resolution, how, _CLASSES)
+    return ModelSpec(build, resolution, how, variant.num_classes or _CLASSES)
 
 
 @cache
-def unserved(name: str, impl: str, resolution: Resolution | None = None) -> str | None:
+def unserved(name: str, impl: str, resolution: Resolution | None = None, variant: Variant = PUBLISHED) -> str | None:
     """Why a model has no implementation `impl`; None where it has one. `fuse` must swap something to be one.
 
     Raises: ValueError when the model cannot be made at the resolution.
@@ -229,7 +249,7 @@ def unserved(name: str, impl: str, resolution: Resolution | None = None) -> str 
 
     from vitbench.ops.bundle import EAGER
 
-    made = spec(name)
+    made = spec(name, variant)
     report = vitkernels.fuse(made.build(EAGER, resolution or made.resolution, made.num_classes))
     if report.swapped:
         return None

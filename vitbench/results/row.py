@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from vitbench.results.table import Table, columns_of
 
-SCHEMA = 2
+SCHEMA = 3
 #: What models are fed and made of where nothing else is given.
 NOISE, RANDOM = "noise, seed 0", "random, seed 0"
 STATUSES = ("ok", "oom", "incorrect", "unsupported", "timeout", "crashed", "error")
@@ -95,11 +95,17 @@ class Utilisation:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What all cases of a sweep are fed and how their steps are run."""
+    """What all cases of a sweep are fed, how their steps run, and where their models are not the published ones."""
 
     input: str = NOISE
     weights: str = RANDOM
     graphs: bool | None = None
+    num_classes: int | None = None
+    drop_path: float | None = None
+    reparam: bool | None = None
+    checkpointing: bool | None = None
+    compile_mode: str | None = None
+    config: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,8 +186,11 @@ HEADER = (*_FIRST, *(column.name for column in columns_of(Row) if column.name no
 
 
 #: The header of every schema that can be read; only the last is written.
+_SINCE_2 = ("training_data", "source", "graphs")
+_SINCE_3 = ("num_classes", "drop_path", "reparam", "checkpointing", "compile_mode", "config")
 HEADERS = {
-    1: tuple(name for name in HEADER if name not in ("training_data", "source", "graphs")),
+    1: tuple(name for name in HEADER if name not in (*_SINCE_2, *_SINCE_3)),
+    2: tuple(name for name in HEADER if name not in _SINCE_3),
     SCHEMA: HEADER,
 }
 _WHAT = f"a vitbench CSV of schema {SCHEMA}"
@@ -192,7 +201,7 @@ TABLE = TABLES[SCHEMA]
 #: What must agree for rows to stand in one file: a change in any of these makes numbers incomparable.
 ENVIRONMENT = (
     "schema", "device_name", "device_uuid", "driver", "torch", "triton", "vitbench", "commit", "dirty", "threads",
-    "graphs", "input", "weights",
+    "graphs", "input", "weights", *_SINCE_3,
 )  # fmt: skip
 
 

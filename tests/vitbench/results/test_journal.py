@@ -110,18 +110,20 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
         journal.read(tmp_path / "b.csv")
 
 
-def test_files_of_the_first_schema_are_read_and_never_added_to(tmp_path: Path) -> None:
+@pytest.mark.parametrize("schema", [1, 2])
+def test_files_of_earlier_schemas_are_read_and_never_added_to(schema: int, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    old = make_row(schema=1, top1=83.5)
-    names = HEADERS[1]
+    old = make_row(schema=schema, top1=83.5)
+    names = HEADERS[schema]
     cells = dict(zip(HEADER, next(csv.reader([TABLE.format([old])])), strict=True))
     path.write_text(",".join(names) + "\n" + ",".join(cells[name] for name in names) + "\n")
-    assert set(HEADER) - set(names) == {"training_data", "source", "graphs"}
+    variant = {"num_classes", "drop_path", "reparam", "checkpointing", "compile_mode", "config"}
+    assert set(HEADER) - set(names) == variant | ({"training_data", "source", "graphs"} if schema == 1 else set())
     assert journal.read(path) == [old]
     now = environment_of(make_row())
-    assert changes(environment_of(old), now) == ["schema was '1', is '2'"], "which refuses to resume"
-    path.write_text(path.read_text().replace("\n1,", "\n2,"))
-    with pytest.raises(InputError, match="line 2 has schema 2, its header is that of 1"):
+    assert changes(environment_of(old), now) == [f"schema was '{schema}', is '3'"], "which refuses to resume"
+    path.write_text(path.read_text().replace(f"\n{schema},", "\n3,"))
+    with pytest.raises(InputError, match=f"line 2 has schema 3, its header is that of {schema}"):
         journal.read(path)
 
 
