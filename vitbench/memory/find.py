@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -103,6 +103,12 @@ class Traces:
         return self._exact[batch]
 
 
+@lru_cache(maxsize=1)
+def _traces(setting: Setting) -> Traces:
+    """Kept for the next question about the same setting, which other cards ask."""
+    return Traces(setting)
+
+
 def more(
     setting: Setting, kept: dict[str, Any], batches: Sequence[int], workspace: int, limits: Sequence[Limit]
 ) -> dict[str, Any]:
@@ -110,7 +116,7 @@ def more(
     try:
         if why := cannot(setting):
             return {"reason": why}
-        return _more(Traces(setting), kept, batches, workspace, limits)
+        return _more(_traces(setting), kept, batches, workspace, limits)
     except InputError:
         raise
     except Exception as error:  # a model's own code, on tensors without data

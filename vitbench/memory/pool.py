@@ -38,10 +38,13 @@ class Question:
 def ask(questions: Sequence[Question], told: Callable[[int], None] = lambda done: None) -> list[Answer]:
     """The answers in the order of the questions; `told` hears how many there are."""
     answers: dict[int, Answer] = {}
-    open_questions = [number for number, question in enumerate(questions) if not question.known]
-    processes = min(os.cpu_count() or 1, len(open_questions) // 2)
-    if len(open_questions) > FEW and processes > 1:
-        _share_out(questions, open_questions, processes, answers, told)
+    groups: dict[Setting, list[int]] = {}  # one process answers all about a setting, which it then traces once
+    for number, question in enumerate(questions):
+        if not question.known:
+            groups.setdefault(question.setting, []).append(number)
+    processes = min(os.cpu_count() or 1, len(groups) // 2)
+    if len(groups) > FEW and processes > 1:
+        _share_out(questions, list(groups.values()), processes, answers, told)
     for number, question in enumerate(questions):
         if number not in answers:
             answers[number] = question.ask()
@@ -51,29 +54,30 @@ def ask(questions: Sequence[Question], told: Callable[[int], None] = lambda done
 
 def _share_out(
     questions: Sequence[Question],
-    numbers: Sequence[int],
+    groups: Sequence[Sequence[int]],
     processes: int,
     answers: dict[int, Answer],
     told: Callable[[int], None],
 ) -> None:
     """Fills in answers; a question whose process died stays open."""
-    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for number in numbers:
-        waiting.put(number)
+    waiting: queue.SimpleQueue[Sequence[int]] = queue.SimpleQueue()
+    for group in groups:
+        waiting.put(group)
 
     def serve() -> None:
         with Process([sys.executable, "-m", "vitbench.memory.worker"], asked=True) as process:
             while True:
                 try:
-                    number = waiting.get_nowait()
+                    group = waiting.get_nowait()
                 except queue.Empty:
                     return
-                process.say(questions[number])
-                try:
-                    answers[number] = process.hear()
-                except EOFError:
-                    return
-                told(len(answers))
+                for number in group:
+                    process.say(questions[number])
+                    try:
+                        answers[number] = process.hear()
+                    except EOFError:
+                        return
+                    told(len(answers))
 
     threads = [threading.Thread(target=serve, daemon=True) for _ in range(processes)]
     for thread in threads:

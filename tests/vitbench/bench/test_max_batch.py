@@ -48,7 +48,7 @@ def test_a_plan_for_a_card_says_what_will_not_fit(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     given = BenchOptions(
-        model="vit_tiny_patch16_224", resolution="64", batch="2,99999", impl="eager", dry_run=True, gpu="rtx 4080"
+        model="vit_tiny_patch16_224", resolution="64", batch="2,999999", impl="eager", dry_run=True, gpu="rtx 4080"
     )
     assert command.bench(given) == 0
     first, second = (line for line in capsys.readouterr().out.splitlines() if "/cuda" in line)
