@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 
 from vitkernels.depthwise.conv import depthwise_conv2d
 from vitkernels.fusing import timm, torchvision, transformers
-from vitkernels.fusing.rules import Rule, grouped_by_channel, plain, refuse_version
+from vitkernels.fusing.rules import Rule, grouped_by_channel, is_conv2d, plain, refuse_version
 from vitkernels.layers.convolution import is_depthwise, padding_of
 from vitkernels.layers.derived import freeze, refresh, thaw
 from vitkernels.layers.folding import compute_dtype
@@ -81,11 +81,16 @@ def _class_name(kind: type) -> str:
 _FUSED: dict[type[nn.Module], type[nn.Module]] = {}
 
 
+def _rule_of_class(kind: type[nn.Module]) -> Rule:
+    """The rule of a class, or of the class whose forward it has."""
+    return next(rule for base in kind.__mro__ if (rule := _RULES.get(_class_name(base))) is not None)
+
+
 def _fused_class(kind: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of a class of `_RULES` that runs on kernels; the same one every time."""
+    """The subclass of a class that a rule serves which runs on kernels; the same one every time."""
     if kind in _FUSED:
         return _FUSED[kind]
-    rule = _RULES[_class_name(kind)]
+    rule = _rule_of_class(kind)
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
         # A class made at run time cannot be found by its name: say how to make it again.
@@ -160,7 +165,8 @@ def _rule_for(module: nn.Module) -> tuple[Rule, type[nn.Module]] | None:
 
 def _why_not(module: nn.Module, rule: Rule, base: type[nn.Module]) -> str | None:
     """Why a module that a rule might serve is left; None where it is served."""
-    if parametrize.type_before_parametrizations(module) is not base:
+    same = parametrize.type_before_parametrizations(module) is base or (base is nn.Conv2d and is_conv2d(module))
+    if not same:
         return f"it is derived from {base.__name__} and may compute something else"
     return refuse_version(module, rule) or _altered(module) or rule.refusal(module)
 
@@ -187,7 +193,7 @@ def _consumed(module: nn.Module, rule: Rule) -> Iterator[nn.Module]:
 
 
 def _rule_of(fused: nn.Module) -> Rule:
-    return _RULES[_class_name(type(fused).fused_from)]  # type: ignore[attr-defined]
+    return _rule_of_class(type(fused).fused_from)  # type: ignore[attr-defined]
 
 
 def fuse(model: nn.Module) -> FuseReport:
@@ -209,9 +215,12 @@ def fuse(model: nn.Module) -> FuseReport:
     Under torch.compile and in export it is derived inside the graph, frozen or not. Where weights change no more,
     `torch._inductor.config.freezing = True` before the first call without gradients derives it once.
 
+    Under gradient checkpointing, which computes each block twice, torch's own batch norms are updated twice a step. So
+    are fused ones, but for a block's last: torch ends the second computation as soon as it has what it saved.
+
     Compile, export and distribute the model after fusing it, not before; hooks that are set afterwards on layers inside
-    a swapped module may be passed by. On the CPU the kernels' plain PyTorch references run; where kernels run, fp64
-    goes through the modules' own forward.
+    a swapped module may be passed by. On the CPU, and on every device that is not NVIDIA's, the kernels' plain PyTorch
+    references run; where kernels run, fp64 goes through the modules' own forward.
 
     Returns: what was swapped, and what was left and why; print it.
     """

@@ -6,10 +6,11 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from vitkernels.attention.bias import bias_attention
 from vitkernels.attention.relative import expand_relative_bias, relative_attention
@@ -106,13 +107,20 @@ def norm_activation(norm: nn.Module) -> str | None:
     return None
 
 
+def is_conv2d(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether a module computes what torch's Conv2d does; a subclass may only be built otherwise."""
+    if not isinstance(module, nn.Conv2d) or parametrize.is_parametrized(module):
+        return False
+    return all(getattr(type(module), name) is getattr(nn.Conv2d, name) for name in ("forward", "_conv_forward"))
+
+
 def grouped_by_channel(conv: Any) -> bool:
     return isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels == conv.out_channels > 1
 
 
 def refuse_pair(conv: nn.Module, norm: nn.Module) -> str | None:
     """Why a convolution and the norm after it are not a depthwise one and a batch norm that the kernels know."""
-    if not is_depthwise(conv) or type(conv) is not nn.Conv2d:
+    if not is_depthwise(conv) or not is_conv2d(conv):
         return "its convolution is not a square, undilated, symmetrically padded depthwise one of 2 to 9"
     if norm_activation(norm) is None:
         return f"{type(norm).__name__} is not a batch norm with an activation that the kernels know"
@@ -121,7 +129,7 @@ def refuse_pair(conv: nn.Module, norm: nn.Module) -> str | None:
 
 def folds(conv: nn.Module, norm: nn.Module) -> bool:
     """Whether `conv_norm_act` is these two: a plain convolution and a batch norm with a known activation."""
-    plain_conv = type(conv) is nn.Conv2d and conv.padding_mode == "zeros"
+    plain_conv = is_conv2d(conv) and conv.padding_mode == "zeros"
     return plain_conv and norm_activation(norm) is not None
 
 

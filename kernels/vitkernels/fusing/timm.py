@@ -17,6 +17,7 @@ from vitkernels.fusing.rules import (
     folds,
     grouped_by_channel,
     indexed_bias,
+    is_conv2d,
     merge_heads,
     plain,
     refuse_dropout,
@@ -29,7 +30,7 @@ from vitkernels.fusing.rules import (
 from vitkernels.layers.convolution import EPILOGUES, conv_act_norm, conv_norm_act, is_depthwise
 from vitkernels.layers.derived import derived
 
-_NO_BIAS = "it has no bias of its own, and without one torch's own fused attention serves it"
+_NO_BIAS = "it has no bias of its own: torch's own fused attention serves it, and takes one that blocks share as a mask"
 
 
 def _refuse_swin(m: Any) -> str | None:
@@ -192,7 +193,7 @@ def _mixer(self: Any, x: Tensor) -> Tensor:
 
 
 def _refuse_mlp(m: Any) -> str | None:
-    if not is_depthwise(m.dwconv) or type(m.dwconv) is not nn.Conv2d:
+    if not is_depthwise(m.dwconv) or not is_conv2d(m.dwconv):
         return "its convolution is not one that the kernel takes"
     return None if activation_name(m.act) is not None else f"its activation {type(m.act).__name__} is not known"
 

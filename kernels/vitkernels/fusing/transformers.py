@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitkernels.fusing.rules import (
     Rule,
     activation_name,
     dense_attention,
+    is_conv2d,
     plain,
     refuse_dropout,
     refuse_head_dim,
@@ -63,7 +64,7 @@ def _refuse_beit(m: Any) -> str | None:
 
 def _refuse_mlp(m: Any) -> str | None:
     conv, activation = m.dwconv.dwconv, m.activation_fn
-    if not is_depthwise(conv) or type(conv) is not nn.Conv2d:
+    if not is_depthwise(conv) or not is_conv2d(conv):
         return "its convolution is not one that the kernel takes"
     return (
         None if activation_name(activation) is not None else f"its activation {type(activation).__name__} is not known"

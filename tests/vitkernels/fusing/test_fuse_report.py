@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 import vitkernels
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
@@ -31,7 +33,9 @@ def test_the_report_says_what_is_left_and_why(timm: ModuleType) -> None:
     assert reasons.keys() == {"dropout", "narrow", "unbiased", "dilated"}
     assert "dropout" in reasons["dropout"]
     assert "head dims from 16 to 128, this is 8" in reasons["narrow"]
-    assert "no bias" in reasons["unbiased"]
+    assert reasons["unbiased"] == (
+        "it has no bias of its own: torch's own fused attention serves it, and takes one that blocks share as a mask"
+    )
     assert "undilated" in reasons["dilated"]
     assert str(report).splitlines()[0] == "1 modules run on fused kernels, 4 were left as they are"
 
@@ -45,6 +49,23 @@ def test_a_subclass_of_a_known_class_is_left(timm: ModuleType) -> None:
     assert report.swapped == ()
     assert [(one.name, one.class_name) for one in report.left] == [("0", "Own")]
     assert report.left[0].text == "it is derived from Conv2d and may compute something else"
+
+
+def test_a_subclass_that_is_only_built_otherwise_is_served() -> None:
+    """As EfficientNet of transformers has its depthwise convolutions."""
+
+    class Widened(nn.Conv2d):
+        def __init__(self, channels: int) -> None:
+            super().__init__(channels, channels, 3, padding=1, groups=channels)
+
+    model = nn.Sequential(Widened(8))
+    x = torch.randn(2, 8, 5, 6)
+    want = model(x)
+    assert [(one.name, one.class_name) for one in vitkernels.fuse(model).swapped] == [("0", "Widened")]
+    torch.testing.assert_close(model(x), want, atol=1e-5, rtol=1e-5)
+    assert type(copy.deepcopy(model)[0]) is type(model[0])
+    assert vitkernels.unfuse(model) == 1
+    assert type(model[0]) is Widened
 
 
 def test_a_parametrised_module_is_in_the_report() -> None:
