@@ -56,6 +56,8 @@ def depthwise_conv2d(
             stride 1 and padding (k - 1) / 2.
 
     Returns: [B, C, H', W'] in x's dtype, laid out as x is. Under autocast x and weight are cast to its dtype.
+        An infinity or NaN in x reaches what the filter takes it to; in fp16 and bf16 at stride 1 also up to 15 columns
+        of those rows beside it, as the matrix unit multiplies windows of 16 inputs by taps that are zero.
 
     Raises: ValueError on shape, dtype or device mismatch.
     """

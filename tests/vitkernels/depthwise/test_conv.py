@@ -269,6 +269,26 @@ def test_strided_inputs(dtype: torch.dtype, device: str) -> None:
     torch.testing.assert_close(weight.grad.double(), w64.grad, atol=16 * limit, rtol=limit)
 
 
+@pytest.mark.parametrize(("dtype", "stride", "reach"), [(HALF, 1, 15), (FULL, 1, 1), (HALF, 2, 1)], ids=str)
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_what_is_no_number_stays_where_it_is(
+    value: float, dtype: torch.dtype, stride: int, reach: int, device: str
+) -> None:
+    """Within the filter; on the matrix unit within a window of 16 inputs of the rows that the filter reaches."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 3, 12, 40, generator=generator).to(device, dtype)
+    weight = torch.randn(3, 1, 3, 3, generator=generator).to(device, dtype)
+    want = depthwise_conv2d(x, weight, None, stride)
+    x[0, 1, 6, 20] = value
+    got = depthwise_conv2d(x, weight, None, stride)
+    rows, columns = (stride * torch.arange(n, device=device) for n in got.shape[2:])
+    near = ((rows - 6).abs() <= 1)[:, None] & ((columns - 20).abs() <= reach)
+    assert torch.equal(got[:, ::2], want[:, ::2])
+    assert torch.equal(got[0, 1][~near], want[0, 1][~near])
+    touched = ((rows - 6).abs() <= 1)[:, None] & ((columns - 20).abs() <= 1)
+    assert not got[0, 1][touched].isfinite().any()
+
+
 @pytest.mark.parametrize(
     ("strides", "stride"),  # of stride 1 on the matrix unit, of stride 2 by multiply-adds
     [((2**30, 5, 1), 1), ((1, 3, 2**29), 1), ((2**30, 5, 1), 2), ((1, 2**29, 3), 2)],
