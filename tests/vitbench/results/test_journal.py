@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vitbench.errors import InputError
@@ -36,6 +36,7 @@ words = st.text(st.characters(blacklist_categories=("Cs", "Cc")), max_size=40)
 numbers = st.none() | st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # of a busy machine
 @given(words, words, numbers, st.none() | st.booleans(), st.none() | st.integers(0, 10**9), numbers)
 def test_any_row_survives_the_csv(
     reason: str, name: str, speed: float | None, throttled: bool | None, samples: int | None, energy: float | None
