@@ -13,8 +13,10 @@ from vitbench.results.row import HEADER, TABLE, TABLES, Environment, Found, Row,
 
 pytestmark = pytest.mark.fast
 
+RESULTS = Path(__file__).parents[3] / "results"
+#: Of sweeps: drawn, and in the folder of the device that they were measured on.
 COMMITTED = sorted(
-    path for path in (Path(__file__).parents[3] / "results").rglob("*.csv") if path.with_suffix(".png").exists()
+    path for path in RESULTS.rglob("*.csv") if path.with_suffix(".png").exists() and path.parent != RESULTS / "truth"
 )
 
 
