@@ -66,6 +66,9 @@ def forward_calls(
         kernel = bias_held_kernel
     else:
         images = min(max(1, B), long_images(D, q.element_size(), arch))
+        short_last = last_tile(N, block_n) < block_n
+        if short_last and not expanded and reads_operands_from_registers(arch):
+            images = 1  # two at a time spill with Triton 3.6.0, and take longer as simulated on sm_80
         block_m = 64 if q.element_size() == 2 and not reads_operands_from_registers(arch) else 32
         rest = rest_block(M, block_m)
         if rest and not expanded and reads_operands_from_registers(arch):  # pointers to blocks of a second size spill
