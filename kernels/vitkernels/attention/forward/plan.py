@@ -66,14 +66,14 @@ def forward_calls(
         kernel = bias_held_kernel
     else:
         images = min(max(1, B), long_images(D, q.element_size(), arch))
-        short_last = last_tile(N, block_n) < block_n
-        if short_last and not expanded and reads_operands_from_registers(arch):
+        last = last_tile(N, block_n)
+        if last < block_n and not expanded and reads_operands_from_registers(arch):
             images = 1  # two at a time spill with Triton 3.6.0, and take longer as simulated on sm_80
         block_m = 64 if q.element_size() == 2 and not reads_operands_from_registers(arch) else 32
         rest = rest_block(M, block_m)
         if rest and not expanded and reads_operands_from_registers(arch):  # pointers to blocks of a second size spill
             rest = block_m
-        args |= {"IMAGES": images, "SHORT": B % images, "LAST": last_tile(N, block_n), "BLOCK_M": block_m, "REST": rest}
+        args |= {"IMAGES": images, "SHORT": B % images, "LAST": last, "BLOCK_M": block_m, "REST": rest}
         kernel = streamed_kernel
     return [Call(kernel=kernel, args=args, grid=tiles * H * cdiv(B, images), pass_name="fwd", products=2,
                  scores=B * H * N * M, num_warps=warps, num_stages=1)]  # fmt: skip
