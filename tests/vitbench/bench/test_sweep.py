@@ -72,7 +72,7 @@ def test_what_the_deadline_cuts_off_is_measured_by_the_next_call(tmp_path: Path)
     recorder = Recorder()
     start = time.monotonic()
     slow = SweepOptions(min_time=60, max_time=60, time_limit=600, passes=("latency",))
-    summary = sweep.run(cases[1:], path, environment(), slow, recorder, start + 6)
+    summary = sweep.run(cases[1:], path, environment(), slow, recorder, start + 4)
     assert time.monotonic() - start < 12
     assert (summary.rows, summary.interrupted, summary.cut_off) == ([], False, cases[1:])
     assert recorder.notes == ["the time is up with 0 of 1 cases done"]
@@ -131,11 +131,11 @@ def test_a_case_too_large_for_the_machine_is_oom_before_it_runs(tmp_path: Path) 
 
 
 def test_a_case_over_its_time_limit_is_a_row_and_the_sweep_goes_on(tmp_path: Path) -> None:
-    options = SweepOptions(min_time=0.02, max_time=0.2, time_limit=15, passes=("latency",))
+    options = SweepOptions(min_time=0.02, max_time=0.2, time_limit=8, passes=("latency",))
     slow = case("vit_large_patch16_512", resolution=(512, 512), batch=64)
     summary, _ = run([slow, case()], tmp_path / "a.csv", options)
     assert [row.status for row in summary.rows] == ["timeout", "ok"]
-    assert "--time-limit 15" in summary.rows[0].reason
+    assert "--time-limit 8" in summary.rows[0].reason
 
 
 def workers_of(parent: int) -> list[int]:

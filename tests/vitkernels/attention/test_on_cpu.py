@@ -34,7 +34,8 @@ for name, (op, reference, extra) in cases.items():
     assert got.transpose(1, 2).is_contiguous()
     for a, b in zip(torch.autograd.grad(got, inputs, grad), torch.autograd.grad(want, inputs, grad)):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-    assert torch.autograd.gradcheck(op, inputs)
+    few = [x[:1] if x.ndim == 4 else x for x in inputs]  # it moves each number by itself
+    assert torch.autograd.gradcheck(op, [x.detach().requires_grad_() for x in few])
     low = [x.detach().float() for x in inputs]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = op(*low)
@@ -109,10 +110,10 @@ def test_cpu_tensors_are_computed_by_the_reference_and_dispatch_modes_watch_its_
     ],
 )
 def test_kernels_compile_without_spills_and_use_the_matrix_unit(module: str, pattern: str) -> None:
-    rows = [one.row for one in audit([f"vitkernels.{module}"], pattern, (80, 90, 100), 2)]
+    rows = [one.row for one in audit([f"vitkernels.{module}"], pattern, (80, 90, 100), 2, counted=False)]
     assert {row.arch for row in rows} == {"sm_80", "sm_90", "sm_100"}
     for row in rows:
-        assert row.status == "ok", f"{row.key}: {row.reason}"
+        assert row.status == "compiled", f"{row.key}: {row.reason}"
         assert row.spill_bytes == 0, row.key
         products = row.pass_ in ("fwd", "bwd", "bwd_key", "bwd_qkv") or row.pass_.startswith("bwd_query")
         if row.arch == "sm_90" and products:

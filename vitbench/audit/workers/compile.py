@@ -18,7 +18,15 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from vitkernels import Launch
+
 from vitbench.audit.job import Compiled, Failed, FunctionRef, Job, resolve
+from vitbench.audit.model.chips import chip_for
+from vitbench.audit.model.profile import launched
+from vitbench.audit.model.simulate import Moved, simulate
+from vitbench.audit.sass import listing
+from vitbench.audit.sass.graph import build_graph
+from vitbench.audit.sass.trace import trace
 from vitbench.audit.traffic import Traffic
 from vitbench.audit.workers.examine import Examined, examine, source_fingerprint
 from vitbench.audit.workers.process import Worker
@@ -27,6 +35,10 @@ from vitbench.process import answers
 _CACHE_VERSION = 4
 #: What decides the bytes that are followed.
 _FOLLOWING = ("workers/follow.py", "traffic.py", "sampling.py", "job.py")
+_ENDS = """
+        /*0000*/                   EXIT ;                                     /* 0x000000000000794d */
+                                                                              /* 0x000fea0003800000 */
+"""
 _PARAMETER_BASE = {9: 0x210, 8: 0x160}  # bank 0 offset of the first kernel parameter, by major version
 _PTX_PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.([busf](?:8|16|32|64))[^,)]*?_param_\d+(?:\[(\d+)\])?")
 
@@ -216,11 +228,15 @@ def _one_line(problem: Exception) -> str:
 
 
 def warm() -> None:
-    """Imports what the first launch would, and reads the compiled simulation."""
-    for name in ("triton.compiler", "triton.backends.compiler", "vitkernels"):
+    """Imports what the first launch would, and simulates a kernel that ends at once: numba then has what it needs."""
+    for name in ("triton.compiler", "triton.backends.compiler"):
         importlib.import_module(name)
     if importlib.util.find_spec("numba"):
-        importlib.import_module("vitbench.audit.model.engine")
+        graph = build_graph(listing.parse(_ENDS))
+        launch = Launch(kernel=None, op="", case="", pass_name="", dtype="", args={}, grid=(1,), elements=1, bytes=0)
+        compiled = Compiled("", "", 32, 0, 0, 0, 1, (), "")
+        traced = trace(graph, launched(launch, compiled, 90))
+        simulate(graph, traced, launch, compiled, chip_for(90, ""), Moved(0, 0, 0))
 
 
 def main() -> None:
