@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from vitbench.trace import hollow
 from vitbench.trace.skeleton import is_composite
 
 #: Called with an operator, its arguments and its result, after it ran.
@@ -20,8 +21,8 @@ Watch = Callable[[Any, tuple[Any, ...], Any], None]
 def _nothing(op: Any, args: tuple[Any, ...], out: Any) -> None: ...
 
 
-class Tracer(FakeTensorMode):
-    """A mode in which tensors are fake CPU tensors and every new storage is an event.
+class Tracer(TorchDispatchMode):
+    """A mode in which tensors are hollow and every new storage is an event.
 
     What an operator is made of in Python is not seen: one operator is one kernel, whose results alone are allocated.
 
@@ -43,7 +44,7 @@ class Tracer(FakeTensorMode):
         inside: Callable[[Any, tuple[Any, ...], Any], int] | None = None,
         watch: Watch = _nothing,
     ) -> None:
-        super().__init__(allow_non_fake_inputs=True)
+        super().__init__()
         self.sizes: list[int] = []
         self.kinds: list[str] = []
         self.events: list[int] = []
@@ -52,7 +53,6 @@ class Tracer(FakeTensorMode):
         self._inside = inside
         self._watch = watch
         self._known: dict[int, tuple[int, weakref.ref[Any]]] = {}
-        self._within = False
         self._recording = False
 
     @contextlib.contextmanager
@@ -79,9 +79,11 @@ class Tracer(FakeTensorMode):
         number = self._see(tensor)
         self.kinds[number] = self.kinds[number] or kind
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:  # nothing is compiled meanwhile
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self._within or func.namespace == "prim":  # questions about a tensor are the greater part of all calls
-            return super().__torch_dispatch__(func, types, args, kwargs or {})
         kwargs = kwargs or {}
         if func in self._instead:
             with self:
@@ -89,11 +91,7 @@ class Tracer(FakeTensorMode):
         if is_composite(func) and not is_whole(func):
             with self:
                 return func.decompose(*args, **kwargs)
-        self._within = True
-        try:
-            out = super().__torch_dispatch__(func, types, args, kwargs)
-        finally:
-            self._within = False
+        out = hollow.run(func, args, kwargs)
         if self._recording:
             self._watch(func, args, out)
             for item in out if isinstance(out, (tuple, list)) else (out,):

@@ -1,0 +1,175 @@
+"""Tensors without data, and what operators make of them.
+
+A hollow tensor is a plain tensor of the CPU, so that torch treats it as one in all things: views, autograd, autocast.
+Its storage has a size and lies where nothing may be written and zeros are read, since no operator that computes is run.
+What such an operator gives is worked out once for its arguments' shapes, strides and dtypes, by torch's FakeTensorMode;
+that takes a hundred times as long as to look it up.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterable
+from functools import cache
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from vitbench.trace import known
+
+_CPU = torch.device("cpu")
+_LENGTH = 2**44
+#: Kept for as long as the process lives; pages are zero and take no memory.
+_SPACE = np.frombuffer(mmap.mmap(-1, _LENGTH, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ), "u1")
+_START = _SPACE.ctypes.data
+_END = _START + _LENGTH
+
+#: From a call's arguments to its result.
+Recipe = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+
+
+def make(shape: Iterable[int], stride: Iterable[int], dtype: torch.dtype, nbytes: int, offset: int = 0) -> Tensor:
+    """A hollow tensor, alone in a storage of so many bytes. Below autograd, outside of any mode."""
+    return _in_storage(_storage(nbytes), shape, stride, dtype, offset)
+
+
+def _storage(nbytes: int) -> Any:
+    return torch._C._construct_storage_from_data_pointer(_START, _CPU, nbytes)
+
+
+def _in_storage(storage: Any, shape: Any, stride: Any, dtype: torch.dtype, offset: int) -> Tensor:
+    return torch.empty(0, dtype=dtype, device=_CPU).set_(storage, offset, shape, stride)
+
+
+def is_hollow(tensor: Tensor) -> bool:
+    return _START <= tensor.data_ptr() < _END
+
+
+def run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What `op` gives for these arguments; it is run itself for views, and where all tensors have their data.
+
+    Raises: what torch raises where a result depends on data.
+    """
+    how = _how(op)
+    if how == "native" or (_takes_tensors(op) and not _any_hollow(args) and not _any_hollow(kwargs.values())):
+        return op(*args, **kwargs)
+    if how == "first":
+        return args[0]
+    key = (op, _key(args), tuple(kwargs), _key(tuple(kwargs.values())), torch.get_default_dtype())
+    try:
+        recipe = _RECIPES.get(key)
+    except TypeError:  # an argument that cannot be looked up
+        return _learn(op, args, kwargs)(args, kwargs)
+    if recipe is None:
+        recipe = _RECIPES[key] = _learn(op, args, kwargs)
+    return recipe(args, kwargs)
+
+
+_RECIPES: dict[Any, Recipe] = {}
+
+
+@cache
+def _how(op: Any) -> str:
+    """ "native": it allocates nothing and reads no data. "first": it writes to its first argument and gives it back."""
+    if (
+        op.namespace in ("prim", "profiler")
+        or op.is_view
+        or op is torch.ops.aten._unsafe_view.default
+        or torch.Tag.inplace_view in op.tags
+    ):
+        return "native"
+    schema = op._schema
+    written = [r for r in schema.returns if r.alias_info is not None and r.alias_info.is_write]
+    first = schema.arguments[0].alias_info if schema.arguments else None
+    if len(schema.returns) == 1 and written and first is not None and first.is_write:
+        return "first"
+    return "worked out"
+
+
+@cache
+def _takes_tensors(op: Any) -> bool:
+    return any("Tensor" in str(argument.type) for argument in op._schema.arguments)
+
+
+def _any_hollow(values: Iterable[Any]) -> bool:
+    for value in values:
+        if isinstance(value, Tensor):
+            if _START <= value.data_ptr() < _END or not value.is_cpu:
+                return True
+        elif isinstance(value, (list, tuple)) and _any_hollow(value):
+            return True
+    return False
+
+
+def _key(value: Any) -> Any:
+    kind = type(value)
+    if kind is Tensor or kind is nn.Parameter:
+        return (value.shape, value.stride(), value.dtype, value.is_cpu)
+    if kind is int or value is None:
+        return value
+    if kind is tuple or kind is list:
+        return tuple([_key(item) for item in value])
+    if isinstance(value, Tensor):
+        return (kind, value.shape, value.stride(), value.dtype, value.is_cpu)
+    return (kind, value)  # 1, 1.0 and True are equal
+
+
+@cache
+def _fakes() -> FakeTensorMode:
+    return FakeTensorMode()
+
+
+def _fake(value: Any, storages: set[int]) -> Any:
+    if isinstance(value, Tensor):
+        made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+        storages.add(made.untyped_storage()._cdata)
+        return made
+    return type(value)([_fake(item, storages) for item in value]) if isinstance(value, (list, tuple)) else value
+
+
+def _learn(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recipe:
+    made = known.results(op, args, kwargs)
+    if made is not None:
+        several = len(op._schema.returns) > 1
+        sizes = [0 if one is None else prod(one[0]) * one[2].itemsize for one in made]
+        parts = [None if one is None else (number, *one, 0) for number, one in enumerate(made)]
+        return _recipe(parts, sizes, tuple if several else None)
+    storages: set[int] = set()  # of the arguments
+    with _fakes():
+        fakes = _fake(args, storages), {name: _fake(value, storages) for name, value in kwargs.items()}
+        out = op(*fakes[0], **fakes[1])
+    numbers: dict[int, int] = {}
+    parts, sizes = [], []
+    for one in out if isinstance(out, (list, tuple)) else [out]:
+        if not isinstance(one, Tensor):
+            parts.append(one)
+            continue
+        storage = one.untyped_storage()
+        if storage._cdata in storages or one.device != _CPU:
+            return lambda args, kwargs: op(*args, **kwargs)
+        if storage._cdata not in numbers:
+            numbers[storage._cdata] = len(sizes)
+            sizes.append(storage.nbytes())
+        parts.append((numbers[storage._cdata], tuple(one.shape), one.stride(), one.dtype, one.storage_offset()))
+    return _recipe(parts, sizes, type(out) if isinstance(out, (list, tuple)) else None)
+
+
+def _recipe(parts: list[Any], sizes: list[int], kind: Any) -> Recipe:
+    """Gives the parts, as a `kind` of list: tensors (storage, shape, stride, dtype, offset), and what is no tensor."""
+    if kind is None and isinstance(parts[0], tuple):
+        (_, shape, stride, dtype, offset), (nbytes,) = parts[0], sizes
+        return lambda args, kwargs: make(shape, stride, dtype, nbytes, offset)
+
+    def give(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        held = [_storage(size) for size in sizes]
+        made = [_in_storage(held[p[0]], *p[1:]) if isinstance(p, tuple) else p for p in parts]
+        return made[0] if kind is None else kind(made)
+
+    return give
+
+
+__all__ = ["is_hollow", "make", "run"]

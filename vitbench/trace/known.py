@@ -1,0 +1,166 @@
+"""What frequent operators give for tensors that lie plainly, without asking torch, which takes milliseconds.
+
+Plainly: contiguous, or dense in another order of axes. A test holds every line against torch's FakeTensorMode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+
+#: A new tensor's shape, strides and dtype; None where the operator gives None.
+Made = tuple[tuple[int, ...], tuple[int, ...], torch.dtype] | None
+
+
+def results(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Made] | None:
+    """The new tensors that `op` gives, each in a storage of its own; None where it takes torch to know them."""
+    rule = _RULES.get(op)
+    return None if rule is None else rule(*args, **kwargs)
+
+
+def _dense(x: Tensor) -> bool:
+    """Whether torch would lay out a tensor like `x` as `x` is."""
+    shape, stride = tuple(x.shape), x.stride()
+    if stride == strides(shape):
+        return bool(x.numel())
+    if 1 in shape or 0 in stride or not x.numel():
+        return False
+    return sorted(stride) == _steps(sorted(zip(stride, shape, strict=True)))
+
+
+def _steps(axes: list[tuple[int, int]]) -> list[int]:
+    return [prod(size for _, size in axes[:number]) for number in range(len(axes))]
+
+
+@cache
+def strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a contiguous tensor."""
+    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def _like(x: Tensor, dtype: torch.dtype | None = None) -> Made:
+    return (tuple(x.shape), x.stride(), dtype or x.dtype)
+
+
+def _new(shape: tuple[int, ...], dtype: torch.dtype) -> Made:
+    return (shape, strides(shape), dtype)
+
+
+def _elementwise(x: Any, *more: Any, **options: Any) -> list[Made] | None:
+    """Of a floating-point tensor and others that are just like it, or numbers."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not _dense(x):
+        return None
+    for other in more:
+        if isinstance(other, Tensor):
+            if (other.shape, other.stride(), other.dtype) != (x.shape, x.stride(), x.dtype):
+                return None
+        elif isinstance(other, complex):
+            return None
+    return [_like(x)]
+
+
+def _softmax(x: Tensor, dim: int, widen: bool) -> list[Made] | None:
+    return None if widen or not x.is_contiguous() else _elementwise(x)
+
+
+def _softmax_backward(grad: Tensor, y: Tensor, dim: int, dtype: torch.dtype) -> list[Made] | None:
+    return _elementwise(grad, y) if dtype is grad.dtype and grad.is_contiguous() else None
+
+
+def _copy(x: Tensor, dtype: torch.dtype | None = None, **options: Any) -> list[Made] | None:
+    return None if any(value is not None for value in options.values()) or not _dense(x) else [_like(x, dtype)]
+
+
+def _clone(x: Tensor, memory_format: torch.memory_format | None = None) -> list[Made] | None:
+    if memory_format is torch.contiguous_format and x.numel():
+        return [_new(tuple(x.shape), x.dtype)]
+    return _copy(x) if memory_format in (None, torch.preserve_format) else None
+
+
+def _matrices(a: Tensor, b: Tensor) -> list[Made] | None:
+    fit = a.dtype is b.dtype and a.ndim == b.ndim and a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2]
+    return [_new((*a.shape[:-1], b.shape[-1]), a.dtype)] if fit and a.numel() and b.numel() else None
+
+
+def _addmm(bias: Tensor, a: Tensor, b: Tensor, **options: Any) -> list[Made] | None:
+    fits = not options and bias.ndim == 1 and bias.dtype is a.dtype and bias.shape[0] == b.shape[-1]
+    return _matrices(a, b) if fits else None
+
+
+def _plain_fp32(*tensors: Tensor | None) -> bool:
+    return all(t is None or (t.dtype is torch.float32 and t.is_contiguous() and _dense(t)) for t in tensors)
+
+
+def _layer_norm(
+    x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> list[Made] | None:
+    if not _plain_fp32(x, weight, bias) or tuple(x.shape[-len(shape) :]) != tuple(shape):
+        return None
+    one = _new((*x.shape[: -len(shape)], *(1 for _ in shape)), x.dtype)
+    return [_like(x), one, one]
+
+
+def _layer_norm_backward(
+    grad: Tensor, x: Tensor, shape: list[int], mean: Tensor, rstd: Tensor, weight: Any, bias: Any, mask: list[bool]
+) -> list[Made] | None:
+    if not _plain_fp32(grad, x, mean, rstd, weight, bias) or grad.shape != x.shape or weight is None or bias is None:
+        return None
+    return [_like(one) if wanted else None for one, wanted in zip((x, weight, bias), mask, strict=True)]
+
+
+def _batch_norm(
+    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float
+) -> list[Made] | None:
+    if x.ndim != 4 or not _dense(x) or not training or weight is None or not _plain_fp32(weight, bias, mean, var):
+        return None
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16) or weight.shape[0] != x.shape[1]:
+        return None
+    return [_like(x), _like(weight), _like(weight)]
+
+
+def _batch_norm_backward(
+    grad: Tensor, x: Tensor, weight: Any, mean: Any, var: Any, a: Any, b: Any, train: bool, eps: float, mask: list[bool]
+) -> list[Made] | None:
+    alike = (grad.shape, grad.stride(), grad.dtype) == (x.shape, x.stride(), x.dtype)
+    if not alike or x.ndim != 4 or not _dense(x) or not train or weight is None or not all(mask):
+        return None
+    return [_like(x), _like(weight), _like(weight)] if _plain_fp32(weight, mean, var, a, b) else None
+
+
+_RULES: dict[Any, Callable[..., list[Made] | None]] = {
+    aten.native_layer_norm.default: _layer_norm,
+    aten.native_layer_norm_backward.default: _layer_norm_backward,
+    aten.native_batch_norm.default: _batch_norm,
+    aten.native_batch_norm_backward.default: _batch_norm_backward,
+    aten.addmm.default: _addmm,
+    aten.mm.default: _matrices,
+    aten.bmm.default: _matrices,
+    aten.clone.default: _clone,
+    aten._to_copy.default: _copy,
+    aten._softmax.default: _softmax,
+    aten._log_softmax.default: _softmax,
+    aten._softmax_backward_data.default: _softmax_backward,
+    aten._log_softmax_backward_data.default: _softmax_backward,
+} | dict.fromkeys(
+    (
+        aten.add.Tensor,
+        aten.mul.Tensor,
+        aten.gelu.default,
+        aten.gelu_backward.default,
+        aten.relu.default,
+        aten.silu.default,
+        aten.silu_backward.default,
+        aten.sigmoid.default,
+        aten.threshold_backward.default,
+    ),
+    _elementwise,
+)
+
+__all__ = ["Made", "results", "strides"]
