@@ -10,7 +10,10 @@ import functools
 import gc
 
 import torch
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+
+from vitbench.trace import hollow
 
 #: Whose caches are emptied: every library of models.
 LIBRARIES = ("timm", "torchvision", "transformers")
@@ -42,7 +45,11 @@ def changed(before: dict[str, object]) -> list[str]:
 
 def holds_fakes() -> bool:
     """Whether anything still holds a tensor without data."""
-    return any(type(one) is FakeTensor for one in gc.get_objects())
+    kinds = (Tensor, nn.Parameter)
+    return any(
+        type(one) is FakeTensor or (type(one) in kinds and one.layout is torch.strided and hollow.is_hollow(one))
+        for one in gc.get_objects()
+    )
 
 
 def forget() -> None:

@@ -4,7 +4,8 @@ oneDNN copies input, weights and output into blocked layouts and takes scratch s
 convolution's own output several times. On a processor without AVX-512 torch leaves half precision to its own
 convolution, which unfolds the input: a 3 x 3 filter takes nine copies of it. How much it is depends on the
 processor and on oneDNN's choice of algorithm, so it is measured, once for every distinct convolution. Resizes copy
-few channels into channels_last, and layers that torch runs whole make what is inside of them: those are measured too.
+few channels into channels_last, products of matrices in half precision pack their operands, and layers that torch runs
+whole make what is inside of them: those are measured too.
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ _OTHERS = {
     aten.rnn_tanh.input: 0,
     aten.rnn_relu.input: 0,
 }
+#: Matrix products, for which oneDNN packs operands of half precision; by the numbers of the operands.
+_PRODUCTS = {aten.addmm.default: (1, 2), aten.mm.default: (0, 1), aten.bmm.default: (0, 1)}
+#: Multiplications of a product that is still run; of larger ones what they allocate is not known.
+LARGEST_PRODUCT = 2**33
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,11 @@ class Kernel:
     @classmethod
     def of(cls, op: Any, args: tuple[Any, ...], out: Any) -> Kernel | None:
         """The call `op(*args)` that gave `out`, or None when it is none of those."""
-        if op not in _CONVOLUTIONS and op not in _OTHERS:
+        if op in _PRODUCTS:
+            a, b = (args[number] for number in _PRODUCTS[op])
+            if a.dtype is torch.float32 or a.numel() * b.shape[-1] > LARGEST_PRODUCT:
+                return None
+        elif op not in _CONVOLUTIONS and op not in _OTHERS:
             return None
         tensors = [*args, *(out if isinstance(out, tuple) else (out,))]
         elements = sum(tensor.numel() for tensor in _tensors(tensors))
@@ -73,9 +82,12 @@ class Kernel:
 
         Of a convolution, of every tensor the result and fp32 copies in two layouts, and one per thread. To these come
         the unfolded input and, in the backward pass, its gradient, both in half precision. Layouts are blocked by 16
-        channels, to which the few channels of a group are padded: a depthwise weight grows 256-fold. Of others, eight
+        channels, to which the few channels of a group are padded: a depthwise weight grows 256-fold. Of a product, the
+        same copies of what is multiplied. Of others, eight
         times all of their tensors, and the scores of attention: tokens times channels at most for each token and head.
         """
+        if self.op in _PRODUCTS:
+            return 4 * (3 + torch.get_num_threads()) * self.elements
         if self.op in _OTHERS:
             return 4 * (3 + torch.get_num_threads()) * 8 * self.elements + self._scores()
         images = self._images()
@@ -101,8 +113,8 @@ class Kernel:
 
     def _images(self) -> int:
         """How many leading arguments have the batch as first axis: x, or the output's gradient and x."""
-        if self.op in _OTHERS:
-            return _OTHERS[self.op]
+        if self.op in _OTHERS or self.op in _PRODUCTS:
+            return _OTHERS.get(self.op, 0)
         return 1 if self.op is aten.convolution.default else 2
 
     def _batch(self) -> int:

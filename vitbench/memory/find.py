@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
 from torch import nn
 
+from vitbench.catalog import Resolution
 from vitbench.errors import InputError, Unsupported
+from vitbench.memory import store
 from vitbench.memory.allocator import OutOfMemory
 from vitbench.memory.recording import PRIME, Recording, exact, fit, guess
 from vitbench.memory.setting import KINDS, Limit, Setting
-from vitbench.memory.work import Storages, Training, Work, of_images, of_images_and_labels, trace
+from vitbench.memory.store import is_known
+from vitbench.memory.work import Storages, Training, Work, build, of_images, of_images_and_labels, trace
 from vitbench.models import spec_of, unserved
+from vitbench.ops.bundle import SDPA
 from vitbench.ops.implementations import ops_for
 from vitbench.ops.names import COMPILED
 from vitbench.trace.precision import AUTOCAST, TORCH_DTYPES
@@ -55,6 +60,12 @@ def work_of(setting: Setting, batch: int) -> Work:
     )
 
 
+@lru_cache(maxsize=2)
+def _built(model: str, resolution: Resolution, impl: str) -> nn.Module:
+    """Kept for the next setting, of another mode, dtype or implementation."""
+    return build(work_of(Setting(model, resolution, "infer", "fp32", impl), 1))
+
+
 class Traces:
     """Recordings of one setting, traced when they are asked for; the model is built once."""
 
@@ -65,10 +76,9 @@ class Traces:
         self.verified: list[int] = []
         self._affine = True
 
-    @cached_property
+    @property
     def _built(self) -> nn.Module:
-        with torch.device("meta"):
-            return work_of(self._setting, 1).build()
+        return _built(self._setting.model, self._setting.resolution, self._setting.impl)
 
     def storages(self, batch: int) -> Storages:
         if batch not in self._traced:
@@ -116,6 +126,12 @@ def more(
     try:
         if why := cannot(setting):
             return {"reason": why}
+        if (same := _canonical(setting)) != setting:
+            found = more(same, store.read(same), batches, workspace, limits)
+            store.write(same, found)
+            return found
+        if is_known(kept, batches, workspace, limits):
+            return kept
         return _more(_traces(setting), kept, batches, workspace, limits)
     except InputError:
         raise
@@ -124,6 +140,16 @@ def more(
         return {
             "reason": f"cannot be predicted: {type(error).__name__}: {lines[0][:200] if lines else ''}".rstrip(": ")
         }
+
+
+def _canonical(setting: Setting) -> Setting:
+    """The setting of which this one is a repetition: where nothing of a model is ours to implement, all are eager."""
+    if setting.impl != "sdpa":
+        return setting
+    model = _built(setting.model, setting.resolution, setting.impl)
+    ours = {id(operation) for operation in vars(SDPA).values()} | {id(SDPA)}
+    used = any(id(value) in ours for module in model.modules() for value in vars(module).values())
+    return setting if used else replace(setting, impl="eager")
 
 
 def cannot(setting: Setting) -> str:
@@ -140,29 +166,34 @@ def cannot(setting: Setting) -> str:
 def _more(
     traces: Traces, kept: dict[str, Any], batches: Sequence[int], workspace: int, limits: Sequence[Limit]
 ) -> dict[str, Any]:
-    peaks, largest, fits = (dict(kept.get(name, {})) for name in ("peaks", "largest", "fits"))
+    peaks, largest = (dict(kept.get(name, {})) for name in ("peaks", "largest"))
     several = [batch for batch in batches if batch > 1]
     if limits or len(several) > 2:
         for limit in limits:
             largest[limit.key] = _largest(traces, limit)
         ends = [largest[limit.key] for limit in limits] + several[-1:]
-        traces.verify(max(ends, default=2) if max(ends, default=2) > 1 else 2)
+        traces.verify(_rung(max(ends, default=2)))
         if not traces.verified:  # each batch is traced for itself
             for limit in limits:
                 largest[limit.key] = _settle(traces, limit, largest[limit.key])
     for batch in batches:
         recording = traces.at(batch) if limits or len(several) > 2 else exact(traces.storages(batch))
         peaks[f"{batch}/{workspace}"] = _peak(recording, batch, workspace)
-        for limit in limits:
-            fits[f"{batch}/{limit.key}"] = _fits(recording, batch, limit)
     some = traces.at(batches[0]) if batches else traces.general
     return {
         "peaks": peaks,
         "largest": largest,
-        "fits": fits,
         "convolutions": some.convolutions,
         "verified": sorted({*kept.get("verified", []), *traces.verified}),
     }
+
+
+def _rung(batch: int) -> int:
+    """The least of few batches that is not below another: settings of a model then share what is known of shapes."""
+    rung = 64
+    while rung < batch:
+        rung *= 8
+    return rung
 
 
 def _peak(recording: Recording, batch: int, workspace: int) -> list[int]:

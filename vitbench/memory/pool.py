@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import queue
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from vitbench import warm
 from vitbench.memory import predict
 from vitbench.memory.predict import Answer
 from vitbench.memory.setting import Limit, Setting
-from vitbench.process import Process
+from vitbench.process import Process, python_environment
 
 #: Up to so many settings that are not known yet, starting processes takes longer than it saves.
-FEW = 4
+FEW = 12
 
 
 @dataclass(frozen=True)
@@ -60,21 +59,27 @@ def _share_out(
     told: Callable[[int], None],
 ) -> None:
     """Fills in answers; a question whose process died stays open."""
-    waiting: queue.SimpleQueue[Sequence[int]] = queue.SimpleQueue()
+    waiting: dict[str, list[Sequence[int]]] = {}
     for group in groups:
-        waiting.put(group)
+        waiting.setdefault(questions[group[0]].setting.model, []).append(group)
+    one_takes = threading.Lock()
+
+    def take(model: str) -> tuple[str, Sequence[int]] | None:
+        """Settings of one model stay together, where what is known of one helps with the next."""
+        with one_takes:
+            if not waiting.get(model):
+                model = max(waiting, key=lambda name: len(waiting[name]), default="")
+            return (model, waiting[model].pop(0)) if waiting.get(model) else None
 
     def serve() -> None:
-        with Process([sys.executable, "-m", "vitbench.memory.worker"], asked=True) as process:
-            while True:
-                try:
-                    group = waiting.get_nowait()
-                except queue.Empty:
-                    return
+        model = ""
+        with Process(["vitbench.memory.worker"], environment=python_environment(), asked=True, start=warm.start) as one:
+            while taken := take(model):
+                model, group = taken
                 for number in group:
-                    process.say(questions[number])
+                    one.say(questions[number])
                     try:
-                        answers[number] = process.hear()
+                        answers[number] = one.hear()
                     except EOFError:
                         return
                     told(len(answers))

@@ -61,7 +61,7 @@ def ask(setting: Setting, batches: Sequence[int], workspace: int, limits: Sequen
     A step that cannot be predicted is an answer with the reason, not an exception.
     """
     kept = store.read(setting)
-    if not _knows(kept, batches, workspace, limits):
+    if not store.is_known(kept, batches, workspace, limits):
         from vitbench.memory import find  # imports torch
 
         kept = find.more(setting, kept, batches, workspace, limits)
@@ -71,27 +71,17 @@ def ask(setting: Setting, batches: Sequence[int], workspace: int, limits: Sequen
 
 def is_known(setting: Setting, batches: Sequence[int], workspace: int, limits: Sequence[Limit] = ()) -> bool:
     """Whether `ask` answers from what was kept."""
-    return _knows(store.read(setting), batches, workspace, limits)
-
-
-def _knows(kept: dict[str, Any], batches: Sequence[int], workspace: int, limits: Sequence[Limit]) -> bool:
-    if kept.get("reason"):
-        return True
-    at, largest, fits = kept.get("peaks", {}), kept.get("largest", {}), kept.get("fits", {})
-    return (
-        all(f"{batch}/{workspace}" in at for batch in batches)
-        and all(limit.key in largest for limit in limits)
-        and all(f"{batch}/{limit.key}" in fits for batch in batches for limit in limits)
-    )
+    return store.is_known(store.read(setting), batches, workspace, limits)
 
 
 def _answer(kept: dict[str, Any], batches: Sequence[int], workspace: int, limits: Sequence[Limit]) -> Answer:
     if kept.get("reason"):
         return Answer(reason=kept["reason"])
+    largest = {limit: kept["largest"][limit.key] for limit in limits}
     return Answer(
         {batch: Prediction(*(v / MIB for v in kept["peaks"][f"{batch}/{workspace}"])) for batch in batches},
-        {limit: kept["largest"][limit.key] for limit in limits},
-        {(batch, limit): kept["fits"][f"{batch}/{limit.key}"] for batch in batches for limit in limits},
+        largest,
+        {(batch, limit): batch <= largest[limit] for batch in batches for limit in limits},
         kept["convolutions"],
         tuple(kept["verified"]),
     )

@@ -10,11 +10,12 @@ import json
 import os
 import platform
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vitbench.memory.setting import Setting
+from vitbench.memory.setting import Limit, Setting
 
 _LIBRARIES = ("torch", "timm", "torchvision", "transformers")
 _KEPT = 4
@@ -70,6 +71,14 @@ def write(setting: Setting, kept: dict[str, Any]) -> None:
         os.replace(file.name, path)
 
 
+def is_known(kept: dict[str, Any], batches: Sequence[int], workspace: int, limits: Sequence[Limit]) -> bool:
+    """Whether all that is asked is in what was kept of a setting."""
+    if kept.get("reason"):
+        return True
+    at, largest = kept.get("peaks", {}), kept.get("largest", {})
+    return all(f"{batch}/{workspace}" in at for batch in batches) and all(limit.key in largest for limit in limits)
+
+
 def _forget_old(parent: Path) -> None:
     """Leaves the predictions of the codes that were used last."""
     old = sorted((one for one in parent.glob("*") if one.is_dir()), key=lambda one: one.stat().st_mtime)
@@ -79,4 +88,4 @@ def _forget_old(parent: Path) -> None:
         one.rmdir()
 
 
-__all__ = ["fingerprint", "folder", "read", "write"]
+__all__ = ["fingerprint", "folder", "is_known", "read", "write"]

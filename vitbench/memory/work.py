@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vitbench.models import foreign, outputs
 from vitbench.trace import cuda
 from vitbench.trace.autocast import as_on_cuda
-from vitbench.trace.skeleton import quietly, replace_tensors
+from vitbench.trace.skeleton import Unwritten, quietly, replace_tensors
 from vitbench.trace.tracer import Tracer
 
 
@@ -95,14 +95,19 @@ def of_images_and_labels(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
     return outputs.loss(model(x), labels)
 
 
+def build(work: Work) -> nn.Module:
+    """The model, to be traced as often as is wanted."""
+    with torch.device("meta"), Unwritten():
+        return work.build()
+
+
 def trace(work: Work, built: nn.Module | None = None) -> Storages:
     """Runs the second step of a model that is `built`, or built anew: the state of its optimizer is there.
 
     Raises: whatever the model raises on tensors without data.
     """
     if built is None:
-        with torch.device("meta"):
-            built = work.build()
+        built = build(work)
     seen: set[Any] = set()
 
     def watch(op: Any, args: tuple[Any, ...], out: Any) -> None:
@@ -339,6 +344,7 @@ __all__ = [
     "Storages",
     "Training",
     "Work",
+    "build",
     "checkpoint_blocks",
     "make_optimizer",
     "of_images",

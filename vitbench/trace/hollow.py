@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from vitbench.trace import known
 
 _CPU = torch.device("cpu")
-_LENGTH = 2**44
+_LENGTH = 2**45
 #: Kept for as long as the process lives; pages are zero and take no memory.
 _SPACE = np.frombuffer(mmap.mmap(-1, _LENGTH, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ), "u1")
 _START = _SPACE.ctypes.data
@@ -54,10 +54,9 @@ def run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
     Raises: what torch raises where a result depends on data.
     """
-    how = _how(op)
-    if how == "native" or (_takes_tensors(op) and not _any_hollow(args) and not _any_hollow(kwargs.values())):
+    if _is_native(op) or (_takes_tensors(op) and not _any_hollow(args) and not _any_hollow(kwargs.values())):
         return op(*args, **kwargs)
-    if how == "first":
+    if gives_back(op):
         return args[0]
     key = (op, _key(args), tuple(kwargs), _key(tuple(kwargs.values())), torch.get_default_dtype())
     try:
@@ -73,21 +72,23 @@ _RECIPES: dict[Any, Recipe] = {}
 
 
 @cache
-def _how(op: Any) -> str:
-    """ "native": it allocates nothing and reads no data. "first": it writes to its first argument and gives it back."""
-    if (
+def _is_native(op: Any) -> bool:
+    """Whether it allocates nothing and reads no data."""
+    return (
         op.namespace in ("prim", "profiler")
         or op.is_view
-        or op is torch.ops.aten._unsafe_view.default
         or torch.Tag.inplace_view in op.tags
-    ):
-        return "native"
+        or op is torch.ops.aten._unsafe_view.default
+    )
+
+
+@cache
+def gives_back(op: Any) -> bool:
+    """Whether all that an operator does is to write to its first argument, which it returns."""
     schema = op._schema
     written = [r for r in schema.returns if r.alias_info is not None and r.alias_info.is_write]
     first = schema.arguments[0].alias_info if schema.arguments else None
-    if len(schema.returns) == 1 and written and first is not None and first.is_write:
-        return "first"
-    return "worked out"
+    return len(schema.returns) == 1 and bool(written) and first is not None and first.is_write
 
 
 @cache
@@ -135,8 +136,8 @@ def _learn(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recipe:
     made = known.results(op, args, kwargs)
     if made is not None:
         several = len(op._schema.returns) > 1
+        parts: list[Any] = [None if one is None else (number, *one, 0) for number, one in enumerate(made)]
         sizes = [0 if one is None else prod(one[0]) * one[2].itemsize for one in made]
-        parts = [None if one is None else (number, *one, 0) for number, one in enumerate(made)]
         return _recipe(parts, sizes, tuple if several else None)
     storages: set[int] = set()  # of the arguments
     with _fakes():
@@ -172,4 +173,4 @@ def _recipe(parts: list[Any], sizes: list[int], kind: Any) -> Recipe:
     return give
 
 
-__all__ = ["is_hollow", "make", "run"]
+__all__ = ["gives_back", "is_hollow", "make", "run"]

@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vitbench.trace import hollow
 
 Result = TypeVar("Result")
 
@@ -30,6 +33,22 @@ def replace_tensors(model: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Mo
             if isinstance(value, Tensor) and id(value) not in memo:
                 memo[id(value)] = make(value)
     return copy.deepcopy(model, memo)
+
+
+class Unwritten(TorchDispatchMode):
+    """A mode in which nothing is written into parameters: what initialises them is left out, as nobody will read them.
+
+    On the meta device it computes nothing and yet takes torch's slowest way, of a real model it is most of the work.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:  # nothing is compiled meanwhile, and asking imports what would
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if args and type(args[0]) is nn.Parameter and hollow.gives_back(func):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
@@ -80,4 +99,4 @@ def is_composite(op: Any) -> bool:
     return op.namespace == "aten" and has_kernel("CompositeImplicitAutograd") and not has_kernel("CPU")
 
 
-__all__ = ["fakes", "is_composite", "quietly", "replace_tensors", "run_fake"]
+__all__ = ["Unwritten", "fakes", "is_composite", "quietly", "replace_tensors", "run_fake"]

@@ -15,6 +15,7 @@ from vitbench.bench.messages import Result
 from vitbench.bench.options import SweepOptions
 from vitbench.bench.plan import Case
 from vitbench.bench.worker import Worker
+from vitbench.trace.tracer import Tracer
 
 
 @pytest.fixture(autouse=True)
@@ -48,16 +49,18 @@ def test_a_mode_that_is_still_entered_is_named() -> None:
         assert set(isolation.changed(before)) == {"the default device", "the function modes"}
 
 
-def test_caches_of_libraries_forget_tensors_without_data() -> None:
+@pytest.mark.parametrize("mode", [FakeTensorMode, Tracer])
+def test_caches_of_libraries_forget_tensors_without_data(mode: Callable[[], Any]) -> None:
     @functools.lru_cache
     def table(size: int) -> torch.Tensor:
         return torch.empty(size)
 
     table.__module__ = "transformers.models.some"
-    with FakeTensorMode():
+    with mode():
         table(3)
     assert isolation.holds_fakes()
     isolation.forget()
+    assert not isolation.holds_fakes()
     assert table.cache_info().currsize == 0
 
 

@@ -1,0 +1,123 @@
+"""Hollow tensors, and what is known of operators, against torch's own tensors without data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from vitbench.trace import hollow, known
+from vitbench.trace.skeleton import Unwritten
+from vitbench.trace.tracer import Tracer
+
+aten = torch.ops.aten
+BF16 = torch.bfloat16
+
+
+def calls() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    for dtype in (torch.float32, BF16):
+        for x in (torch.empty(5, 3, 8, 4, dtype=dtype), torch.empty(5, 8, 4, 3, dtype=dtype).permute(0, 3, 1, 2)):
+            yield aten.add.Tensor, (x, x), {"alpha": 2}
+            yield aten.mul.Tensor, (x, 0.5), {}
+            for op in (aten.gelu, aten.relu, aten.silu, aten.sigmoid):
+                yield op.default, (x,), {}
+            for op in (aten.gelu_backward, aten.silu_backward):
+                yield op.default, (x, x), {}
+            yield aten.threshold_backward.default, (x, x, 0), {}
+            for op in (aten._softmax, aten._log_softmax):
+                yield op.default, (x, -1, False), {}
+            for op in (aten._softmax_backward_data, aten._log_softmax_backward_data):
+                yield op.default, (x, x, -1, dtype), {}
+            yield aten.clone.default, (x,), {}
+            yield aten.clone.default, (x,), {"memory_format": torch.contiguous_format}
+            yield aten.clone.default, (x,), {"memory_format": torch.channels_last}
+            yield aten._to_copy.default, (x,), {"dtype": torch.float16}
+            w = torch.empty(4, dtype=dtype)
+            yield aten.native_layer_norm.default, (x, [4], w, w, 1e-5), {}
+            one = torch.empty(5, 3, 8, 1)
+            yield aten.native_layer_norm_backward.default, (x, x, [4], one, one, w, w, [True, False, True]), {}
+            w = torch.empty(3)
+            for train in (True, False):
+                grad = (x, x, w, w, w, w, w, train, 1e-5, [True, True, True])
+                yield aten.native_batch_norm_backward.default, grad, {}
+        a, b = torch.empty(6, 7, dtype=dtype), torch.empty(9, 7, dtype=dtype).t()
+        yield aten.mm.default, (a, b), {}
+        yield aten.addmm.default, (torch.empty(9, dtype=dtype), a, b), {}
+        yield aten.addmm.default, (torch.empty(6, 9, dtype=dtype), a, b), {}
+        yield aten.bmm.default, (a.expand(4, 6, 7), b.expand(4, 7, 9)), {}
+    x, w = torch.empty(5, 3, 8, 4), torch.empty(3)
+    yield aten.native_batch_norm.default, (x, w, w, w, w, True, 0.1, 1e-5), {}
+    yield aten.native_batch_norm.default, (x, w, w, w, w, False, 0.1, 1e-5), {}
+
+
+def look(tensors: Any) -> list[Any]:
+    listed = tensors if isinstance(tensors, (tuple, list)) else [tensors]
+    return [None if t is None else (tuple(t.shape), t.stride(), t.dtype) for t in listed]
+
+
+def faked(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
+    return value
+
+
+def test_what_is_known_is_what_torch_says() -> None:
+    told = 0
+    for op, args, kwargs in calls():
+        found = known.results(op, args, kwargs)
+        if found is None:
+            continue
+        told += 1
+        with FakeTensorMode():
+            assert found == look(op(*map(faked, args), **kwargs)), (op, look(args))
+    assert told > 50
+
+
+def test_statistics_of_half_precision_are_kept_in_the_precision_of_the_weights() -> None:
+    x, w = torch.ones(5, 3, 8, 4, dtype=BF16), torch.ones(3)
+    args = (x, w, w, w, w, True, 0.1, 1e-5)  # as the kernel does, and torch's description of it does not
+    assert known.results(aten.native_batch_norm.default, args, {}) == look(aten.native_batch_norm.default(*args))
+
+
+def test_hollow_tensors_share_storages_as_others_do_and_take_no_memory() -> None:
+    with Tracer() as tracer, tracer.recording({}):
+        x = torch.empty(2**20, 2**20)
+        y = x.t()[5:].unflatten(1, (2, -1))
+        assert hollow.is_hollow(y)
+        assert y.untyped_storage()._cdata == x.untyped_storage()._cdata
+        z = torch.chunk(x + 1, 3)
+        assert tracer.sizes == [2**42, 2**42]
+        del x, y, z
+        assert tracer.now == 0
+    assert not hollow.is_hollow(torch.ones(3))
+
+
+def test_results_that_depend_on_data_are_refused_and_constants_have_theirs() -> None:
+    with Tracer():
+        assert (torch.tensor([1.0, 2.0]) + 1).sum().item() == 5
+        for ask in (Tensor.item, torch.nonzero):
+            with pytest.raises(Exception, match=r"aten|data"):
+                ask(torch.empty(1))
+
+
+def test_gradients_arrive() -> None:
+    layer = nn.Linear(3, 4)
+    with Tracer():
+        layer(torch.empty(1000, 3)).sum().backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.shape == (4, 3)
+
+
+def test_parameters_are_made_and_not_written() -> None:
+    with torch.device("meta"), Unwritten():
+        assert nn.Linear(3, 4).weight.is_meta
+    before = torch.get_rng_state()
+    with Unwritten():
+        layer = nn.Linear(3, 4)
+        assert torch.equal(torch.ones(3).mul_(2), torch.full((3,), 2.0))
+    assert layer.weight.shape == (4, 3)
+    assert torch.equal(torch.get_rng_state(), before)
