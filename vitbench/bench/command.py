@@ -205,7 +205,7 @@ def _planned(case: Case, gpu: str, variant: Variant) -> tuple[str, str]:
         return f"{status}: {reason}", status
     predicted = "" if memory is None else f"{memory:,.1f}"
     line = f"{count.params_m:10.6f}  {count.gmacs:9.4f}  {predicted:>13}"
-    fits = predict.verdict(case, gpu) if gpu and memory is not None else ""
+    fits = predict.verdict(case, gpu, variant) if gpu and memory is not None else ""
     notes = [*([fits] if fits else []), *count.differences, *([f"unsupported: {why}"] if why else [])]
     return "  ".join([line, *notes]).rstrip(), "unsupported" if why else "ok"
 

@@ -49,8 +49,7 @@ def count(model: str, resolution: Resolution, variant: Variant = PUBLISHED) -> F
 @lru_cache(maxsize=4096)
 def memory_mib(case: Case, variant: Variant = PUBLISHED) -> float | None:
     """Predicted peak memory in MiB, for the allocator of the case's device; None for compiled
-    implementations, whose buffers only the compiler knows, for those that the model does not have, and on a GPU for
-    models that are not as published.
+    implementations, whose buffers only the compiler knows, and for those that the model does not have.
 
     Raises: CannotPredict where the model's code does not run on tensors without data on a GPU.
     """
@@ -58,9 +57,7 @@ def memory_mib(case: Case, variant: Variant = PUBLISHED) -> float | None:
         return None
     try:
         if case.device != "cpu":
-            if replace(variant, compile_mode="") != PUBLISHED:
-                return None
-            return _on_gpu(case, _target(case)).predictions[case.batch].peak
+            return _on_gpu(case, _target(case), variant=variant).predictions[case.batch].peak
         return memory.predict(
             partial(_build, case.model, case.resolution, variant, ops_for(case.impl)),
             case.resolution,
@@ -78,11 +75,11 @@ class CannotPredict(Exception):
     """A model's code does not run on tensors without data; the message says why."""
 
 
-def verdict(case: Case, gpu: str) -> str:
+def verdict(case: Case, gpu: str, variant: Variant = PUBLISHED) -> str:
     """Whether a case of a GPU fits on a card, and the largest batch that does: "fits RTX 4090 (up to batch 512)"."""
     target = target_of(cards.find(gpu))
     limit = target.limit(case.mode)
-    answer = _on_gpu(case, target, limit)
+    answer = _on_gpu(case, target, limit, variant=variant)
     fits = "fits" if answer.fits[case.batch, limit] else "will not fit"
     return f"{fits} {target.name} (up to batch {answer.largest[limit]})"
 
@@ -97,7 +94,7 @@ def largest(case: Case, gpu: str) -> int:
     return _on_gpu(case, target, limit).largest[limit]
 
 
-def setting_of(case: Case, target: Target) -> Setting:
+def setting_of(case: Case, target: Target, variant: Variant = PUBLISHED) -> Setting:
     """The step of a case as `vitbench.memory` knows it: AdamW is fused."""
     optimizer = "adamw" if case.mode == "train" else "none"
     return Setting(
@@ -109,6 +106,7 @@ def setting_of(case: Case, target: Target) -> Setting:
         case.layout,
         optimizer,
         cudnn=prefers_cudnn(target.arch),
+        variant=replace(variant, compile_mode=""),
     )
 
 
@@ -118,8 +116,8 @@ def _target(case: Case) -> Target:
     return target_of(here or cards.find(DEFAULT_GPU))
 
 
-def _on_gpu(case: Case, target: Target, *limits: Limit) -> Answer:
-    setting = setting_of(case, target)
+def _on_gpu(case: Case, target: Target, *limits: Limit, variant: Variant = PUBLISHED) -> Answer:
+    setting = setting_of(case, target, variant)
     answer = ask(setting, [case.batch], workspace_bytes(target.arch, case.mode), limits)
     if answer.reason:
         raise CannotPredict(answer.reason)

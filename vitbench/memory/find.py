@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitbench.catalog import Resolution
 from vitbench.errors import InputError, Unsupported
 from vitbench.memory import store
 from vitbench.memory.allocator import OutOfMemory
@@ -31,7 +30,7 @@ LARGEST = 2**20
 
 def work_of(setting: Setting, batch: int) -> Work:
     """The step of a setting at one batch."""
-    spec = spec_of(setting.model)
+    spec = spec_of(setting.model, setting.variant)
     dtype = TORCH_DTYPES[setting.dtype]
     training = None
     if setting.mode == "train":
@@ -60,10 +59,14 @@ def work_of(setting: Setting, batch: int) -> Work:
     )
 
 
+def _model(setting: Setting) -> nn.Module:
+    return _built(Setting(setting.model, setting.resolution, "infer", "fp32", setting.impl, variant=setting.variant))
+
+
 @lru_cache(maxsize=2)
-def _built(model: str, resolution: Resolution, impl: str) -> nn.Module:
-    """Kept for the next setting, of another mode, dtype or implementation."""
-    return build(work_of(Setting(model, resolution, "infer", "fp32", impl), 1))
+def _built(setting: Setting) -> nn.Module:
+    """Kept for the next setting, of another mode, dtype or layout."""
+    return build(work_of(setting, 1))
 
 
 class Traces:
@@ -78,7 +81,7 @@ class Traces:
 
     @property
     def _built(self) -> nn.Module:
-        return _built(self._setting.model, self._setting.resolution, self._setting.impl)
+        return _model(self._setting)
 
     def storages(self, batch: int) -> Storages:
         if batch not in self._traced:
@@ -135,6 +138,8 @@ def more(
         return _more(_traces(setting), kept, batches, workspace, limits)
     except InputError:
         raise
+    except Unsupported as error:
+        return {"reason": str(error)}
     except Exception as error:  # a model's own code, on tensors without data
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return {
@@ -146,7 +151,7 @@ def _canonical(setting: Setting) -> Setting:
     """The setting of which this one is a repetition: where nothing of a model is ours to implement, all are eager."""
     if setting.impl != "sdpa":
         return setting
-    model = _built(setting.model, setting.resolution, setting.impl)
+    model = _model(setting)
     ours = {id(operation) for operation in vars(SDPA).values()} | {id(SDPA)}
     used = any(id(value) in ours for module in model.modules() for value in vars(module).values())
     return setting if used else replace(setting, impl="eager")
@@ -157,7 +162,7 @@ def cannot(setting: Setting) -> str:
     if setting.impl in COMPILED:
         return f"what {setting.impl} allocates only the compiler knows"
     try:
-        why = unserved(setting.model, setting.impl, setting.resolution)
+        why = unserved(setting.model, setting.impl, setting.resolution, setting.variant)
     except (ValueError, Unsupported) as error:
         return str(error).splitlines()[0]
     return f"no {setting.impl} implementation: {why}" if why else ""

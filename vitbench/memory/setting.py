@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vitbench.catalog import Resolution
+from vitbench.variant import PUBLISHED, Variant
 
 #: What is alive at the peak is one of these.
 KINDS = ("weights", "gradients", "optimizer", "activations")
@@ -17,7 +18,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Setting:
-    """A step of a model: as a `Case` of bench, and how it is trained (see `work.Training`).
+    """A step of a model: as a `Case` of bench, how it is trained (see `work.Training`), other than published or not.
 
     `cudnn`: whether attention prefers cuDNN's kernel, as it does on sm_90, sm_100 and sm_103.
     """
@@ -34,6 +35,7 @@ class Setting:
     ema: bool = False
     checkpointing: bool = False
     cudnn: bool = False
+    variant: Variant = PUBLISHED
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def fingerprint() -> str:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             digest.update(f"{name} {importlib.metadata.version(name)}".encode())
     here = Path(__file__)
-    roots = [here.parents[1] / room for room in ("models", "ops", "trace")]
+    roots = [here.parents[1] / room for room in ("models", "ops", "trace", "variant.py")]
     roots += [here.with_name(f"{name}.py") for name in ("setting", "work", "recording", "allocator", "find")]
     kernels = importlib.util.find_spec("vitkernels")
     if kernels is not None and kernels.origin is not None:
@@ -47,7 +47,10 @@ def fingerprint() -> str:
 
 
 def _path(setting: Setting) -> Path:
-    return folder() / (hashlib.sha256(repr(setting).encode()).hexdigest()[:24] + ".json")
+    digest = hashlib.sha256(repr(setting).encode())
+    with contextlib.suppress(OSError):
+        digest.update(Path(setting.variant.config).read_bytes())
+    return folder() / f"{digest.hexdigest()[:24]}.json"
 
 
 def read(setting: Setting) -> dict[str, Any]:

@@ -37,6 +37,8 @@ CASES = [
     ("resnet18", "train", 3, "eager", BF16, False),
     ("vit_tiny_patch16_224", "train", 4, "eager", F32, False),
     ("vit_tiny_patch16_224", "infer", 9, "sdpa", F32, False),
+    ("vit_tiny_patch16_224", "infer", 1, "eager", BF16, False),
+    ("vit_tiny_patch16_224", "train", 3, "sdpa", BF16, False),
     ("cmt_ti", "infer", 4, "eager", F32, False),
     ("cmt_ti", "infer", 1, "sdpa", F32, True),
     pytest.param("cmt_ti", "train", 6, "sdpa", F32, False, marks=pytest.mark.smoke),
@@ -85,7 +87,13 @@ class Dense(nn.Module):
 def test_inference_of_one_layer_is_arithmetic(dtype: torch.dtype) -> None:
     found = predict(Dense, (10, 10), 7, "infer", dtype)
     assert found.static_mib * MIB == dtype.itemsize * (7 * 300 + 300_000)
-    assert found.peak_mib * MIB == dtype.itemsize * (7 * 300 + 300_000 + 7 * 1000)
+    needed = dtype.itemsize * (7 * 300 + 300_000 + 7 * 1000)
+    if dtype is F32:
+        assert found.peak_mib * MIB == needed
+        return
+    step = make_step(Dense().to(dtype), torch.randn(7, 3, 10, 10).to(dtype), "infer")
+    step()
+    assert found.peak_mib == measure(step).peak_mib >= needed / MIB  # oneDNN may pack the matrices
 
 
 def test_training_of_one_layer_is_arithmetic() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from vitbench.memory.options import MemoryOptions
 from vitbench.memory.predict import ask
 from vitbench.memory.reserve import CONTEXT_MIB, contexts_mib
 from vitbench.memory.setting import MIB, Limit, Setting, workspace_bytes
+from vitbench.variant import PUBLISHED, Variant
 
 SMALL = {"model": "vit_tiny_patch16_224,resnet18", "resolution": "64", "batch": "1,8"}
 
@@ -76,6 +78,18 @@ def test_the_largest_batch_fits_and_one_more_does_not() -> None:
     assert around.fits[largest, limit]
     assert not around.fits[largest + 1, limit]
     assert around.predictions[largest].peak <= 400
+
+
+def test_other_forms_of_a_model_are_predicted() -> None:
+    published = Setting("vit_tiny_patch16_224", (64, 64), "infer", "fp32", "sdpa", optimizer="none")
+
+    def peak(variant: Variant) -> float:
+        return ask(replace(published, variant=variant), [1], 0).predictions[1].peak
+
+    fewer = peak(PUBLISHED) - peak(Variant(num_classes=10))
+    assert fewer == pytest.approx(990 * 193 * 4 / MIB, abs=990 * 4 / MIB)  # a row of the classifier and its bias each
+    refused = ask(replace(published, variant=Variant(checkpointing=True)), [1], 0).reason
+    assert refused.startswith("--checkpointing: it has no gradient checkpointing")
 
 
 def test_no_batch_fits_where_the_weights_do_not() -> None:
