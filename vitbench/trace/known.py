@@ -75,13 +75,27 @@ def _softmax_backward(grad: Tensor, y: Tensor, dim: int, dtype: torch.dtype) -> 
 
 
 def _copy(x: Tensor, dtype: torch.dtype | None = None, **options: Any) -> list[Made] | None:
-    return None if any(value is not None for value in options.values()) or not _dense(x) else [_like(x, dtype)]
+    plain = all(value in (None, torch.strided, torch.device("cpu")) for value in options.values())
+    return [_like(x, dtype)] if plain and _dense(x) else None
 
 
 def _clone(x: Tensor, memory_format: torch.memory_format | None = None) -> list[Made] | None:
     if memory_format is torch.contiguous_format and x.numel():
         return [_new(tuple(x.shape), x.dtype)]
     return _copy(x) if memory_format in (None, torch.preserve_format) else None
+
+
+def _roll(x: Tensor, shifts: list[int], dims: list[int]) -> list[Made] | None:
+    return [_like(x)] if dims and _dense(x) and x.is_contiguous() else None
+
+
+def _sum(x: Tensor, dims: list[int], keepdim: bool = False, **options: Any) -> list[Made] | None:
+    """Over the first axes."""
+    number = len(dims)
+    if options or list(dims) != list(range(number)) or not number or not x.is_floating_point() or not _dense(x):
+        return None
+    kept = tuple(x.shape[number:])
+    return [_new((1,) * number + kept if keepdim else kept, x.dtype)] if x.is_contiguous() else None
 
 
 def _matrices(a: Tensor, b: Tensor) -> list[Made] | None:
@@ -144,6 +158,8 @@ _RULES: dict[Any, Callable[..., list[Made] | None]] = {
     aten.bmm.default: _matrices,
     aten.clone.default: _clone,
     aten._to_copy.default: _copy,
+    aten.roll.default: _roll,
+    aten.sum.dim_IntList: _sum,
     aten._softmax.default: _softmax,
     aten._log_softmax.default: _softmax,
     aten._softmax_backward_data.default: _softmax_backward,

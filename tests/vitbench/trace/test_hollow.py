@@ -36,6 +36,11 @@ def calls() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
             yield aten.clone.default, (x,), {"memory_format": torch.contiguous_format}
             yield aten.clone.default, (x,), {"memory_format": torch.channels_last}
             yield aten._to_copy.default, (x,), {"dtype": torch.float16}
+            yield aten._to_copy.default, (x,), {"layout": torch.strided, "device": torch.device("cpu")}
+            yield aten.roll.default, (x, [1, 2], [2, 3]), {}
+            for dims in ([0], [0, 1], [1], [0, 1, 2, 3]):
+                yield aten.sum.dim_IntList, (x, dims), {}
+                yield aten.sum.dim_IntList, (x, dims, True), {}
             w = torch.empty(4, dtype=dtype)
             yield aten.native_layer_norm.default, (x, [4], w, w, 1e-5), {}
             one = torch.empty(5, 3, 8, 1)
