@@ -225,11 +225,12 @@ def _block(
         if expanded:
             bias = bias[..., :keys].float() / LOG2E.value
         if scale is not None and shift is not None:
-            # The affine map as a batch norm of statistics (0, 1) with eps 0.
+            # The affine map as a batch norm of statistics (0, 1); torch 2.11 refuses an eps of 0.
             w = w._replace(bn_weight=scale, bn_bias=shift, bn_mean=scale * 0, bn_var=scale * 0 + 1)
         grid = (tokens // width, width)
+        none = torch.finfo(torch.float32).tiny  # which 1 swallows
         return reduced_attention_reference(
-            x, bias, w, grid, heads, norm_eps=norm_eps, bn_eps=0.0, scale=attention_scale
+            x, bias, w, grid, heads, norm_eps=norm_eps, bn_eps=none, scale=attention_scale
         )
     x = x if x.stride(2) == 1 else x.contiguous()
     y = torch.empty((batch, tokens, channels), dtype=x.dtype, device=x.device)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import triton
 from scipy.stats import spearmanr
 
 from vitbench.audit.truth import times
@@ -85,12 +86,14 @@ def test_the_simulation_is_nearer_to_the_truth_than_overlap_alone(committed: lis
 
 
 def test_a_sample_is_modelled_again(committed: list[Time], tmp_path: Path) -> None:
+    """The same to the last digit with the compiler that made the file, and near with the others that are supported."""
     pytest.importorskip("liger_kernel")
+    near = 1e-4 if triton.__version__.startswith("3.7.") else 0.05
     softmax, attention = "rows=2048 columns=1024 dtype=bf16", "images=384 heads=1 tokens=197"
     points = [p for p in POINTS if p.shape == softmax or p.shape.startswith(attention)]
     assert len(points) == 3
     before = {(time.kernel, time.shape): time for time in committed}
     for time in times.model(points, processes=1, cache=tmp_path):
         known = before[time.kernel, time.shape]
-        assert time.modelled_us == pytest.approx(known.modelled_us, rel=1e-4), time.shape
+        assert time.modelled_us == pytest.approx(known.modelled_us, rel=near), time.shape
         assert time.bound_by == known.bound_by
