@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from vitbench import warm
 from vitbench.memory import predict
@@ -15,6 +16,20 @@ from vitbench.process import Process, python_environment
 
 #: Up to so many settings that are not known yet, starting processes takes longer than it saves.
 FEW = 12
+
+
+class Asked(Protocol):
+    """What `ask` takes: it can be pickled, and those with the same setting go to the same process."""
+
+    @property
+    def setting(self) -> Any: ...
+
+    @property
+    def known(self) -> bool:
+        """Whether its answer needs no process."""
+        ...
+
+    def ask(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -34,10 +49,10 @@ class Question:
         return predict.is_known(self.setting, self.batches, self.workspace, self.limits)
 
 
-def ask(questions: Sequence[Question], told: Callable[[int], None] = lambda done: None) -> list[Answer]:
+def ask(questions: Sequence[Asked], told: Callable[[int], None] = lambda done: None) -> list[Any]:
     """The answers in the order of the questions; `told` hears how many there are."""
-    answers: dict[int, Answer] = {}
-    groups: dict[Setting, list[int]] = {}  # one process answers all about a setting, which it then traces once
+    answers: dict[int, Any] = {}
+    groups: dict[Any, list[int]] = {}  # one process answers all about a setting, which it then traces once
     for number, question in enumerate(questions):
         if not question.known:
             groups.setdefault(question.setting, []).append(number)
@@ -52,10 +67,10 @@ def ask(questions: Sequence[Question], told: Callable[[int], None] = lambda done
 
 
 def _share_out(
-    questions: Sequence[Question],
+    questions: Sequence[Asked],
     groups: Sequence[Sequence[int]],
     processes: int,
-    answers: dict[int, Answer],
+    answers: dict[int, Any],
     told: Callable[[int], None],
 ) -> None:
     """Fills in answers; a question whose process died stays open."""
@@ -91,4 +106,4 @@ def _share_out(
         thread.join()
 
 
-__all__ = ["FEW", "Question", "ask"]
+__all__ = ["FEW", "Asked", "Question", "ask"]

@@ -55,16 +55,25 @@ def _path(setting: Setting) -> Path:
 
 def read(setting: Setting) -> dict[str, Any]:
     """What was kept of a setting; nothing where there is none, or it cannot be read."""
+    return read_file(_path(setting))
+
+
+def write(setting: Setting, kept: dict[str, Any]) -> None:
+    """Keeps it; where no file can be written the next call predicts anew."""
+    write_file(_path(setting), kept)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """What `write_file` kept there; nothing where there is none, or it cannot be read."""
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads(_path(setting).read_text())
+        found = json.loads(path.read_text())
         if isinstance(found, dict):
             return found
     return {}
 
 
-def write(setting: Setting, kept: dict[str, Any]) -> None:
-    """Keeps it; where no file can be written the next call predicts anew."""
-    path = _path(setting)
+def write_file(path: Path, kept: dict[str, Any]) -> None:
+    """Keeps it, whole or not at all; folders beside the file's are old codes', of which the last few are left."""
     with contextlib.suppress(OSError):
         if not path.parent.exists():
             _forget_old(path.parent.parent)
@@ -91,4 +100,4 @@ def _forget_old(parent: Path) -> None:
         one.rmdir()
 
 
-__all__ = ["fingerprint", "folder", "is_known", "read", "write"]
+__all__ = ["fingerprint", "folder", "is_known", "read", "read_file", "write", "write_file"]

@@ -1,0 +1,112 @@
+"""What a model runs, traced once and kept for the next call. Imports no torch where it is known."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from vitbench.catalog import Resolution
+from vitbench.memory import pool, store
+from vitbench.predict.table import KINDS, Kernel
+
+DTYPES = ("amp", "amp-fp16", "bf16", "fp16", "fp32", "tf32")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model as it runs: what decides its kernels but the batch.
+
+    Attributes:
+        fast_norm: timm's models normalise in the lower precision under autocast, as `set_fast_norm` makes them.
+        reparam: branches that can be are merged.
+    """
+
+    model: str
+    resolution: Resolution
+    layout: str = "nchw"
+    dtype: str = "amp"
+    fast_norm: bool = False
+    reparam: bool = False
+
+    @property
+    def setting(self) -> Setting:
+        return self
+
+    @property
+    def known(self) -> bool:
+        return bool(store.read_file(_path(self)))
+
+    def ask(self) -> Answer:
+        return ask(self)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Kernels with how often each starts, parameters, lines of memory (see `operators.Trace`); or why not."""
+
+    kernels: tuple[tuple[Kernel, int], ...] = ()
+    parameters: int = 0
+    family: str = ""
+    memory: tuple[tuple[int, int], ...] = ()
+    reason: str = ""
+
+    def peak_bytes(self, batch: int) -> int:
+        """What tensors take at the peak of a step without gradients."""
+        return max(constant + batch * slope for constant, slope in self.memory)
+
+
+def ask(setting: Setting) -> Answer:
+    """From what was kept, or traced anew. What cannot be traced is an answer with the reason, not an exception."""
+    path = _path(setting)
+    kept = store.read_file(path)
+    if not kept:
+        from vitbench.predict import find  # imports torch
+
+        kept = _packed(find.find(setting))
+        store.write_file(path, kept)
+    return _unpacked(kept)
+
+
+def ask_all(settings: Sequence[Setting], told: Callable[[int, int], None]) -> list[Answer]:
+    """In as many processes as there are processors; `told` hears how many of how many are done."""
+    answers: list[Answer] = pool.ask(settings, lambda done: told(done, len(settings)))
+    return answers
+
+
+def _packed(answer: Answer) -> dict[str, Any]:
+    return {
+        "parameters": answer.parameters,
+        "family": answer.family,
+        "memory": answer.memory,
+        "reason": answer.reason,
+        "kernels": [(KINDS.index(k.kind), count, *k[1:]) for k, count in answer.kernels],
+    }
+
+
+def _unpacked(kept: dict[str, Any]) -> Answer:
+    kernels = tuple((Kernel(KINDS[kind], *rest), count) for kind, count, *rest in kept["kernels"])
+    memory = tuple((constant, slope) for constant, slope in kept["memory"])
+    return Answer(kernels, kept["parameters"], kept["family"], memory, kept["reason"])
+
+
+def folder() -> Path:
+    return store.folder().parents[1] / "predict" / _fingerprint()
+
+
+@cache
+def _fingerprint() -> str:
+    digest = hashlib.sha256(store.fingerprint().encode())
+    for name in ("ask", "find", "kernels", "operators", "table"):
+        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _path(setting: Setting) -> Path:
+    return folder() / (hashlib.sha256(repr(setting).encode()).hexdigest()[:24] + ".json")
+
+
+__all__ = ["DTYPES", "Answer", "Setting", "ask", "ask_all", "folder"]

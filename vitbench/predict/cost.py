@@ -1,0 +1,180 @@
+"""How long kernels take on a card: the bytes against the bandwidth, the products against the matrix units, launches.
+
+A kernel takes (memory^o + arithmetic^o)^(1/o), between the larger of the two and their sum, with the exponent `overlap`;
+passes beside it and the launch come on top. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+
+from vitbench.cards import Card
+from vitbench.predict.table import KINDS, Column, Table
+
+PARAMETERS = Path(__file__).with_name("parameters.csv")
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What a data sheet does not say. Shares are of its peaks, lengths in elements.
+
+    Attributes:
+        matrix: share of the matrix peak that large products and convolutions reach.
+        half: sums and columns of this length let them reach half of it, each.
+        group_half: the same for the groups of a grouped convolution.
+        unaligned: what is left where operands cannot be loaded 16 bytes at a time.
+        attention: what fused attention, and products of many small matrices, reach of that.
+        biased: the same with a bias or a mask, which is another kernel.
+        depthwise, depthwise_last: share of the fp32 peak in depthwise convolutions, of channels-last maps.
+        bandwidth: share of the bandwidth in elementwise kernels.
+        operands: what matrix kernels reach of that.
+        rows: what normalisations, softmax and reductions reach of it.
+        scattered: what copies between layouts, gathers and pooling reach of it.
+        relayout: what the copies before and after a convolution that is not channels-last reach of it.
+        cached: by how much small tensors are faster, as they are in the L2 cache.
+        resize_us: microseconds of a multiprocessor for 10^6 elements of bilinear resizing.
+        overlap: exponent; large where memory and arithmetic overlap.
+        launch_us: from one kernel's end to the next one's work.
+        tflops_per_watt: matrix products that a watt of the power limit sustains, whatever the peak.
+    """
+
+    matrix: float = 0.8
+    half: float = 30.0
+    group_half: float = 16.0
+    unaligned: float = 0.5
+    attention: float = 0.6
+    biased: float = 0.4
+    depthwise: float = 0.25
+    depthwise_last: float = 0.15
+    bandwidth: float = 0.85
+    operands: float = 0.8
+    rows: float = 0.8
+    scattered: float = 0.5
+    relayout: float = 0.7
+    cached: float = 0.5
+    resize_us: float = 5000.0
+    overlap: float = 4.0
+    launch_us: float = 3.0
+    tflops_per_watt: float = 0.8
+
+
+NAMES = tuple(field.name for field in fields(Parameters))
+#: How far the logarithm of each may plausibly be from its default.
+PLAUSIBLE = {"matrix": 0.3, "bandwidth": 0.15, "operands": 0.3, "rows": 0.3, "overlap": 0.3}
+_ELSE = 0.6
+
+
+def plausible() -> Column:
+    return np.array([PLAUSIBLE.get(name, _ELSE) for name in NAMES])
+
+
+@dataclass(frozen=True)
+class Device:
+    """A card's peaks: bytes and multiply-accumulates a second, bytes of L2 cache, multiprocessors, watts."""
+
+    bandwidth: float
+    matrix: float
+    fp32: float
+    l2: float
+    multiprocessors: int
+    power: float
+
+    @classmethod
+    def of(cls, card: Card) -> Device:
+        fp32 = card.multiprocessors * card.limits.fp32_lanes * card.boost_ghz * 1e9
+        matrix = card.fp16_tflops * 1e12 / 2
+        return cls(card.memory_gb_s * 1e9, matrix, fp32, card.l2_mib * 2**20, card.multiprocessors, card.power_w)
+
+    def sustained(self, matrix: float, bandwidth: float) -> Device:
+        """With factors of what it reaches beside other cards: of arithmetic, and of bandwidth."""
+        return replace(
+            self,
+            matrix=self.matrix * matrix,
+            fp32=self.fp32 * matrix,
+            power=self.power * matrix,
+            bandwidth=self.bandwidth * bandwidth,
+        )
+
+    def matrix_rate(self, parameters: Parameters) -> float:
+        """Multiply-accumulates a second of the matrix units within the power limit: a smooth minimum."""
+        peak, powered = self.matrix * parameters.matrix, self.power * parameters.tflops_per_watt * 1e12 / 2
+        return float((peak**-_SHARP + powered**-_SHARP) ** (-1 / _SHARP))
+
+
+#: How sharply the power limit takes over from the peak.
+_SHARP = 6.0
+_NUMBER = {kind: position for position, kind in enumerate(KINDS)}
+_SHARE_OF_BANDWIDTH = {
+    **dict.fromkeys(KINDS[:10], "operands"),
+    **dict.fromkeys(("normalisation", "softmax", "reduction"), "rows"),
+    **dict.fromkeys(("strided copy", "gather", "pooling", "resize", "other"), "scattered"),
+}
+_SHARE_OF_PRODUCTS = {
+    **dict.fromkeys(("batched product", "attention"), "attention"),
+    "attention with bias": "biased",
+}
+_MATRIX = ("product", "batched product", "convolution", "first convolution", "grouped convolution", "attention",
+           "attention with bias")  # fmt: skip
+_HALF = {
+    **dict.fromkeys(("product", "batched product", "convolution", "first convolution"), "half"),
+    "grouped convolution": "group_half",
+}
+#: A head of attention narrower than this leaves matrix units idle.
+_HEAD = 16.0
+#: Channels of the first convolution's images are padded to this many.
+_PADDED = 8
+
+
+def _by_kind(names: dict[str, str], parameters: Parameters, default: float) -> Column:
+    return np.array([getattr(parameters, names[kind]) if kind in names else default for kind in KINDS])
+
+
+def seconds(table: Table, parameters: Parameters, device: Device, batch: Column) -> Column:
+    """Of one launch of each kernel, for a batch of each model."""
+    images = batch[table.owner]
+    moved = table.moved * images + table.fixed
+    bandwidth = device.bandwidth * parameters.bandwidth
+    share = _by_kind(_SHARE_OF_BANDWIDTH, parameters, 1.0)[table.kind]
+    memory = moved / (bandwidth * share * (1 + parameters.cached * np.exp(-moved / device.l2)))
+    arithmetic = table.macs * images / arithmetic_rate(table, parameters, device)
+    both = np.maximum(memory, arithmetic) + 1e-15
+    together = both * ((memory / both) ** parameters.overlap + (arithmetic / both) ** parameters.overlap) ** (
+        1 / parameters.overlap
+    )
+    beside = table.beside * images / (bandwidth * parameters.relayout)
+    return together + beside + parameters.launch_us * 1e-6
+
+
+def arithmetic_rate(table: Table, parameters: Parameters, device: Device) -> Column:
+    """Multiply-accumulates a second that each kernel could reach if memory took no time; infinite for copies."""
+    kind = table.kind
+    rate = np.full(len(kind), np.inf)
+    share = _by_kind(_SHARE_OF_PRODUCTS, parameters, 1.0)[kind]
+    half = _by_kind(_HALF, parameters, 0.0)[kind]
+    filled = table.depth / (table.depth + half) * table.width / (table.width + half)
+    attention = (kind == _NUMBER["attention"]) | (kind == _NUMBER["attention with bias"])
+    filled = np.where(attention, table.depth / (table.depth + _HEAD), filled)
+    filled = np.where(kind == _NUMBER["first convolution"], filled * 3 / _PADDED, filled)
+    aligned = np.where((table.aligned > 0) | (kind == _NUMBER["first convolution"]), 1.0, parameters.unaligned)
+    matrix = np.isin(kind, [_NUMBER[name] for name in _MATRIX])
+    rate[matrix] = (device.matrix_rate(parameters) * share * filled * aligned)[matrix]
+    rate[kind == _NUMBER["depthwise convolution"]] = device.fp32 * parameters.depthwise
+    rate[kind == _NUMBER["depthwise channels-last"]] = device.fp32 * parameters.depthwise_last
+    rate[kind == _NUMBER["fp32 product"]] = device.fp32 * min(1.0, parameters.matrix)
+    rate[kind == _NUMBER["resize"]] = device.multiprocessors * 1e12 / parameters.resize_us
+    return rate
+
+
+def from_vector(logarithms: Column) -> Parameters:
+    return Parameters(*np.exp(logarithms))
+
+
+def to_vector(parameters: Parameters) -> Column:
+    return np.log(np.array(astuple(parameters)))
+
+
+__all__ = ["NAMES", "PARAMETERS", "Device", "Parameters", "arithmetic_rate", "from_vector", "plausible", "seconds",
+           "to_vector"]  # fmt: skip

@@ -1,0 +1,193 @@
+"""The operators that a model runs on a CUDA device, seen on tensors without data: what each reads and writes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vitbench.catalog import Resolution
+from vitbench.trace import cuda
+from vitbench.trace.autocast import as_on_cuda
+from vitbench.trace.skeleton import quietly
+from vitbench.trace.tracer import Tracer
+
+#: Images of the traced batch: a prime, whose multiples no size of a model is by chance.
+BATCH = 113
+
+
+class Operand(NamedTuple):
+    """A tensor as a kernel sees it."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    itemsize: int
+    floating: bool
+
+    @property
+    def elements(self) -> int:
+        """Those that lie in memory: axes that are broadcast count once."""
+        count = 1
+        for size, step in zip(self.shape, self.stride, strict=True):
+            count *= size if step or size == 0 else 1
+        return count
+
+    @property
+    def bytes(self) -> int:
+        return self.elements * self.itemsize
+
+    @property
+    def grows(self) -> bool:
+        """Whether its size is a multiple of the batch's."""
+        return self.elements % BATCH == 0
+
+
+class Call(NamedTuple):
+    """An operator's name without `aten::`, its tensors in the order of its arguments, and its numbers."""
+
+    op: str
+    inputs: tuple[Operand, ...]
+    outputs: tuple[Operand, ...]
+    numbers: tuple[Any, ...]
+    pointwise: bool
+
+
+class Trace(NamedTuple):
+    """Operators with how often each runs, and the peak of memory as lines: (bytes, bytes for each image).
+
+    At any batch the largest value of a line is what tensors take at the peak.
+    """
+
+    calls: Counter[Call]
+    memory: tuple[tuple[int, int], ...]
+
+
+def trace(
+    model: nn.Module, resolution: Resolution, layout: str = "nchw", autocast: torch.dtype | None = None
+) -> Trace:
+    """What a model in evaluation mode runs for images [B, 3, *resolution], seen at B = BATCH.
+
+    Args:
+        model: on any device, the meta device too; its tensors are replaced by fake ones, so it is spent.
+        autocast: dtype of mixed precision under CUDA's rules, or None.
+
+    Raises: whatever the model raises on tensors without data.
+    """
+    calls: Counter[Call] = Counter()
+
+    def watch(op: Any, args: tuple[Any, ...], out: Any) -> None:
+        if not _is_free(op):
+            calls[_call(op, args, out)] += 1
+
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    memory_format = torch.channels_last if layout == "nhwc" else torch.contiguous_format
+    instead = cuda.instead()
+    tracer = Tracer(instead, watch=watch)
+    with quietly(), cuda.rules(instead), tracer:
+        _empty(model, layout == "nhwc")
+        x = torch.empty(BATCH, 3, *resolution, dtype=dtype, memory_format=memory_format)
+        held = [*model.parameters(), *model.buffers(), x]
+        with tracer.recording({"": held}), torch.inference_mode(), as_on_cuda(autocast):
+            model.eval()(x)
+    return Trace(calls, _peaks(tracer.sizes, tracer.events))
+
+
+def _peaks(sizes: list[int], events: list[int]) -> tuple[tuple[int, int], ...]:
+    """Of all moments those that are the peak at some batch, as lines over the batch."""
+    size = np.array(sizes, np.int64)
+    grows = size % BATCH == 0
+    lines = np.stack([np.where(grows, 0, size), np.where(grows, size // BATCH, 0)])
+    numbers = np.array(events, np.int64)
+    comes = numbers >= 0
+    alive = np.cumsum(lines[:, np.where(comes, numbers, ~numbers)] * np.where(comes, 1, -1), axis=1)
+    hull: list[tuple[int, int]] = []
+    for constant, slope in sorted(set(zip(*alive.tolist(), strict=True)), key=lambda line: (line[1], line[0])):
+        while hull and (hull[-1][0] <= constant or (len(hull) > 1 and _never(hull[-2], hull[-1], (constant, slope)))):
+            hull.pop()
+        hull.append((constant, slope))
+    return tuple(hull)
+
+
+def _never(first: tuple[int, int], middle: tuple[int, int], last: tuple[int, int]) -> bool:
+    """Whether the middle one of three lines, by their slopes, is nowhere above both others."""
+    (a, x), (b, y), (c, z) = first, middle, last
+    return (a - c) * (y - x) <= (a - b) * (z - x)
+
+
+def _empty(model: nn.Module, channels_last: bool) -> None:
+    """Puts a fake tensor in the place of each that a module holds; a tensor that is used twice is replaced once."""
+    made: dict[int, Tensor] = {}
+    kept = []  # no identity is given out twice
+
+    def fake(tensor: Tensor) -> Tensor:
+        if id(tensor) not in made:
+            kept.append(tensor)
+            made[id(tensor)] = _fake(tensor, channels_last)
+        return made[id(tensor)]
+
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(fake(parameter), requires_grad=False)
+        for tensors in (module._buffers, vars(module)):
+            for name, value in tensors.items():
+                if isinstance(value, Tensor):
+                    tensors[name] = fake(value)
+
+
+def _fake(tensor: Tensor, channels_last: bool) -> Tensor:
+    if channels_last and tensor.ndim == 4:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, memory_format=torch.channels_last)
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+
+
+_ALLOCATIONS = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "detach", "alias",
+                "lift_fresh", "_local_scalar_dense", "_unsafe_view", "resize_", "as_strided_", "detach_")  # fmt: skip
+
+
+@cache
+def _is_free(op: Any) -> bool:
+    """Whether an operator starts no kernel: views, and tensors without content."""
+    views = any(r.alias_info is not None and not r.alias_info.is_write for r in op._schema.returns)
+    return views or _name(op) in _ALLOCATIONS
+
+
+@cache
+def _name(op: Any) -> str:
+    return str(op._schema.name).removeprefix("aten::")
+
+
+@cache
+def _is_pointwise(op: Any) -> bool:
+    return torch.Tag.pointwise in op.tags
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _flat(item)
+    else:
+        yield value
+
+
+def _operand(tensor: Tensor) -> Operand:
+    return Operand(tuple(tensor.shape), tensor.stride(), tensor.element_size(), tensor.is_floating_point())
+
+
+def _call(op: Any, args: tuple[Any, ...], out: Any) -> Call:
+    inputs = tuple(_operand(item) for item in _flat(args) if isinstance(item, Tensor))
+    outputs = tuple(_operand(item) for item in _flat(out) if isinstance(item, Tensor))
+    numbers = tuple(
+        tuple(value) if isinstance(value, (list, tuple)) else value
+        for value in args
+        if isinstance(value, (bool, int)) or (isinstance(value, (list, tuple)) and all(type(v) is int for v in value))
+    )
+    return Call(_name(op), inputs, outputs, numbers, _is_pointwise(op))
+
+
+__all__ = ["BATCH", "Call", "Operand", "Trace", "trace"]
