@@ -1,4 +1,4 @@
-"""What can be said of a case without running it: parameters, MACs, peak memory. For plans and for rows.
+"""What can be said of a case without running it: parameters, MACs, peak memory, images a second. For plans and rows.
 
 Memory of a CPU is predicted from what its operators allocate, that of a GPU by `vitbench.memory` from CUDA's rules.
 """
@@ -26,6 +26,10 @@ from vitbench.models import spec_of, unserved
 from vitbench.ops.bundle import EAGER, Ops
 from vitbench.ops.implementations import ops_for
 from vitbench.ops.names import COMPILED
+from vitbench.predict import ask as throughput
+from vitbench.predict.forecast import forecast
+from vitbench.predict.setting import DTYPES
+from vitbench.predict.setting import Setting as ThroughputSetting
 from vitbench.trace.precision import TORCH_DTYPES
 from vitbench.variant import PUBLISHED, Variant
 
@@ -71,6 +75,22 @@ def memory_mib(case: Case, variant: Variant = PUBLISHED) -> float | None:
         isolation.forget()
 
 
+@lru_cache(maxsize=4096)
+def img_per_s(case: Case, variant: Variant = PUBLISHED) -> float | None:
+    """Predicted images a second of eager inference on the card that is here; None for others, on other devices, and
+    where the model's code does not run on tensors without data."""
+    card = _card_here(case)
+    plain = replace(variant, compile_mode="") == PUBLISHED
+    if card is None or case.impl != "eager" or case.mode != "infer" or not plain or case.dtype not in DTYPES:
+        return None
+    try:
+        setting = ThroughputSetting(case.model, case.resolution, case.layout, case.dtype)
+        answer = throughput.ask(setting)
+        return None if answer.reason else forecast(answer, setting, card, case.batch).img_per_s
+    finally:
+        isolation.forget()
+
+
 class CannotPredict(Exception):
     """A model's code does not run on tensors without data; the message says why."""
 
@@ -112,8 +132,13 @@ def setting_of(case: Case, target: Target, variant: Variant = PUBLISHED) -> Sett
 
 def _target(case: Case) -> Target:
     """The card that is here; without one, or where nobody knows it, that of sm_80."""
-    here = cards.of_device(devices.environment(case.device).device_name) if devices.gpu_count() else None
-    return target_of(here or cards.find(DEFAULT_GPU))
+    return target_of(_card_here(case) or cards.find(DEFAULT_GPU))
+
+
+def _card_here(case: Case) -> cards.Card | None:
+    if case.device == "cpu" or not devices.gpu_count():
+        return None
+    return cards.of_device(devices.environment(case.device).device_name)
 
 
 def _on_gpu(case: Case, target: Target, *limits: Limit, variant: Variant = PUBLISHED) -> Answer:

@@ -155,6 +155,7 @@ class Worker:
         found.note("; ".join(count.differences))
         found.counts = Counts(count.params_m, count.gmacs, count.macts, ";".join(count.uncounted_ops) or "none")
         found.memory.predicted_mem_mib = predict.memory_mib(case, self.options.variant)
+        found.speed.predicted_img_per_s = predict.img_per_s(case, self.options.variant)
 
     def _only_predict(self, cases: list[Case]) -> None:
         for case in cases:
@@ -242,6 +243,7 @@ class Worker:
                 latency_ms_p95=timing.p95,
                 samples=len(timing.samples_ms),
                 stop_reason=timing.stop_reason,
+                predicted_img_per_s=one.found.speed.predicted_img_per_s,
             )
             one.found.health = Health(after.sm_clock_mhz, after.temperature_c, throttled, valid=not throttled)
             if throttled:

@@ -9,54 +9,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vitbench.catalog import Resolution
 from vitbench.memory import pool, store
+from vitbench.predict.setting import Answer, Setting
 from vitbench.predict.table import KINDS, Kernel
-
-DTYPES = ("amp", "amp-fp16", "bf16", "fp16", "fp32", "tf32")
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A model as it runs: what decides its kernels but the batch.
+class Question:
+    """As `pool` takes it."""
 
-    Attributes:
-        fast_norm: timm's models normalise in the lower precision under autocast, as `set_fast_norm` makes them.
-        reparam: branches that can be are merged.
-    """
-
-    model: str
-    resolution: Resolution
-    layout: str = "nchw"
-    dtype: str = "amp"
-    fast_norm: bool = False
-    reparam: bool = False
-
-    @property
-    def setting(self) -> Setting:
-        return self
+    setting: Setting
 
     @property
     def known(self) -> bool:
-        return bool(store.read_file(_path(self)))
+        return bool(store.read_file(_path(self.setting)))
 
     def ask(self) -> Answer:
-        return ask(self)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Kernels with how often each starts, parameters, lines of memory (see `operators.Trace`); or why not."""
-
-    kernels: tuple[tuple[Kernel, int], ...] = ()
-    parameters: int = 0
-    family: str = ""
-    memory: tuple[tuple[int, int], ...] = ()
-    reason: str = ""
-
-    def peak_bytes(self, batch: int) -> int:
-        """What tensors take at the peak of a step without gradients."""
-        return max(constant + batch * slope for constant, slope in self.memory)
+        return ask(self.setting)
 
 
 def ask(setting: Setting) -> Answer:
@@ -73,7 +42,7 @@ def ask(setting: Setting) -> Answer:
 
 def ask_all(settings: Sequence[Setting], told: Callable[[int, int], None]) -> list[Answer]:
     """In as many processes as there are processors; `told` hears how many of how many are done."""
-    answers: list[Answer] = pool.ask(settings, lambda done: told(done, len(settings)))
+    answers: list[Answer] = pool.ask([Question(one) for one in settings], lambda done: told(done, len(settings)))
     return answers
 
 
@@ -100,7 +69,7 @@ def folder() -> Path:
 @cache
 def _fingerprint() -> str:
     digest = hashlib.sha256(store.fingerprint().encode())
-    for name in ("ask", "find", "kernels", "operators", "table"):
+    for name in ("ask", "find", "kernels", "operators", "setting", "table"):
         digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
     return digest.hexdigest()[:16]
 
@@ -109,4 +78,4 @@ def _path(setting: Setting) -> Path:
     return folder() / (hashlib.sha256(repr(setting).encode()).hexdigest()[:24] + ".json")
 
 
-__all__ = ["DTYPES", "Answer", "Setting", "ask", "ask_all", "folder"]
+__all__ = ["Question", "ask", "ask_all", "folder"]

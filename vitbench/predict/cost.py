@@ -1,20 +1,17 @@
-"""How long kernels take on a card: the bytes against the bandwidth, the products against the matrix units, launches.
+"""How long kernels take on a card: bytes against the bandwidth, products against the matrix units, and launches.
 
-A kernel takes (memory^o + arithmetic^o)^(1/o), between the larger of the two and their sum, with the exponent `overlap`;
-passes beside it and the launch come on top. Imports no torch.
+A kernel takes (memory^o + arithmetic^o)^(1/o), between the larger of the two and their sum, with the exponent o =
+`overlap`; passes beside it and the launch come on top. Imports no torch.
 """
 
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass, fields, replace
-from pathlib import Path
 
 import numpy as np
 
 from vitbench.cards import Card
 from vitbench.predict.table import KINDS, Column, Table
-
-PARAMETERS = Path(__file__).with_name("parameters.csv")
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,8 @@ class Parameters:
         unaligned: what is left where operands cannot be loaded 16 bytes at a time.
         attention: what fused attention, and products of many small matrices, reach of that.
         biased: the same with a bias or a mask, which is another kernel.
-        depthwise, depthwise_last: share of the fp32 peak in depthwise convolutions, of channels-last maps.
+        depthwise: share of the fp32 peak in depthwise convolutions.
+        depthwise_last, depthwise_large: the same of channels-last maps, and with windows larger than 5 x 5.
         bandwidth: share of the bandwidth in elementwise kernels.
         operands: what matrix kernels reach of that.
         rows: what normalisations, softmax and reductions reach of it.
@@ -39,6 +37,7 @@ class Parameters:
         overlap: exponent; large where memory and arithmetic overlap.
         launch_us: from one kernel's end to the next one's work.
         tflops_per_watt: matrix products that a watt of the power limit sustains, whatever the peak.
+        gb_per_watt: bytes a second, in 10^9, from GDDR memory that it sustains; from HBM twice as many.
     """
 
     matrix: float = 0.8
@@ -49,6 +48,7 @@ class Parameters:
     biased: float = 0.4
     depthwise: float = 0.25
     depthwise_last: float = 0.15
+    depthwise_large: float = 0.15
     bandwidth: float = 0.85
     operands: float = 0.8
     rows: float = 0.8
@@ -58,9 +58,12 @@ class Parameters:
     resize_us: float = 5000.0
     overlap: float = 4.0
     launch_us: float = 3.0
-    tflops_per_watt: float = 0.8
+    tflops_per_watt: float = 2.0
+    gb_per_watt: float = 7.0
 
 
+#: Architectures whose cards have HBM.
+HBM = (80, 90, 100, 103)
 NAMES = tuple(field.name for field in fields(Parameters))
 #: How far the logarithm of each may plausibly be from its default.
 PLAUSIBLE = {"matrix": 0.3, "bandwidth": 0.15, "operands": 0.3, "rows": 0.3, "overlap": 0.3}
@@ -81,12 +84,14 @@ class Device:
     l2: float
     multiprocessors: int
     power: float
+    hbm: bool
 
     @classmethod
     def of(cls, card: Card) -> Device:
         fp32 = card.multiprocessors * card.limits.fp32_lanes * card.boost_ghz * 1e9
         matrix = card.fp16_tflops * 1e12 / 2
-        return cls(card.memory_gb_s * 1e9, matrix, fp32, card.l2_mib * 2**20, card.multiprocessors, card.power_w)
+        l2 = card.l2_mib * 2**20
+        return cls(card.memory_gb_s * 1e9, matrix, fp32, l2, card.multiprocessors, card.power_w, card.arch in HBM)
 
     def sustained(self, matrix: float, bandwidth: float) -> Device:
         """With factors of what it reaches beside other cards: of arithmetic, and of bandwidth."""
@@ -99,11 +104,22 @@ class Device:
         )
 
     def matrix_rate(self, parameters: Parameters) -> float:
-        """Multiply-accumulates a second of the matrix units within the power limit: a smooth minimum."""
-        peak, powered = self.matrix * parameters.matrix, self.power * parameters.tflops_per_watt * 1e12 / 2
-        return float((peak**-_SHARP + powered**-_SHARP) ** (-1 / _SHARP))
+        """Multiply-accumulates a second of the matrix units within the power limit."""
+        return _least(self.matrix * parameters.matrix, self.power * parameters.tflops_per_watt * 1e12 / 2)
+
+    def byte_rate(self, parameters: Parameters) -> float:
+        """Bytes a second of an elementwise kernel within the power limit."""
+        powered = self.power * parameters.gb_per_watt * 1e9 * (2 if self.hbm else 1)
+        return _least(self.bandwidth * parameters.bandwidth, powered)
 
 
+def _least(peak: float, powered: float) -> float:
+    """A smooth minimum."""
+    return float((peak**-_SHARP + powered**-_SHARP) ** (-1 / _SHARP))
+
+
+#: Elements of the largest window for which there are special kernels.
+_LARGE = 25
 #: How sharply the power limit takes over from the peak.
 _SHARP = 6.0
 _NUMBER = {kind: position for position, kind in enumerate(KINDS)}
@@ -136,9 +152,9 @@ def seconds(table: Table, parameters: Parameters, device: Device, batch: Column)
     """Of one launch of each kernel, for a batch of each model."""
     images = batch[table.owner]
     moved = table.moved * images + table.fixed
-    bandwidth = device.bandwidth * parameters.bandwidth
+    bandwidth = device.byte_rate(parameters)
     share = _by_kind(_SHARE_OF_BANDWIDTH, parameters, 1.0)[table.kind]
-    memory = moved / (bandwidth * share * (1 + parameters.cached * np.exp(-moved / device.l2)))
+    memory = moved / (bandwidth * share * (1 + parameters.cached * device.l2 / (device.l2 + moved)))
     arithmetic = table.macs * images / arithmetic_rate(table, parameters, device)
     both = np.maximum(memory, arithmetic) + 1e-15
     together = both * ((memory / both) ** parameters.overlap + (arithmetic / both) ** parameters.overlap) ** (
@@ -161,7 +177,8 @@ def arithmetic_rate(table: Table, parameters: Parameters, device: Device) -> Col
     aligned = np.where((table.aligned > 0) | (kind == _NUMBER["first convolution"]), 1.0, parameters.unaligned)
     matrix = np.isin(kind, [_NUMBER[name] for name in _MATRIX])
     rate[matrix] = (device.matrix_rate(parameters) * share * filled * aligned)[matrix]
-    rate[kind == _NUMBER["depthwise convolution"]] = device.fp32 * parameters.depthwise
+    large = np.where(table.depth > _LARGE, parameters.depthwise_large, parameters.depthwise)
+    rate = np.where(kind == _NUMBER["depthwise convolution"], device.fp32 * large, rate)
     rate[kind == _NUMBER["depthwise channels-last"]] = device.fp32 * parameters.depthwise_last
     rate[kind == _NUMBER["fp32 product"]] = device.fp32 * min(1.0, parameters.matrix)
     rate[kind == _NUMBER["resize"]] = device.multiprocessors * 1e12 / parameters.resize_us
@@ -176,5 +193,5 @@ def to_vector(parameters: Parameters) -> Column:
     return np.log(np.array(astuple(parameters)))
 
 
-__all__ = ["NAMES", "PARAMETERS", "Device", "Parameters", "arithmetic_rate", "from_vector", "plausible", "seconds",
+__all__ = ["HBM", "NAMES", "Device", "Parameters", "arithmetic_rate", "from_vector", "plausible", "seconds",
            "to_vector"]  # fmt: skip

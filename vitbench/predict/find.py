@@ -15,8 +15,8 @@ from vitbench.models.spec import ModelSpec
 from vitbench.models.variants import of_theirs
 from vitbench.ops.bundle import EAGER
 from vitbench.predict import operators
-from vitbench.predict.ask import Answer, Setting
 from vitbench.predict.kernels import kernels
+from vitbench.predict.setting import Answer, Setting
 from vitbench.predict.table import compact
 from vitbench.trace.precision import AUTOCAST, TORCH_DTYPES
 from vitbench.variant import PUBLISHED
@@ -71,7 +71,7 @@ def _fast_norm(enabled: bool) -> Iterator[None]:
         yield
         return
     foreign.load("timm")
-    from timm.layers import is_fast_norm, set_fast_norm
+    from timm.layers.fast_norm import is_fast_norm, set_fast_norm
 
     before = is_fast_norm()
     set_fast_norm(True)

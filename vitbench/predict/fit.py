@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitbench import cards
+from vitbench.predict.calibration import Fitted
 from vitbench.predict.cost import Device, Parameters, from_vector, plausible, seconds, to_vector
 from vitbench.predict.table import Column, Table
 
@@ -34,20 +35,14 @@ class Measured:
         return np.isfinite(self.rate)
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """Parameters, and what each measured card sustains beside the others: factors of arithmetic and of bandwidth."""
-
-    parameters: Parameters
-    sustained: Mapping[str, tuple[float, float]]
-
-    def device(self, card: str) -> Device:
-        return Device.of(cards.find(card)).sustained(*self.sustained.get(card, (1.0, 1.0)))
+def device(fitted: Fitted, card: str) -> Device:
+    return fitted.device(cards.find(card))
 
 
 def predict(table: Table, fitted: Fitted, card: str, batch: Column) -> Column:
     """Images a second of each model of a table."""
-    return batch / table.sums(seconds(table, fitted.parameters, fitted.device(card), batch))
+    with np.errstate(divide="ignore"):  # a model whose kernels were left out takes no time
+        return batch / table.sums(seconds(table, fitted.parameters, device(fitted, card), batch))
 
 
 def fit(table: Table, measured: Sequence[Measured], kept: NDArray[np.bool_]) -> Fitted:
@@ -70,11 +65,15 @@ def fit(table: Table, measured: Sequence[Measured], kept: NDArray[np.bool_]) -> 
                 for card, part, chosen, batch, measured_log in parts
             ]
         )
-        soft = np.sign(errors) * _ROBUST * np.sqrt(2 * (np.sqrt(1 + (errors / _ROBUST) ** 2) - 1))
-        return np.concatenate([soft, _PRIOR * np.sqrt(total) * (point - start) / width])
+        return np.concatenate([soft(errors), _PRIOR * np.sqrt(total) * (point - start) / width])
 
     found = least_squares(residuals, start, ftol=1e-5, xtol=1e-5, max_nfev=30)
     return _unpacked(found.x, [card for card, *_ in parts])
+
+
+def soft(errors: Column) -> Column:
+    """Errors whose squares grow as the errors do where these are large."""
+    return np.asarray(np.sign(errors) * _ROBUST * np.sqrt(2 * (np.sqrt(1 + (errors / _ROBUST) ** 2) - 1)))
 
 
 def _unpacked(point: Column, names: Sequence[str]) -> Fitted:
@@ -84,4 +83,4 @@ def _unpacked(point: Column, names: Sequence[str]) -> Fitted:
     return Fitted(from_vector(point[:count]), sustained)
 
 
-__all__ = ["Fitted", "Measured", "fit", "predict"]
+__all__ = ["Measured", "device", "fit", "predict", "soft"]

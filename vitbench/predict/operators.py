@@ -67,9 +67,7 @@ class Trace(NamedTuple):
     memory: tuple[tuple[int, int], ...]
 
 
-def trace(
-    model: nn.Module, resolution: Resolution, layout: str = "nchw", autocast: torch.dtype | None = None
-) -> Trace:
+def trace(model: nn.Module, resolution: Resolution, layout: str = "nchw", autocast: torch.dtype | None = None) -> Trace:
     """What a model in evaluation mode runs for images [B, 3, *resolution], seen at B = BATCH.
 
     Args:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 KINDS = (
     "product", "batched product", "fp32 product", "convolution", "first convolution", "grouped convolution",
     "depthwise convolution", "depthwise channels-last", "attention", "attention with bias", "elementwise", "broadcast",
-    "strided copy", "copy", "normalisation", "batch norm", "softmax", "reduction", "pooling", "gather", "resize", "other",
+    "strided copy", "copy", "normalisation", "batch norm", "softmax", "reduction", "pooling", "gather", "resize",
+    "other",
 )  # fmt: skip
 #: Kernels whose time the published figures say little about: few models have them, and each in its own way.
 RARE = ("fp32 product", "grouped convolution", "attention with bias", "gather", "resize", "pooling", "other")
@@ -47,19 +48,24 @@ class Kernel(NamedTuple):
 
 
 class Known(NamedTuple):
-    """A model at a size in a layout: what is run, how often, and the parameters that it has."""
+    """A model at a size in a layout, with merged branches or as it is: what runs how often, and its parameters."""
 
     model: str
     family: str
     resolution: int
     layout: str
+    reparam: bool
     parameters: int
     kernels: tuple[tuple[Kernel, int], ...]
 
     @property
     def macs(self) -> float:
-        """Multiply-accumulates of one image in convolutions, products and attention."""
-        return sum(count * k.macs for k, count in self.kernels if k.kind not in ("pooling", "resize"))
+        return macs_of(self.kernels)
+
+
+def macs_of(kernels: Iterable[tuple[Kernel, int]]) -> float:
+    """Multiply-accumulates of one image in convolutions, products and attention."""
+    return sum(count * kernel.macs for kernel, count in kernels if kernel.kind not in ("pooling", "resize"))
 
 
 Column = NDArray[np.float64]
@@ -69,6 +75,7 @@ Column = NDArray[np.float64]
 class Table:
     """Columns of kernels, those of a model beside each other; `owner` is the number of a kernel's model."""
 
+    models: int
     owner: NDArray[np.intp]
     kind: NDArray[np.intp]
     count: Column
@@ -79,7 +86,6 @@ class Table:
     width: Column
     aligned: Column
     beside: Column
-    models: int
 
     @classmethod
     def of(cls, models: Iterable[Sequence[tuple[Kernel, int]]]) -> Table:
@@ -90,16 +96,16 @@ class Table:
             total = owner + 1
             rows += [(owner, number[k.kind], count, *k[1:]) for k, count in kernels]
         columns = np.array(rows, float).reshape(-1, 10).T
-        return cls(columns[0].astype(np.intp), columns[1].astype(np.intp), *columns[2:], models=total)
+        owner, kind, *rest = columns
+        return cls(total, owner.astype(np.intp), kind.astype(np.intp), *rest)
 
     def only(self, rows: NDArray[np.bool_]) -> Table:
         """The kernels of a mask; the models keep their numbers."""
-        columns = (getattr(self, name)[rows] for name in _COLUMNS)
-        return Table(*columns, models=self.models)
+        return Table(self.models, *(getattr(self, name)[rows] for name in _COLUMNS))
 
     def sums(self, of_kernels: Column) -> Column:
         """For each model the sum over its kernels, each as often as it runs."""
-        return np.bincount(self.owner, of_kernels * self.count, self.models)
+        return np.bincount(self.owner, of_kernels * self.count, self.models).astype(float)
 
     @cached_property
     def rare(self) -> NDArray[np.bool_]:
@@ -107,8 +113,8 @@ class Table:
 
 
 _COLUMNS = ("owner", "kind", "count", "moved", "fixed", "macs", "depth", "width", "aligned", "beside")
-_HEADER = ("model", "family", "resolution", "layout", "parameters")
-#: Digits that are kept: what is left out changes no time by a thousandth.
+_HEADER = ("model", "family", "resolution", "layout", "reparam", "parameters")
+#: Digits of bytes that are kept: what is left out changes no time by a thousandth.
 _DIGITS = 4
 
 
@@ -136,10 +142,10 @@ def write(path: Path, models: Iterable[Known]) -> None:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow((*_HEADER, "kernels"))
     for known in models:
-        writer.writerow((*known[:5], len(known.kernels)))
+        writer.writerow((*known[:4], int(known.reparam), known.parameters, len(known.kernels)))
         writer.writerows(
-            (KINDS.index(k.kind), count, *map(_short, (k.moved, k.fixed, k.macs)), k.depth, k.width, int(k.aligned),
-             _short(k.beside))
+            (KINDS.index(k.kind), count, _short(k.moved), _short(k.fixed), round(k.macs), k.depth, k.width,
+             int(k.aligned), _short(k.beside))
             for k, count in known.kernels
         )  # fmt: skip
     path.write_bytes(lzma.compress(out.getvalue().encode(), preset=9))
@@ -150,9 +156,9 @@ def read(path: Path) -> list[Known]:
     lines = csv.reader(io.StringIO(lzma.decompress(path.read_bytes()).decode()))
     next(lines)
     found = []
-    for model, family, resolution, layout, parameters, count in lines:
+    for model, family, resolution, layout, reparam, parameters, count in lines:
         kernels = tuple(_unpacked(next(lines)) for _ in range(int(count)))
-        found.append(Known(model, family, int(resolution), layout, int(parameters), kernels))
+        found.append(Known(model, family, int(resolution), layout, reparam == "1", int(parameters), kernels))
     return found
 
 
@@ -168,4 +174,4 @@ def _unpacked(cells: Sequence[str]) -> tuple[Kernel, int]:
     return kernel, int(count)
 
 
-__all__ = ["KINDS", "RARE", "Kernel", "Known", "Table", "compact", "read", "write"]
+__all__ = ["KINDS", "RARE", "Kernel", "Known", "Table", "compact", "macs_of", "read", "write"]

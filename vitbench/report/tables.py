@@ -53,6 +53,7 @@ def sweep_table(rows: Sequence[Row], baseline: Baseline | None = None) -> Table:
         "px": [row.resolution for row in rows],
         "batch": [str(row.batch) for row in rows],
         "img/s": [_number(row.speed.img_per_s) for row in rows],
+        "img/s predicted": [_number(row.speed.predicted_img_per_s) for row in rows],
         "ms": [_number(row.speed.latency_ms_p50) for row in rows],
         "±": [_spread(row.speed) for row in rows],
         "x eager": [f"{speedup[row.case]:.2f}" if row.case in speedup else "" for row in rows],

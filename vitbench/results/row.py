@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from vitbench.results.table import Table, columns_of
 
-SCHEMA = 3
+SCHEMA = 4
 #: What models are fed and made of where nothing else is given.
 NOISE, RANDOM = "noise, seed 0", "random, seed 0"
 STATUSES = ("ok", "oom", "incorrect", "unsupported", "timeout", "crashed", "error")
@@ -34,7 +34,7 @@ class Published:
 
 @dataclass(slots=True)
 class Speed:
-    """How long a step takes."""
+    """How long a step takes, and how fast it was predicted to be without running it."""
 
     img_per_s: float | None = None
     latency_ms_p50: float | None = None
@@ -43,6 +43,7 @@ class Speed:
     latency_ms_p95: float | None = None
     samples: int | None = None
     stop_reason: str | None = None
+    predicted_img_per_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -188,9 +189,11 @@ HEADER = (*_FIRST, *(column.name for column in columns_of(Row) if column.name no
 #: The header of every schema that can be read; only the last is written.
 _SINCE_2 = ("training_data", "source", "graphs")
 _SINCE_3 = ("num_classes", "drop_path", "reparam", "checkpointing", "compile_mode", "config")
+_SINCE_4 = ("predicted_img_per_s",)
 HEADERS = {
-    1: tuple(name for name in HEADER if name not in (*_SINCE_2, *_SINCE_3)),
-    2: tuple(name for name in HEADER if name not in _SINCE_3),
+    1: tuple(name for name in HEADER if name not in (*_SINCE_2, *_SINCE_3, *_SINCE_4)),
+    2: tuple(name for name in HEADER if name not in (*_SINCE_3, *_SINCE_4)),
+    3: tuple(name for name in HEADER if name not in _SINCE_4),
     SCHEMA: HEADER,
 }
 _WHAT = f"a vitbench CSV of schema {SCHEMA}"

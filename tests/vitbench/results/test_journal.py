@@ -111,7 +111,7 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
         journal.read(tmp_path / "b.csv")
 
 
-@pytest.mark.parametrize("schema", [1, 2])
+@pytest.mark.parametrize("schema", [1, 2, 3])
 def test_files_of_earlier_schemas_are_read_and_never_added_to(schema: int, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     old = make_row(schema=schema, top1=83.5)
@@ -119,12 +119,13 @@ def test_files_of_earlier_schemas_are_read_and_never_added_to(schema: int, tmp_p
     cells = dict(zip(HEADER, next(csv.reader([TABLE.format([old])])), strict=True))
     path.write_text(",".join(names) + "\n" + ",".join(cells[name] for name in names) + "\n")
     variant = {"num_classes", "drop_path", "reparam", "checkpointing", "compile_mode", "config"}
-    assert set(HEADER) - set(names) == variant | ({"training_data", "source", "graphs"} if schema == 1 else set())
+    lacking = {1: variant | {"training_data", "source", "graphs"}, 2: variant, 3: set()}[schema]
+    assert set(HEADER) - set(names) == lacking | {"predicted_img_per_s"}
     assert journal.read(path) == [old]
     now = environment_of(make_row())
-    assert changes(environment_of(old), now) == [f"schema was '{schema}', is '3'"], "which refuses to resume"
-    path.write_text(path.read_text().replace(f"\n{schema},", "\n3,"))
-    with pytest.raises(InputError, match=f"line 2 has schema 3, its header is that of {schema}"):
+    assert changes(environment_of(old), now) == [f"schema was '{schema}', is '4'"], "which refuses to resume"
+    path.write_text(path.read_text().replace(f"\n{schema},", "\n4,"))
+    with pytest.raises(InputError, match=f"line 2 has schema 4, its header is that of {schema}"):
         journal.read(path)
 
 
@@ -196,7 +197,7 @@ def test_environment_changes_are_named() -> None:
 def test_header_has_the_promised_columns() -> None:
     promised = """schema, case, status, reason, model, family, impl, mode, dtype, layout, device, resolution, batch,
     params_m, gmacs, uncounted_ops, top1, coco_ap, training_data, source, img_per_s, latency_ms_p50,
-    latency_ms_ci_low, latency_ms_ci_high, latency_ms_p95, samples, stop_reason, compile_s, peak_mem_mib,
+    latency_ms_ci_low, latency_ms_ci_high, latency_ms_p95, samples, stop_reason, predicted_img_per_s, compile_s, peak_mem_mib,
     reserved_mem_mib, predicted_mem_mib, avg_power_w, idle_power_w, energy_j_per_img, energy_net_j_per_img,
     energy_source, sm_clock_mhz, temperature_c, throttled, valid, rel_err, mfu, commit, dirty, torch, triton, driver,
     device_uuid, started_at"""

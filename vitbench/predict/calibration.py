@@ -1,0 +1,136 @@
+"""What was fitted to published throughputs and how far it is off: parameters.csv and errors.csv. Imports no torch."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, fields
+from functools import cache
+from pathlib import Path
+
+from vitbench import cards
+from vitbench.predict.cost import Device, Parameters
+
+HERE = Path(__file__).parent
+PARAMETERS, ERRORS = HERE / "parameters.csv", HERE / "errors.csv"
+#: Shares of the predicted time in rare kernels that part the error statistics.
+SOME, MANY = 0.1, 0.3
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Parameters, and what each measured card sustains beside the others: factors of arithmetic and of bandwidth."""
+
+    parameters: Parameters
+    sustained: Mapping[str, tuple[float, float]]
+
+    def device(self, card: cards.Card) -> Device:
+        return Device.of(card).sustained(*self.sustained.get(card.name, (1.0, 1.0)))
+
+
+def write_parameters(fitted: Fitted, path: Path = PARAMETERS) -> None:
+    """`name,card,value`: parameters without a card, factors with theirs."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("name", "card", "value"))
+        writer.writerows((name, "", f"{value:.4g}") for name, value in asdict(fitted.parameters).items())
+        for card, factors in fitted.sustained.items():
+            for name, value in zip(("arithmetic", "bandwidth"), factors, strict=True):
+                writer.writerow((name, card, f"{value:.4g}"))
+
+
+@cache
+def fitted(path: Path = PARAMETERS) -> Fitted:
+    """The committed parameters."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    values = {row["name"]: float(row["value"]) for row in rows if not row["card"]}
+    of_card = {(row["card"], row["name"]): float(row["value"]) for row in rows if row["card"]}
+    names = dict.fromkeys(card for card, _ in of_card)
+    return Fitted(
+        Parameters(**values), {name: (of_card[name, "arithmetic"], of_card[name, "bandwidth"]) for name in names}
+    )
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Of predictions for what was held out: logarithms of predicted / measured.
+
+    Attributes:
+        held_out: "family" (the model's family), "card", or "layout".
+        rare: which models: "all", or by the share of time in rare kernels "few", "some", "many".
+        median, p90: of the absolute error.
+        low, high: between these the error of four in five models lies.
+        spearman: correlation of ranks.
+    """
+
+    held_out: str
+    gpu: str
+    layout: str
+    rare: str
+    models: int
+    median: float
+    p90: float
+    low: float
+    high: float
+    spearman: float
+
+
+def rarity(share: float) -> str:
+    return "few" if share < SOME else "some" if share < MANY else "many"
+
+
+def write_errors(found: Iterable[Errors], path: Path = ERRORS) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([field.name for field in fields(Errors)])
+        for one in found:
+            writer.writerow([f"{value:.4f}" if isinstance(value, float) else value for value in astuple(one)])
+
+
+@cache
+def errors(path: Path = ERRORS) -> tuple[Errors, ...]:
+    """The committed statistics of results/truth/throughput.csv."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return tuple(
+            Errors(
+                row["held_out"], row["gpu"], row["layout"], row["rare"], int(row["models"]),
+                *(float(row[name]) for name in ("median", "p90", "low", "high", "spearman")),
+            )
+            for row in csv.DictReader(file)
+        )  # fmt: skip
+
+
+def expected(card: str, layout: str, rare: float) -> Errors:
+    """The statistics that speak most closely of a prediction: those of the card, else those of cards never seen."""
+    of_kind = [one for one in errors() if one.rare == rarity(rare)]
+    held_out = "layout" if layout == "nhwc" else "family"
+    exact = [one for one in of_kind if (one.held_out, one.gpu) == (held_out, card)]
+    others = [one for one in of_kind if one.held_out == "card"]
+    return _widest(exact or others)
+
+
+def _widest(found: Sequence[Errors]) -> Errors:
+    return max(found, key=lambda one: one.high - one.low)
+
+
+def statement() -> str:
+    """What predictions are, and how far off they were for what was held out."""
+    families = [one for one in errors() if one.rare == "all" and one.held_out == "family"]
+    unseen = [one for one in errors() if one.rare == "all" and one.held_out == "card"]
+    lines = [
+        "Predicted images/s of eager inference at large batches; not latency at batch 1, not torch.compile.",
+        "Beside timm's published measurements, of which the model's family was held out: median error "
+        + ", ".join(f"{_percent(one.median)} (90 % within {_percent(one.p90)}) on {one.gpu}" for one in families),
+        "Of a card never seen: "
+        + ", ".join(f"{_percent(one.median)} ({_percent(one.p90)}) on {one.gpu}" for one in unseen),
+    ]
+    return "\n".join(lines)
+
+
+def _percent(logarithm: float) -> str:
+    return f"{100 * logarithm:.1f} %"
+
+
+__all__ = ["ERRORS", "PARAMETERS", "Errors", "Fitted", "errors", "expected", "fitted", "rarity", "statement",
+           "write_errors", "write_parameters"]  # fmt: skip

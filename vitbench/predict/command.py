@@ -1,0 +1,177 @@
+"""`vitbench predict`: images a second on cards that need not be here. Imports no torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from rich.table import Table
+
+from vitbench import cards, drawing, selection
+from vitbench.console import console
+from vitbench.errors import InputError, nearest
+from vitbench.predict import anchors, calibration, explain, picture, plan
+from vitbench.predict.options import PredictOptions
+from vitbench.predict.plan import Row
+from vitbench.predict.setting import DTYPES
+
+FORMATS = ("table", "csv", "json")
+COLUMNS = tuple(field.name for field in fields(Row))
+
+
+def run(given: PredictOptions) -> int:
+    """Prints every model on every card; 1 where one has no prediction.
+
+    Raises: InputError on options that cannot be used.
+    """
+    if given.gpu.strip() == "list":
+        print(cards.listing())
+        return 0
+    if given.format not in FORMATS:
+        raise InputError(f"--format {given.format!r} is unknown: {nearest(given.format, FORMATS)}")
+    if given.out is not None and given.out.exists() and not given.out.is_dir():
+        raise InputError(f"--out {given.out} is a file: name a folder")
+    plan.check(given)
+    factors = _factors(given)
+    print(calibration.statement(), file=sys.stderr)
+    if given.explain:
+        return _explain(given, factors)
+    rows = plan.rows(given, factors, _told)
+    if given.format == "table":
+        console().print(table(rows))
+        _print_notes(rows)
+    else:
+        sys.stdout.write(as_csv(rows) if given.format == "csv" else as_json(rows))
+    if given.out is not None:
+        print("wrote " + ", ".join(map(str, write(rows, given.out))), file=sys.stderr)
+    return int(any(row.img_per_s is None for row in rows))
+
+
+def _factors(given: PredictOptions) -> dict[str, tuple[float, float]]:
+    if given.anchors is None:
+        return {}
+    found = plan.cards_of(given)
+    if len(found) > 1:
+        raise InputError("--anchors are of one card: name one in --gpu")
+    (card,) = found
+    dtype = selection.split(given.dtype, "dtype", DTYPES)[0]
+    layout = selection.split(given.layout, "layout", selection.LAYOUTS)[0]
+    measured = anchors.read(given.anchors, card, dtype, layout)
+    moved = anchors.factors(card, measured)
+    print(anchors.told(card, measured, moved), file=sys.stderr)
+    return {card.name: moved}
+
+
+def _told(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{done} of {total} models", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+def _explain(given: PredictOptions, factors: plan.Factors) -> int:
+    explained = plan.settings(
+        PredictOptions(
+            model=given.explain,
+            resolution=given.resolution,
+            dtype=given.dtype,
+            layout=given.layout,
+            fast_norm=given.fast_norm,
+            reparam=given.reparam,
+        )
+    )
+    for sized, setting in explained:
+        if sized.reason:
+            raise InputError(sized.reason)
+        for card in plan.cards_of(given):
+            for batch in selection.split_batches(given.batch):
+                print("\n".join(explain.lines(setting, card, batch, factors.get(card.name))))
+    return 0
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: _plain(value) for name, value in asdict(row).items()})
+    return out.getvalue()
+
+
+def as_json(rows: Sequence[Row]) -> str:
+    return json.dumps([asdict(row) for row in rows], indent=1) + "\n"
+
+
+def _plain(value: object) -> object:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """A line for each row; what is the same for all is left out."""
+    keys = ("model", "gpu", "resolution", "batch", "dtype", "layout")
+    names = [key for key in keys if key in ("model", "gpu") or len({getattr(row, key) for row in rows}) > 1]
+    shown = Table(box=None, pad_edge=False)
+    for name in names:
+        shown.add_column("px" if name == "resolution" else name, no_wrap=True)
+    for name in (
+        "img/s",
+        "80 % within",
+        "ms",
+        "conv",
+        "product",
+        "attention",
+        "memory",
+        "rare",
+        "GiB",
+        "fits",
+        "top-1",
+    ):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        shown.add_row(*(str(getattr(row, name)) for name in names), *_cells(row))
+    return shown
+
+
+def _cells(row: Row) -> list[str]:
+    if row.img_per_s is None:
+        return ["no prediction"]
+    shares = (row.convolutions, row.products, row.attention, row.memory_bound, row.rare)
+    return [
+        f"{row.img_per_s:,.0f}",
+        f"{row.low:,.0f}-{row.high:,.0f}",
+        f"{row.ms:.1f}",
+        *(f"{share:.0%}" for share in shares),
+        f"{row.memory_gib:.1f}",
+        "yes" if row.fits else "no",
+        "" if row.top1 is None else f"{row.top1:.1f}",
+    ]
+
+
+def _print_notes(rows: Sequence[Row]) -> None:
+    out = console()
+    for text in dict.fromkeys(text for row in rows for text in (row.note, row.reason) if text):
+        of = list(dict.fromkeys(f"{row.model} on {row.gpu}" for row in rows if text in (row.note, row.reason)))
+        more = f" and {len(of) - 3} more" if len(of) > 3 else ""
+        out.print(f"{', '.join(of[:3])}{more}: {text}", soft_wrap=True)
+
+
+def write(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """The rows as CSV; where there are packages to draw a picture of top-1 against images a second, and a page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "predictions.csv"
+    path.write_text(as_csv(rows), encoding="utf-8")
+    if drawing.plotting_missing():
+        print(f"no picture drawn: {drawing.INSTALL}", file=sys.stderr)
+        return [path]
+    chart = picture.chart(rows)
+    if chart is None:
+        return [path]
+    page = folder / "predictions.html"
+    drawing.page([chart], page, "Images a second, predicted", as_csv(rows))
+    return [path, *drawing.save(chart, folder / "predictions"), page]
+
+
+__all__ = ["COLUMNS", "FORMATS", "as_csv", "as_json", "run", "table", "write"]

@@ -1,0 +1,54 @@
+"""Published top-1 against predicted images a second, a panel a card: what another model beats in both is faded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from vitbench.predict import calibration
+from vitbench.predict.plan import Row, best
+
+_NAMED = 24
+
+
+def chart(rows: Sequence[Row]) -> Any:
+    """None where no row has a top-1."""
+    import altair as alt
+    import pandas as pd
+
+    known = [row for row in rows if row.top1 is not None and row.img_per_s is not None]
+    if not known:
+        return None
+    alt.data_transformers.disable_max_rows()
+    front = set(best(known))
+    frame = pd.DataFrame([{**asdict(row), "best": row in front, "name": _name(row)} for row in known])
+    x = alt.X("img_per_s:Q", scale=alt.Scale(type="log"), title="images/s, predicted")
+    y = alt.Y("top1:Q", scale=alt.Scale(zero=False), title="ImageNet top-1, published (%)")
+    told = ["model:N", "resolution:N", "img_per_s:Q", "low:Q", "high:Q", "top1:Q", "top1_source:N", "memory_gib:Q"]
+    panels = []
+    for gpu, data in frame.groupby("gpu", sort=False):
+        others = alt.Chart(data[~data["best"]]).mark_circle(size=16, opacity=0.3, color="#888")
+        leading = data[data["best"]].sort_values("img_per_s")
+        step = -(-len(leading) // _NAMED)
+        line = alt.Chart(leading).mark_line(color="#d62728", interpolate="step-after", strokeWidth=1)
+        points = alt.Chart(leading).mark_circle(size=36, color="#d62728", opacity=1)
+        names = alt.Chart(leading.iloc[::-step]).mark_text(align="left", dx=5, dy=-5, fontSize=9)
+        panels.append(
+            alt.layer(
+                others.encode(x=x, y=y, tooltip=told),
+                line.encode(x=x, y=y),
+                points.encode(x=x, y=y, tooltip=told),
+                names.encode(x=x, y=y, text="name:N"),
+            ).properties(title=f"{gpu}, batch {data['batch'].iloc[0]}, {data['layout'].iloc[0]}", width=760, height=480)
+        )
+    return alt.vconcat(*panels).properties(
+        title=alt.TitleParams("Top-1 against predicted throughput", subtitle=calibration.statement().split("\n"))
+    )
+
+
+def _name(row: Row) -> str:
+    return f"{row.model.removeprefix('timm:')} {row.resolution}"
+
+
+__all__ = ["chart"]

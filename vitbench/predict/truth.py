@@ -1,0 +1,201 @@
+"""Predictions beside published throughputs: `python -m vitbench.predict.truth results/truth`.
+
+Every family of models (a module of timm) is predicted with parameters fitted to the others, and every card with
+parameters fitted to the other cards. Writes throughput.csv and a picture, and the statistics that commands print.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitbench import drawing
+from vitbench.predict import calibration
+from vitbench.predict.calibration import ERRORS, Errors, Fitted, rarity
+from vitbench.predict.cost import seconds
+from vitbench.predict.fit import Measured, device, fit, predict
+from vitbench.predict.published import Joined, figures, join, traced
+from vitbench.predict.table import Column
+
+COLUMNS = ("model", "family", "resolution", "gpu", "layout", "batch", "measured_img_per_s", "predicted_img_per_s",
+           "rare", "held_out")  # fmt: skip
+#: What is asked: median, 90th percentile and correlation of ranks; of held-out families, and of a card never seen.
+FAMILY, CARD = (0.06, 0.17, 0.99), (0.10, 0.25, 0.0)
+_GROUPS = 10
+Row = dict[str, str]
+
+
+def rows(joined: Joined) -> list[Row]:
+    """Of every figure a prediction with its family held out, then one with its card held out."""
+    found: list[Row] = []
+    families = sorted({known.family for known in joined.known})
+    group = np.array([families.index(known.family) % _GROUPS for known in joined.known])
+    everything = np.ones(len(joined.known), bool)
+    by_group = [fit(joined.table, joined.measured, group != number) for number in range(_GROUPS)]
+    for one in joined.measured:
+        parts = [_predicted(joined, fitted, one) for fitted in by_group]
+        rates, rare = (np.choose(group, [part[of] for part in parts]) for of in (0, 1))
+        found += _rows(joined, one, rates, rare, "family")
+    for one in joined.measured:
+        others = [other for other in joined.measured if other is not one]
+        found += _rows(joined, one, *_predicted(joined, fit(joined.table, others, everything), one), "card")
+    return found
+
+
+def judged(joined: Joined, fitted: Fitted, held_out: str) -> list[Row]:
+    """Predictions for figures that the parameters were not fitted to: of another card or layout."""
+    return [row for one in joined.measured for row in _rows(joined, one, *_predicted(joined, fitted, one), held_out)]
+
+
+def _predicted(joined: Joined, fitted: Fitted, one: Measured) -> tuple[Column, Column]:
+    """Images a second, and the share of time in rare kernels."""
+    rate = predict(joined.table, fitted, one.card, one.batch)
+    times = seconds(joined.table, fitted.parameters, device(fitted, one.card), one.batch)
+    return rate, joined.table.sums(times * joined.table.rare) * rate / one.batch
+
+
+def _rows(joined: Joined, one: Measured, rate: Column, rare: Column, held_out: str) -> Iterator[Row]:
+    for number, known in enumerate(joined.known):
+        if one.known[number]:
+            yield {
+                "model": known.model,
+                "family": known.family,
+                "resolution": str(known.resolution),
+                "gpu": one.card,
+                "layout": known.layout,
+                "batch": f"{one.batch[number]:.0f}",
+                "measured_img_per_s": f"{one.rate[number]:.2f}",
+                "predicted_img_per_s": f"{rate[number]:.4g}",
+                "rare": f"{rare[number]:.3f}",
+                "held_out": held_out,
+            }
+
+
+def statistics(found: Sequence[Mapping[str, str]]) -> list[Errors]:
+    """By what was held out, card and layout: of all models, and by how much of their time is in rare kernels."""
+    groups: dict[tuple[str, str, str], list[Mapping[str, str]]] = {}
+    for row in found:
+        groups.setdefault((row["held_out"], row["gpu"], row["layout"]), []).append(row)
+    return [
+        _errors(*key, rare, chosen)
+        for key, members in groups.items()
+        for rare in ("all", "few", "some", "many")
+        if len(chosen := [row for row in members if rare in ("all", rarity(float(row["rare"])))]) > 1
+    ]
+
+
+def _errors(held_out: str, gpu: str, layout: str, rare: str, found: Sequence[Mapping[str, str]]) -> Errors:
+    predicted, measured = (
+        np.log([float(row[f"{name}_img_per_s"]) for row in found]) for name in ("predicted", "measured")
+    )
+    error = predicted - measured
+    low, high = np.quantile(error, (0.1, 0.9))
+    median, p90 = np.quantile(np.abs(error), (0.5, 0.9))
+    ranks = np.argsort(np.argsort([predicted, measured], axis=1), axis=1).astype(float)
+    spearman = np.corrcoef(ranks)[0, 1]
+    return Errors(held_out, gpu, layout, rare, len(found), *map(float, (median, p90, low, high, spearman)))
+
+
+def missed(found: Sequence[Errors]) -> list[str]:
+    """What is farther off than is asked."""
+    said = []
+    for one in found:
+        if one.rare != "all" or one.held_out == "layout":
+            continue
+        median, p90, spearman = FAMILY if one.held_out == "family" else CARD
+        if one.median > median or one.p90 > p90 or one.spearman < spearman:
+            said.append(
+                f"{one.held_out} held out, {one.gpu}: median {one.median:.1%}, p90 {one.p90:.1%}, Spearman "
+                f"{one.spearman:.3f}; asked are {median:.0%}, {p90:.0%}, {spearman:.2f}"
+            )
+    return said
+
+
+def told(found: Sequence[Errors]) -> str:
+    lines = [
+        f"{'held out':9} {'gpu':20} {'layout':6} {'rare':5} {'models':>6} {'median':>7} {'p90':>7} {'Spearman':>8}"
+    ]
+    lines += [
+        f"{one.held_out:9} {one.gpu:20} {one.layout:6} {one.rare:5} {one.models:6} {one.median:7.1%} {one.p90:7.1%} "
+        f"{one.spearman:8.3f}"
+        for one in found
+    ]
+    return "\n".join(lines)
+
+
+def worst(found: Sequence[Mapping[str, str]], count: int = 12) -> list[tuple[str, float, int]]:
+    """Families by their median absolute error with the family held out, with the number of figures; the farthest."""
+    errors: dict[str, list[float]] = {}
+    for row in found:
+        if row["held_out"] == "family":
+            ratio = float(row["predicted_img_per_s"]) / float(row["measured_img_per_s"])
+            errors.setdefault(row["family"], []).append(float(np.log(ratio)))
+    far = sorted(errors.items(), key=lambda item: -float(np.median(np.abs(item[1]))))
+    return [(family, float(np.median(values)), len(values)) for family, values in far[:count]]
+
+
+def read(path: Path) -> list[Row]:
+    """The rows that `main` wrote."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write(found: Sequence[Row], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(found)
+
+
+def chart(found: Sequence[Mapping[str, str]]) -> Any:
+    """Predicted over measured images a second, a panel a card; families held out."""
+    import altair as alt
+    import pandas as pd
+
+    alt.data_transformers.disable_max_rows()
+    frame = pd.DataFrame([row for row in found if row["held_out"] == "family"])
+    for name in ("measured_img_per_s", "predicted_img_per_s", "rare"):
+        frame[name] = frame[name].astype(float)
+    frame["rare kernels"] = [f"{rarity(share)}" for share in frame["rare"]]
+    scale = alt.Scale(type="log", domain=[10, 200_000], clamp=True)
+    panels = []
+    for gpu, data in frame.groupby("gpu", sort=False):
+        line = alt.Chart(pd.DataFrame({"x": [10, 200_000]})).mark_line(color="#999", strokeWidth=1).encode(
+            x=alt.X("x:Q", scale=scale), y=alt.Y("x:Q", scale=scale)
+        )  # fmt: skip
+        points = alt.Chart(data, title=str(gpu), width=300, height=300).mark_circle(size=12, opacity=0.6).encode(
+            x=alt.X("measured_img_per_s:Q", scale=scale, title="measured images/s"),
+            y=alt.Y("predicted_img_per_s:Q", scale=scale, title="predicted images/s"),
+            color=alt.Color("rare kernels:N", scale=alt.Scale(domain=["few", "some", "many"])),
+        )  # fmt: skip
+        panels.append(line + points)
+    return alt.hconcat(*panels).properties(title="Predicted from operators alone, the model's family held out")
+
+
+def main(folder: Path) -> int:
+    """Writes tables and picture; 1 where the predictions are farther off than is asked."""
+    found = rows(join(traced(), figures()))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "throughput.csv"
+    write(found, path)
+    errors = statistics(found)
+    calibration.write_errors(errors, ERRORS)
+    print(f"wrote {path}, {ERRORS}")
+    if drawing.plotting_missing():
+        print(f"no picture drawn: {drawing.INSTALL}")
+    else:
+        print("wrote " + ", ".join(map(str, drawing.save(chart(found), folder / "throughput"))))
+    print(told(errors))
+    print("farthest families: " + ", ".join(f"{name} {error:+.0%} ({n})" for name, error, n in worst(found)))
+    for line in missed(errors):
+        print(f"missed: {line}")
+    return int(bool(missed(errors)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else "results/truth")))
