@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +15,8 @@ HERE = Path(__file__).parent
 PARAMETERS, ERRORS = HERE / "parameters.csv", HERE / "errors.csv"
 #: Shares of the predicted time in rare kernels that part the error statistics.
 SOME, MANY = 0.1, 0.3
+#: Models that quantiles are taken of.
+FEWEST = 20
 
 
 @dataclass(frozen=True)
@@ -102,16 +104,25 @@ def errors(path: Path = ERRORS) -> tuple[Errors, ...]:
 
 
 def expected(card: str, layout: str, rare: float) -> Errors:
-    """The statistics that speak most closely of a prediction: those of the card, else those of cards never seen."""
-    of_kind = [one for one in errors() if one.rare == rarity(rare)]
+    """The statistics that speak most closely of a prediction: those of the card, else those of cards never seen.
+
+    Of a card never seen nobody knows in which direction it errs.
+    """
     held_out = "layout" if layout == "nhwc" else "family"
-    exact = [one for one in of_kind if (one.held_out, one.gpu) == (held_out, card)]
-    others = [one for one in of_kind if one.held_out == "card"]
-    return _widest(exact or others)
+    exact = [one for one in errors() if (one.held_out, one.gpu) == (held_out, card)]
+    of_others = [one for one in errors() if one.held_out == "card"]
+    found = max(_of_kind(exact or of_others, rarity(rare)), key=lambda one: one.high - one.low)
+    if exact:
+        return replace(found, low=min(found.low, 0.0), high=max(found.high, 0.0))
+    either = max(-found.low, found.high)
+    return replace(found, low=-either, high=either)
 
 
-def _widest(found: Sequence[Errors]) -> Errors:
-    return max(found, key=lambda one: one.high - one.low)
+def _of_kind(found: Sequence[Errors], rare: str) -> list[Errors]:
+    """Those of models with so much in rare kernels; where there are too few of them, those of all."""
+    return [one for one in found if one.rare == rare and one.models >= FEWEST] or [
+        one for one in found if one.rare == "all"
+    ]
 
 
 def statement() -> str:

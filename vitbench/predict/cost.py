@@ -33,7 +33,7 @@ class Parameters:
         scattered: what copies between layouts, gathers and pooling reach of it.
         relayout: what the copies before and after a convolution that is not channels-last reach of it.
         cached: by how much small tensors are faster, as they are in the L2 cache.
-        resize_us: microseconds of a multiprocessor for 10^6 elements of bilinear resizing.
+        resize_ns: that a thread of bilinear resizing takes for an element; it has a pixel, of every map in turn.
         overlap: exponent; large where memory and arithmetic overlap.
         launch_us: from one kernel's end to the next one's work.
         tflops_per_watt: matrix products that a watt of the power limit sustains, whatever the peak.
@@ -55,7 +55,7 @@ class Parameters:
     scattered: float = 0.5
     relayout: float = 0.7
     cached: float = 0.5
-    resize_us: float = 5000.0
+    resize_ns: float = 50.0
     overlap: float = 4.0
     launch_us: float = 3.0
     tflops_per_watt: float = 2.0
@@ -66,7 +66,7 @@ class Parameters:
 HBM = (80, 90, 100, 103)
 NAMES = tuple(field.name for field in fields(Parameters))
 #: How far the logarithm of each may plausibly be from its default.
-PLAUSIBLE = {"matrix": 0.3, "bandwidth": 0.15, "operands": 0.3, "rows": 0.3, "overlap": 0.3}
+PLAUSIBLE = {"resize_ns": 1.5, "matrix": 0.3, "bandwidth": 0.15, "operands": 0.3, "rows": 0.3, "overlap": 0.3}
 _ELSE = 0.6
 
 
@@ -120,6 +120,8 @@ def _least(peak: float, powered: float) -> float:
 
 #: Elements of the largest window for which there are special kernels.
 _LARGE = 25
+#: Threads of a multiprocessor.
+_THREADS = 2048
 #: How sharply the power limit takes over from the peak.
 _SHARP = 6.0
 _NUMBER = {kind: position for position, kind in enumerate(KINDS)}
@@ -181,7 +183,8 @@ def arithmetic_rate(table: Table, parameters: Parameters, device: Device) -> Col
     rate = np.where(kind == _NUMBER["depthwise convolution"], device.fp32 * large, rate)
     rate[kind == _NUMBER["depthwise channels-last"]] = device.fp32 * parameters.depthwise_last
     rate[kind == _NUMBER["fp32 product"]] = device.fp32 * min(1.0, parameters.matrix)
-    rate[kind == _NUMBER["resize"]] = device.multiprocessors * 1e12 / parameters.resize_us
+    threads = np.minimum(table.depth, device.multiprocessors * _THREADS)
+    rate = np.where(kind == _NUMBER["resize"], threads * 1e9 / parameters.resize_ns, rate)
     return rate
 
 

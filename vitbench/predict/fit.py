@@ -45,8 +45,8 @@ def predict(table: Table, fitted: Fitted, card: str, batch: Column) -> Column:
         return batch / table.sums(seconds(table, fitted.parameters, device(fitted, card), batch))
 
 
-def fit(table: Table, measured: Sequence[Measured], kept: NDArray[np.bool_]) -> Fitted:
-    """To the kept models of all cards."""
+def fit(table: Table, measured: Sequence[Measured], kept: NDArray[np.bool_], begin: Fitted | None = None) -> Fitted:
+    """To the kept models of all cards; `begin` is where the search starts, by default at the plausible."""
     from scipy.optimize import least_squares
 
     parts = []
@@ -54,7 +54,8 @@ def fit(table: Table, measured: Sequence[Measured], kept: NDArray[np.bool_]) -> 
         chosen = kept & one.known
         parts.append((one.card, table.only(chosen[table.owner]), chosen, one.batch, np.log(one.rate[chosen])))
     total = sum(int(chosen.sum()) for _, _, chosen, _, _ in parts)
-    start = np.concatenate([to_vector(Parameters()), np.zeros(2 * len(parts))])
+    prior = np.concatenate([to_vector(Parameters()), np.zeros(2 * len(parts))])
+    start = prior if begin is None else _packed(begin, [card for card, *_ in parts])
     width = np.concatenate([plausible(), np.full(2 * len(parts), _FACTOR)])
 
     def residuals(point: Column) -> Column:
@@ -65,7 +66,7 @@ def fit(table: Table, measured: Sequence[Measured], kept: NDArray[np.bool_]) -> 
                 for card, part, chosen, batch, measured_log in parts
             ]
         )
-        return np.concatenate([soft(errors), _PRIOR * np.sqrt(total) * (point - start) / width])
+        return np.concatenate([soft(errors), _PRIOR * np.sqrt(total) * (point - prior) / width])
 
     found = least_squares(residuals, start, ftol=1e-5, xtol=1e-5, max_nfev=30)
     return _unpacked(found.x, [card for card, *_ in parts])
@@ -74,6 +75,11 @@ def fit(table: Table, measured: Sequence[Measured], kept: NDArray[np.bool_]) -> 
 def soft(errors: Column) -> Column:
     """Errors whose squares grow as the errors do where these are large."""
     return np.asarray(np.sign(errors) * _ROBUST * np.sqrt(2 * (np.sqrt(1 + (errors / _ROBUST) ** 2) - 1)))
+
+
+def _packed(fitted: Fitted, names: Sequence[str]) -> Column:
+    factors = np.log([fitted.sustained.get(name, (1.0, 1.0)) for name in names]).ravel()
+    return np.concatenate([to_vector(fitted.parameters), factors])
 
 
 def _unpacked(point: Column, names: Sequence[str]) -> Fitted:

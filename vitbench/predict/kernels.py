@@ -51,7 +51,8 @@ def kernel(call: Call) -> Kernel:
         window = next((n for n in call.numbers if isinstance(n, tuple)), (1,))
         return Kernel(kind, moved, fixed, macs=_per_image(call.outputs[0]) * _window(window))
     if kind == "resize":
-        return Kernel(kind, moved, fixed, macs=_per_image(call.outputs[0]))
+        out = call.outputs[0]
+        return Kernel(kind, moved, fixed, macs=_per_image(out), depth=prod(out.shape[2:]))
     return Kernel(kind, moved, fixed, width=width, beside=beside)
 
 

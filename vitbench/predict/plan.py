@@ -82,6 +82,7 @@ def check(given: PredictOptions) -> None:
     selection.split_resolutions(given.resolution)
     selection.split(given.dtype, "dtype", DTYPES)
     selection.split(given.layout, "layout", selection.LAYOUTS)
+    models(given.explain or given.model, given.resolution)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from vitbench.predict.fit import fit
 from vitbench.predict.published import figures, join, traced
 
 
-def refit() -> Fitted:
-    """To every figure in published.csv."""
+def refit(begin: Fitted | None = None) -> Fitted:
+    """To every figure in published.csv; see `fit`."""
     joined = join(traced(), figures())
-    return fit(joined.table, joined.measured, np.ones(len(joined.known), bool))
+    return fit(joined.table, joined.measured, np.ones(len(joined.known), bool), begin)
 
 
 def main() -> int:

@@ -32,7 +32,8 @@ class Kernel(NamedTuple):
         moved: bytes read and written that grow with the batch.
         fixed: bytes that do not, such as those of weights.
         macs: multiply-accumulates; of pooling and resizing elements that are read.
-        depth, width: length of a product's sums, columns of its result; of attention the head's width and the keys.
+        depth, width: length of a product's sums, columns of its result; of attention the head's width and the keys; of
+            resizing the depth is the pixels of a map.
         aligned: whether the matrix units can load 16 bytes at a time.
         beside: bytes of passes before and after: a bias that is added, a copy to another layout.
     """
@@ -95,9 +96,8 @@ class Table:
         for owner, kernels in enumerate(models):
             total = owner + 1
             rows += [(owner, number[k.kind], count, *k[1:]) for k, count in kernels]
-        columns = np.array(rows, float).reshape(-1, 10).T
-        owner, kind, *rest = columns
-        return cls(total, owner.astype(np.intp), kind.astype(np.intp), *rest)
+        columns: list[Column] = list(np.array(rows, float).reshape(-1, 10).T)
+        return cls(total, columns[0].astype(np.intp), columns[1].astype(np.intp), *columns[2:])
 
     def only(self, rows: NDArray[np.bool_]) -> Table:
         """The kernels of a mask; the models keep their numbers."""
