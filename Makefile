@@ -33,7 +33,7 @@ SHARED = $(call option,model,MODEL) $(call option,resolution,RES) $(call option,
   $(call option,dtype,DTYPE) $(call option,mode,MODE) $(call option,device,DEVICE) $(call option,out,OUT) $(ARGS)
 
 .PHONY: help setup bench memory-curves test test-fast test-oldest test-oldest-fast test-newest lint types bench-harness \
-  bench-compare readme clean memory-truth audit-truth audit audit-all audit-compile audit-accept audit-picture gate kernels-bench certify wheels
+  bench-compare readme clean memory-truth throughput-truth fit-predictor trace-predictor audit-truth audit audit-all audit-compile audit-accept audit-picture gate kernels-bench certify wheels
 
 # Environments of the oldest and the newest supported versions, 5 GB and minutes each (constraints-*.txt).
 OLDEST := $(or $(strip $(VENV)),.venv)-oldest
@@ -43,6 +43,8 @@ help:
 	@echo 'make bench MODEL=cmt_s    measure a model on this machine (RES= BATCH= IMPL= DTYPE= MODE= DEVICE= OUT= ARGS=)'
 	@echo 'make memory-curves        ViT against ResNet: peak memory over the batch size, as CSV and picture'
 	@echo 'make memory-truth         predicted memory beside every published figure, as CSV and picture (OUT=)'
+	@echo 'make throughput-truth     predicted images/s beside every published figure, held out, as CSV and picture (OUT=)'
+	@echo 'make fit-predictor        the parameters of `vitbench predict` from published figures (trace-predictor: their models)'
 	@echo 'make test                 the whole suite'
 	@echo 'make test-fast            a part of it, for every save'
 	@echo 'make test-oldest          the main job, then the whole suite, with torch 2.11 and Triton 3.6 (test-oldest-fast: a part)'
@@ -84,6 +86,15 @@ memory-curves: $(READY)
 
 memory-truth: $(READY)
 	$(PY) -m vitbench.memory.truth $(or $(OUT),results/truth)
+
+throughput-truth: $(READY)
+	$(PY) -m vitbench.predict.truth $(or $(OUT),results/truth)
+
+fit-predictor: $(READY)
+	$(PY) -m vitbench.predict.refit
+
+trace-predictor: $(READY)
+	$(PY) -m vitbench.predict.traced
 
 test-fast: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m fast $(ARGS)

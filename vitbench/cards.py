@@ -114,8 +114,8 @@ CARDS = (
     Card("RTX 5080", "GeForce RTX 5080", 120, 84, 2.617, 16, 960, 64, 112.6, 360, _GB202),
     Card("RTX PRO 6000", "RTX PRO 6000 Blackwell", 120, 188, 2.617, 96, 1792, 128, 503.8, 600,
          f"NVIDIA RTX PRO 6000 Workstation Edition data sheet; {_GB202[7:]}"),
-    Card("RTX PRO 6000 Max-Q", "RTX PRO 6000 Blackwell Max-Q", 120, 188, 2.280, 96, 1792, 128, 438.9, 300,
-         f"NVIDIA RTX PRO 6000 Max-Q data sheet; {_RECALLED}"),
+    Card("RTX PRO 6000 Max-Q", "RTX PRO 6000 Blackwell Max-Q", 120, 188, 2.288, 96, 1792, 128, 440.4, 300,
+         "technical.city (clock, 110.1 TFLOP/s fp32) and Fixstars 2025-09-04, read 2026-11-29; fp16 is 4 x fp32"),
 )  # fmt: skip
 
 

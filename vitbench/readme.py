@@ -5,8 +5,8 @@ A block `<!-- table: FILE -->` ... `<!-- end -->` holds the table of a vitbench 
 `<!-- kernels: AUDIT -->` ... `<!-- end -->` the table of kernels from an audit, a block
 `<!-- kernel times: FILE -->` ... `<!-- end -->` how near modelled kernel times are to published ones, a block
 `<!-- certified: FOLDERS -->` ... `<!-- end -->` the summary of every certification in the folders that match, or
-nothing; a block `<!-- memory: FILE -->` ... `<!-- end -->` how far predicted memory is from published figures. Files
-are named from the page's folder.
+nothing; blocks `<!-- memory: FILE -->` and `<!-- throughput: FILE -->` ... `<!-- end -->` how far predicted memory and
+images a second are from published figures. Files are named from the page's folder.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from vitbench.audit.records import read_csv
 from vitbench.audit.table import kernel_table
 from vitbench.errors import InputError
 from vitbench.memory import truth
+from vitbench.predict import truth as throughput_truth
 from vitbench.report.tables import sweep_table
 from vitbench.results import journal
 
@@ -32,6 +33,7 @@ _VERDICT = re.compile(r"(<!-- verdict: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.
 _KERNELS = re.compile(r"(<!-- kernels: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _CERTIFIED = re.compile(r"(<!-- certified: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _MEMORY = re.compile(r"(<!-- memory: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_THROUGHPUT = re.compile(r"(<!-- throughput: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _KERNEL_TIMES = re.compile(r"(<!-- kernel times: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -88,12 +90,16 @@ def fill(text: str, root: Path) -> str:
     def memory(match: re.Match[str]) -> str:
         return f"{match[1]}```\n{truth.told(truth.read(root / match[2]))}\n```\n{match[3]}"
 
+    def throughput(match: re.Match[str]) -> str:
+        found = throughput_truth.read(root / match[2])
+        return f"{match[1]}```\n{throughput_truth.summary(found)}\n```\n{match[3]}"
+
     def kernel_times(match: re.Match[str]) -> str:
         from vitbench.audit.truth import times  # imports torch
 
         return f"{match[1]}```\n{times.summary(times.TABLE.read(root / match[2]))}\n```\n{match[3]}"
 
-    filled = _KERNEL_TIMES.sub(kernel_times, _MEMORY.sub(memory, text))
+    filled = _KERNEL_TIMES.sub(kernel_times, _MEMORY.sub(memory, _THROUGHPUT.sub(throughput, text)))
     return _CERTIFIED.sub(certified, _KERNELS.sub(kernels, _VERDICT.sub(verdict, _BLOCK.sub(block, filled))))
 
 

@@ -35,6 +35,7 @@ def test_an_unknown_card_is_told_what_comes_close() -> None:
         ("NVIDIA A100 80GB PCIe", "A100 80GB PCIe"),
         ("NVIDIA H100 80GB HBM3", "H100 SXM"),
         ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "RTX PRO 6000"),
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "RTX PRO 6000 Max-Q"),
     ],
 )
 def test_devices_are_told_apart(device: str, name: str) -> None:

@@ -128,6 +128,13 @@ def told(found: Sequence[Errors]) -> str:
     return "\n".join(lines)
 
 
+def summary(found: Sequence[Mapping[str, str]]) -> str:
+    """The statistics of all models, and the farthest families."""
+    lines = told([one for one in statistics(found) if one.rare == "all"])
+    far = ", ".join(f"{family} {error:+.0%}" for family, error, _ in worst(found))
+    return f"{lines}\nfarthest families, by their median error: {far}"
+
+
 def worst(found: Sequence[Mapping[str, str]], count: int = 12) -> list[tuple[str, float, int]]:
     """Families by their median absolute error with the family held out, with the number of figures; the farthest."""
     errors: dict[str, list[float]] = {}
