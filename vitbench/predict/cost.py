@@ -184,8 +184,7 @@ def arithmetic_rate(table: Table, parameters: Parameters, device: Device) -> Col
     rate[kind == _NUMBER["depthwise channels-last"]] = device.fp32 * parameters.depthwise_last
     rate[kind == _NUMBER["fp32 product"]] = device.fp32 * min(1.0, parameters.matrix)
     threads = np.minimum(table.depth, device.multiprocessors * _THREADS)
-    rate = np.where(kind == _NUMBER["resize"], threads * 1e9 / parameters.resize_ns, rate)
-    return rate
+    return np.where(kind == _NUMBER["resize"], threads * 1e9 / parameters.resize_ns, rate)
 
 
 def from_vector(logarithms: Column) -> Parameters:

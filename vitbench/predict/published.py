@@ -20,6 +20,8 @@ import numpy as np
 from vitbench.predict.fit import Measured
 from vitbench.predict.table import Known, Table, read
 
+#: The same of results that no parameter was fitted to, nor any choice made by: a card, and another layout.
+JUDGING = Path(__file__).with_name("judging.csv")
 PUBLISHED = Path(__file__).with_name("published.csv")
 TRACED = Path(__file__).with_name("traced.csv.xz")
 #: torch's versions whose figures are of models with merged branches.
@@ -83,4 +85,4 @@ def join(known: Sequence[Known], found: Sequence[Figure]) -> Joined:
     return Joined(known, Table.of(k.kernels for k in known), measured)
 
 
-__all__ = ["PUBLISHED", "TRACED", "Figure", "Joined", "figures", "join", "traced"]
+__all__ = ["JUDGING", "PUBLISHED", "TRACED", "Figure", "Joined", "figures", "join", "traced"]

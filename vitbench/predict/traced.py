@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from vitbench.predict import ask
-from vitbench.predict.published import TRACED, Figure, figures
+from vitbench.predict.published import JUDGING, TRACED, Figure, figures
 from vitbench.predict.setting import Answer, Setting
 from vitbench.predict.table import Known, write
 
@@ -34,7 +34,7 @@ def main() -> int:
     def told(done: int, total: int) -> None:
         print(f"\r{done} of {total} models", end="", file=sys.stderr, flush=True)
 
-    asked = settings(figures())
+    asked = settings([*figures(), *figures(JUDGING)])
     answers = ask.ask_all(asked, told)
     write(TRACED, [known(s, a) for s, a in zip(asked, answers, strict=True) if not a.reason])
     failed = [(s, a) for s, a in zip(asked, answers, strict=True) if a.reason and not s.reparam]

@@ -1,7 +1,8 @@
 """Predictions beside published throughputs: `python -m vitbench.predict.truth results/truth`.
 
-Every family of models (a module of timm) is predicted with parameters fitted to the others, and every card with
-parameters fitted to the other cards. Writes throughput.csv and a picture, and the statistics that commands print.
+Every family of models (a module of timm) is predicted with parameters fitted to the others, every card with parameters
+fitted to the other cards, and figures of judging.csv with the committed ones. Writes throughput.csv and a picture, and
+the statistics that commands print.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from vitbench.predict import calibration
 from vitbench.predict.calibration import ERRORS, Errors, Fitted, rarity
 from vitbench.predict.cost import seconds
 from vitbench.predict.fit import Measured, device, fit, predict
-from vitbench.predict.published import Joined, figures, join, traced
+from vitbench.predict.published import JUDGING, Joined, figures, join, traced
 from vitbench.predict.table import Column
+from vitbench.selection import LAYOUTS
 
 COLUMNS = ("model", "family", "resolution", "gpu", "layout", "batch", "measured_img_per_s", "predicted_img_per_s",
            "rare", "held_out")  # fmt: skip
@@ -47,9 +49,14 @@ def rows(joined: Joined) -> list[Row]:
     return found
 
 
-def judged(joined: Joined, fitted: Fitted, held_out: str) -> list[Row]:
-    """Predictions for figures that the parameters were not fitted to: of another card or layout."""
-    return [row for one in joined.measured for row in _rows(joined, one, *_predicted(joined, fitted, one), held_out)]
+def judged(joined: Joined, fitted: Fitted) -> list[Row]:
+    """Predictions for figures that nothing was fitted to: of another card, or in another layout."""
+    seen = fitted.sustained
+    return [
+        row
+        for one in joined.measured
+        for row in _rows(joined, one, *_predicted(joined, fitted, one), "layout" if one.card in seen else "card")
+    ]
 
 
 def _predicted(joined: Joined, fitted: Fitted, one: Measured) -> tuple[Column, Column]:
@@ -187,6 +194,9 @@ def chart(found: Sequence[Mapping[str, str]]) -> Any:
 def main(folder: Path) -> int:
     """Writes tables and picture; 1 where the predictions are farther off than is asked."""
     found = rows(join(traced(), figures()))
+    for layout in LAYOUTS:
+        chosen = [figure for figure in figures(JUDGING) if figure.layout == layout]
+        found += judged(join([one for one in traced() if one.layout == layout], chosen), calibration.fitted())
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "throughput.csv"
     write(found, path)
