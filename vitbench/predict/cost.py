@@ -1,7 +1,7 @@
 """How long kernels take on a card: bytes against the bandwidth, products against the matrix units, and launches.
 
-A kernel takes (memory^o + arithmetic^o)^(1/o), between the larger of the two and their sum, with the exponent o =
-`overlap`; passes beside it and the launch come on top. Imports no torch.
+A kernel takes (memory^o + arithmetic^o)^(1/o), between the larger of the two and their sum, with an exponent o
+of 4; passes beside it and the launch come on top. Imports no torch.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Parameters:
         depthwise_last, depthwise_large: the same of channels-last maps, and with windows larger than 5 x 5.
         bandwidth: share of the bandwidth in elementwise kernels.
         operands: what matrix kernels reach of that.
-        rows: what normalisations, softmax and reductions reach of it.
+        norms: what normalisations reach of it, which read twice.
+        rows: what softmax and reductions reach of it.
         scattered: what copies between layouts, gathers and pooling reach of it.
-        relayout: what the copies before and after a convolution that is not channels-last reach of it.
+        normed: what batch norms reach of it, which have less to compute than the average elementwise kernel.
         cached: by how much small tensors are faster, as they are in the L2 cache.
         resize_ns: that a thread of bilinear resizing takes for an element; it has a pixel, of every map in turn.
-        overlap: exponent; large where memory and arithmetic overlap.
         launch_us: from one kernel's end to the next one's work.
         tflops_per_watt: matrix products that a watt of the power limit sustains, whatever the peak.
         gb_per_watt: bytes a second, in 10^9, from GDDR memory that it sustains; from HBM twice as many.
@@ -51,12 +51,12 @@ class Parameters:
     depthwise_large: float = 0.15
     bandwidth: float = 0.85
     operands: float = 0.8
+    norms: float = 0.7
     rows: float = 0.8
     scattered: float = 0.5
-    relayout: float = 0.7
+    normed: float = 1.0
     cached: float = 0.5
     resize_ns: float = 50.0
-    overlap: float = 4.0
     launch_us: float = 3.0
     tflops_per_watt: float = 2.0
     gb_per_watt: float = 7.0
@@ -66,7 +66,7 @@ class Parameters:
 HBM = (80, 90, 100, 103)
 NAMES = tuple(field.name for field in fields(Parameters))
 #: How far the logarithm of each may plausibly be from its default.
-PLAUSIBLE = {"resize_ns": 1.5, "matrix": 0.3, "bandwidth": 0.15, "operands": 0.3, "rows": 0.3, "overlap": 0.3}
+PLAUSIBLE = {"resize_ns": 1.5, "matrix": 0.3, "bandwidth": 0.15, "operands": 0.3, "rows": 0.3}
 _ELSE = 0.6
 
 
@@ -122,20 +122,24 @@ def _least(peak: float, powered: float) -> float:
 _LARGE = 25
 #: Threads of a multiprocessor.
 _THREADS = 2048
+#: Exponent of memory and arithmetic, which overlap.
+_OVERLAP = 4.0
 #: How sharply the power limit takes over from the peak.
 _SHARP = 6.0
 _NUMBER = {kind: position for position, kind in enumerate(KINDS)}
+_MATRIX = ("product", "batched product", "convolution", "first convolution", "grouped convolution", "attention",
+           "attention with bias")  # fmt: skip
 _SHARE_OF_BANDWIDTH = {
     **dict.fromkeys(KINDS[:10], "operands"),
-    **dict.fromkeys(("normalisation", "softmax", "reduction"), "rows"),
+    "batch norm": "normed",
+    "normalisation": "norms",
+    **dict.fromkeys(("softmax", "reduction"), "rows"),
     **dict.fromkeys(("strided copy", "gather", "pooling", "resize", "other"), "scattered"),
 }
 _SHARE_OF_PRODUCTS = {
     **dict.fromkeys(("batched product", "attention"), "attention"),
     "attention with bias": "biased",
 }
-_MATRIX = ("product", "batched product", "convolution", "first convolution", "grouped convolution", "attention",
-           "attention with bias")  # fmt: skip
 _HALF = {
     **dict.fromkeys(("product", "batched product", "convolution", "first convolution"), "half"),
     "grouped convolution": "group_half",
@@ -159,10 +163,8 @@ def seconds(table: Table, parameters: Parameters, device: Device, batch: Column)
     memory = moved / (bandwidth * share * (1 + parameters.cached * device.l2 / (device.l2 + moved)))
     arithmetic = table.macs * images / arithmetic_rate(table, parameters, device)
     both = np.maximum(memory, arithmetic) + 1e-15
-    together = both * ((memory / both) ** parameters.overlap + (arithmetic / both) ** parameters.overlap) ** (
-        1 / parameters.overlap
-    )
-    beside = table.beside * images / (bandwidth * parameters.relayout)
+    together = both * ((memory / both) ** _OVERLAP + (arithmetic / both) ** _OVERLAP) ** (1 / _OVERLAP)
+    beside = table.beside * images / bandwidth
     return together + beside + parameters.launch_us * 1e-6
 
 

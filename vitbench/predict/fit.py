@@ -15,7 +15,7 @@ from vitbench.predict.cost import Device, Parameters, from_vector, plausible, se
 from vitbench.predict.table import Column, Table
 
 #: Beyond this error of the logarithm a model pulls with constant force, as one of another kind.
-_ROBUST = 0.1
+_ROBUST = 0.05
 #: What a parameter at the edge of the plausible weighs, as an error of every model.
 _PRIOR = 0.012
 #: How far cards plausibly differ in what they sustain of their data sheets, as factors' logarithms.

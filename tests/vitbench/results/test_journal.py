@@ -195,12 +195,12 @@ def test_environment_changes_are_named() -> None:
 
 
 def test_header_has_the_promised_columns() -> None:
-    promised = """schema, case, status, reason, model, family, impl, mode, dtype, layout, device, resolution, batch,
-    params_m, gmacs, uncounted_ops, top1, coco_ap, training_data, source, img_per_s, latency_ms_p50,
+    promised = """schema, case, status, reason, model, family, impl, mode, dtype, layout, device, resolution,
+    batch, params_m, gmacs, uncounted_ops, top1, coco_ap, training_data, source, img_per_s, latency_ms_p50,
     latency_ms_ci_low, latency_ms_ci_high, latency_ms_p95, samples, stop_reason, predicted_img_per_s, compile_s,
     peak_mem_mib, reserved_mem_mib, predicted_mem_mib, avg_power_w, idle_power_w, energy_j_per_img,
-    energy_net_j_per_img, energy_source, sm_clock_mhz, temperature_c, throttled, valid, rel_err, mfu, commit, dirty, torch, triton, driver,
-    device_uuid, started_at"""
+    energy_net_j_per_img, energy_source, sm_clock_mhz, temperature_c, throttled, valid, rel_err, mfu, commit,
+    dirty, torch, triton, driver, device_uuid, started_at"""
     names = [name.strip() for name in promised.split(",")]
     positions = [HEADER.index(name) for name in names]
     assert positions == sorted(positions)
