@@ -15,7 +15,7 @@ from vitbench.predict.table import KINDS, Kernel, Table
 #: 1 TB/s, 50 * 10^12 multiply-accumulates a second, and so much power that it limits nothing.
 DEVICE = Device(1e12, 50e12, 20e12, 1.0, 100, 1e5, False)
 DEPTHS = (16, 64, 512)
-EXACT = Parameters(matrix=1, bandwidth=1, operands=1, half=1e-9, launch_us=0, cached=1e-9, overlap=50, rows=0.5)
+EXACT = Parameters(matrix=1, bandwidth=1, operands=1, half=1e-9, launch_us=0, cached=1e-9, rows=0.5)
 
 
 def one(kernel: Kernel, batch: float = 1.0, parameters: Parameters = EXACT, device: Device = DEVICE) -> float:
@@ -40,8 +40,8 @@ def test_products_take_what_the_matrix_units_say_and_short_sums_less() -> None:
 
 def test_memory_and_arithmetic_overlap_and_launches_do_not() -> None:
     both = Kernel("product", 1e9, macs=50e9, depth=4096, width=4096)
-    assert one(both) == pytest.approx(1e-3 * 2 ** (1 / 50), rel=1e-6)
-    assert one(both, parameters=replace(EXACT, overlap=1.0)) == pytest.approx(2e-3, rel=1e-6)
+    assert one(both) == pytest.approx(1e-3 * 2 ** (1 / 4), rel=1e-6)
+    assert one(both._replace(moved=1e8)) == pytest.approx(1e-3, rel=1e-3), "the smaller one hides"
     assert one(Kernel("copy", 0.0), parameters=replace(EXACT, launch_us=3.0)) == pytest.approx(3e-6)
     assert one(Kernel("convolution", 0.0, beside=1e9)) == pytest.approx(1e-3, rel=1e-3)
 
@@ -93,4 +93,4 @@ def test_the_fit_explains_figures_that_other_parameters_made() -> None:
     found = fit(table, measured, np.ones(60, bool))
     plausible_rate = batch / table.sums(seconds(table, Parameters(), Device.of(cards.find("RTX 4090")), batch))
     assert np.median(np.abs(np.log(plausible_rate / measured[1].rate))) > 0.05
-    assert predict(table, found, "RTX 4090", batch) == pytest.approx(measured[1].rate, rel=0.02)
+    assert predict(table, found, "RTX 4090", batch) == pytest.approx(measured[1].rate, rel=0.06)
