@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from vitbench import cards
-from vitbench.bench import predict
+from vitbench.bench import isolation, predict
 from vitbench.bench.plan import Case
 from vitbench.predict.ask import ask
 from vitbench.predict.forecast import forecast
@@ -21,13 +22,18 @@ def test_without_a_card_nothing_is_predicted() -> None:
     assert predict.img_per_s(replace(CASE, device="cpu")) is None
 
 
-def test_on_a_card_the_row_says_what_the_command_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_card_the_row_says_what_the_command_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The card is pretended: all that follows is what a machine with one runs."""
     card = cards.find("RTX 4090")
     monkeypatch.setattr(predict, "_card_here", lambda case: card)
     predict.img_per_s.cache_clear()
     setting = Setting("resnet18", (224, 224), "nchw", "amp")
-    assert predict.img_per_s(CASE) == forecast(ask(setting), setting, card, 64).img_per_s
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = isolation.state()
+    predicted = predict.img_per_s(CASE)
+    assert not isolation.changed(before)
+    assert not isolation.holds_fakes(), "which would cost the worker its process"
+    assert predicted == forecast(ask(setting), setting, card, 64).img_per_s
     for other in (replace(CASE, impl="compile"), replace(CASE, mode="train")):
         assert predict.img_per_s(other) is None
     assert predict.img_per_s(CASE, Variant(num_classes=10)) is None
