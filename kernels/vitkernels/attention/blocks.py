@@ -8,7 +8,7 @@ import triton
 from torch import Tensor
 
 from vitkernels.runtime.call import cdiv
-from vitkernels.runtime.device import MULTIPROCESSORS, reads_operands_from_registers
+from vitkernels.runtime.device import reads_operands_from_registers
 
 PROGRAMS_WANTED = 384  # three for each of 132 multiprocessors: few stand idle while the last ones run
 
@@ -36,13 +36,6 @@ def tall_tile(q: Tensor, arch: int) -> bool:
     return fits and N > 64 and cdiv(N, 128) * H * B >= PROGRAMS_WANTED
 
 
-def tallest_tile(q: Tensor, keys: int) -> bool:
-    """Whether tall tiles may have 256 queries: up to 64 keys leave registers for them, and little is padding."""
-    B, H, N, D = q.shape
-    padded = cdiv(N, 256) * 256
-    return keys <= 64 and D <= 64 and padded <= 1.07 * N and cdiv(N, 256) * H * B >= PROGRAMS_WANTED
-
-
 def rest_block(size: int, block: int) -> int:
     """Size of the masked tile that takes what whole tiles leave: 16 where that is enough, 0 where nothing is left."""
     rest = size % block
@@ -56,25 +49,19 @@ def images_per_program(batch: int, programs_per_image: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def images_in_one_wave(batch: int, programs_per_image: int) -> int:
-    """The same where one program fills a multiprocessor: the number at which the busiest one has least to do."""
+def images_in_waves(batch: int, programs_per_image: int, multiprocessors: int, resident: int) -> int:
+    """How many images one program walks through so that the busiest multiprocessor is done first.
+
+    It runs up to `resident` programs at once; fewer than three wait for memory as long as three do. To begin a program
+    counts as much as one image.
+    """
 
     def cost(images: int) -> tuple[int, int]:
-        return cdiv(cdiv(batch, images) * programs_per_image, MULTIPROCESSORS) * images, -images
+        programs = cdiv(cdiv(batch, images) * programs_per_image, multiprocessors)
+        rounds, rest = divmod(programs, resident)
+        return (rounds * max(resident, 3) + (max(rest, 3) if rest else 0)) * (images + 1), -images
 
     return min(range(1, batch + 1), key=cost)
-
-
-def pieces(n: int, count: int, most: int) -> tuple[int, ...]:
-    """`count` sizes, powers of two from 16 to `most`, that sum to n or little more: 196 -> 128, 64, 16. 0: unused."""
-    rest, sizes = cdiv(n, 16) * 16, []
-    for left in range(count, 0, -1):
-        fitting = 1 << (rest.bit_length() - 1) if rest else 0
-        sizes.append(min(most, triton.next_power_of_2(rest) if left == 1 and rest else fitting))
-        rest = max(0, rest - sizes[-1])
-    if rest:
-        raise ValueError(f"{n} does not fit in {count} pieces of at most {most}")
-    return tuple(sizes)
 
 
 def padded_head_dim(head_dim: int) -> int:

@@ -50,6 +50,16 @@ def load_rows_or_last(
 
 
 @triton.jit
+def load_rows_inside(ptr, stride, rows, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """`load_rows_or_last` where all rows are inside the matrix."""
+    offs_d = tl.arange(0, BLOCK_D)
+    pointers = ptr + rows[:, None] * stride + offs_d[None, :]
+    if D == BLOCK_D:
+        return tl.load(pointers)
+    return tl.load(pointers, mask=(offs_d < D)[None, :], other=0.0)
+
+
+@triton.jit
 def store_rows(
     ptr,  # [n_rows, D]
     stride,

@@ -16,6 +16,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton saw it when
 EVERY_DEVICE = "CompositeExplicitAutograd"
 
 MULTIPROCESSORS = 132  # of an H100 or H200
+#: Of the card that stands for an architecture where launches are made without one.
+_MULTIPROCESSORS = {80: 108, 86: 72, 89: 128, 90: MULTIPROCESSORS, 100: 148, 103: 148, 120: 170}
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
@@ -39,6 +41,13 @@ def _arch_of_gpu(device: torch.device) -> int:
     """A constant of the graph for torch.compile, which would otherwise put the question into it."""
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
+
+
+def multiprocessors_of(tensor: Tensor, arch: int) -> int:
+    """How many multiprocessors the tensor's NVIDIA GPU has; on the meta device those of a card of that architecture."""
+    if on_nvidia(tensor):
+        return torch.cuda.get_device_properties(tensor.device).multi_processor_count
+    return _MULTIPROCESSORS.get(arch, MULTIPROCESSORS) if tensor.is_meta else MULTIPROCESSORS
 
 
 # The mark of torch.compiler.assume_constant_result, which imports all of torch.compile to set it: seconds a process.

@@ -62,8 +62,8 @@ def test_example_is_audited(tmp_path: Path) -> None:
     assert "% of warp cycles wait for loads" in text
 
 
-def test_design_that_was_not_chosen_is_right_and_issues_more(tmp_path: Path, device: str) -> None:
-    """gated_attention's docstring compares its counts with those of a mixed P and one product."""
+def test_design_that_was_not_chosen_is_right_and_slower(tmp_path: Path, device: str) -> None:
+    """gated_attention's docstring compares its time with that of a mixed P and one product."""
     path = EXAMPLES / "gated_one_product.py"
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 196, 1, 48, device=device).half() for _ in range(3))
@@ -75,8 +75,8 @@ def test_design_that_was_not_chosen_is_right_and_issues_more(tmp_path: Path, dev
     torch.testing.assert_close(got.transpose(1, 2).double(), want, atol=2e-3, rtol=2e-3)
     (chosen,) = audit(pattern="gated_attention/convit_small-224/fwd/*", archs=[90], processes=1, cache=tmp_path)
     (other,) = audit([str(path)], archs=[90], processes=1, cache=tmp_path)
-    assert chosen.row.issue_slots_per_element < 0.75 * other.row.issue_slots_per_element
-    assert chosen.row.overlapped_us < other.row.overlapped_us
+    assert chosen.row.modelled_us < 0.65 * other.row.modelled_us
+    assert chosen.row.modelled_high_us < other.row.modelled_low_us
 
 
 def test_matmul_is_right(device: str) -> None:

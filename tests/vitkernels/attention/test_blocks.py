@@ -5,17 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from vitkernels.runtime.call import Call
+from vitkernels.attention.blocks import images_in_waves
+from vitkernels.runtime.call import Call, cdiv
 
 from .accuracy import run
 from .problems import MODULES, bias_problem, check, gated_problem, launches, relative_problem
 
 TALL_PROBLEMS = {
     "few-keys": lambda *x: bias_problem(2, 1, 200, 49, 64, *x),
-    "few-keys-256": lambda *x: bias_problem(3, 1, 250, 49, 64, *x),
-    "few-keys-512": lambda *x: bias_problem(2, 1, 500, 36, 52, *x),
-    "keys-held-144": lambda *x: bias_problem(2, 2, 580, 144, 64, *x),
-    "keys-held-81": lambda *x: bias_problem(1, 1, 330, 81, 52, *x),
+    "few-keys-250": lambda *x: bias_problem(3, 1, 250, 49, 64, *x),
+    "few-keys-500": lambda *x: bias_problem(2, 1, 500, 36, 52, *x),
+    "keys-144": lambda *x: bias_problem(2, 2, 580, 144, 64, *x),
+    "keys-81": lambda *x: bias_problem(1, 1, 330, 81, 52, *x),
     "last-tile-16": lambda *x: bias_problem(2, 1, 144, 144, 64, *x),
     "short-rows": lambda *x: bias_problem(2, 1, 130, 200, 32, *x),
     "wide-heads": lambda *x: bias_problem(1, 1, 150, 70, 128, *x),
@@ -35,43 +36,46 @@ TALL_PROBLEMS = {
 
 @pytest.mark.parametrize("name", TALL_PROBLEMS)
 def test_tall_tiles_match_fp64(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles of 128 and 256 queries, or of all, which large batches get, at a batch that the interpreter can bear."""
+    """Tiles of 128 queries, or of all, which large batches get, at a batch that the interpreter can bear."""
     monkeypatch.setattr("vitkernels.attention.blocks.PROGRAMS_WANTED", 1)
     torch.manual_seed(0)
     check(TALL_PROBLEMS[name](torch.float16, device))
 
 
-def test_a_short_last_tile_of_queries(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CoAtNet's own path at 224 px: four images or more share a bias tile, and the last tile has 16 queries."""
-    made = launches(monkeypatch)
-    monkeypatch.setattr("vitkernels.attention.blocks.PROGRAMS_WANTED", 1)
-    torch.manual_seed(0)
-    for B, H, grid, D in ((4, 1, (14, 14), 32), (5, 2, (10, 7), 20)):
-        check(relative_problem(B, H, grid, D, torch.float16, device))
-    check(bias_problem(7, 1, 70, 49, 32, torch.float16, device))
-    assert all(call.args["TAIL"] for call in made if call.pass_name == "fwd")
-
-
-def test_few_keys_get_tall_tiles_or_stand_still(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CMT's own paths in its first stages; not where a sixth of the tile would be padding, nor with as many keys."""
-    made = launches(monkeypatch)
-    monkeypatch.setattr("vitkernels.attention.blocks.PROGRAMS_WANTED", 1)
-    if device == "cuda" and torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("tiles are as tall on compute capability 9.0 only")
-    for N, M in ((250, 49), (220, 49), (250, 100), (400, 100)):
-        check(bias_problem(1, 1, N, M, 64, torch.float16, device))
-    made = [call for call in made if call.pass_name == "fwd"]
-    assert [call.args["BLOCK_N"] for call in made] == [256, 128, 128, 128]
-    assert [call.kernel.fn.__module__.split(".")[-1] for call in made] == [*["bias_held"] * 3, "keys_held"]
-
-
-@pytest.mark.parametrize(("B", "D", "short"), [(4, 32, 1), (5, 32, 2), (3, 64, 1)])
-def test_a_short_last_group_of_images(B: int, D: int, short: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("M", "kernel"), [(49, "bias_held"), (64, "bias_held"), (65, "streamed"), (144, "streamed")])
+def test_the_bias_is_held_where_a_tile_has_all_keys(
+    M: int, kernel: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = launches(monkeypatch)
     torch.manual_seed(0)
-    check(bias_problem(B, 1, 20, 220, D, torch.float16, device))
+    check(bias_problem(3, 1, 70, M, 32, torch.float16, device))
+    forward = next(call for call in made if call.pass_name == "fwd")
+    assert forward.kernel.fn.__module__.split(".")[-1] == kernel
+
+
+@pytest.mark.parametrize(("N", "M", "D"), [(20, 220, 32), (70, 65, 64), (66, 144, 40)])
+def test_a_last_image_without_a_second_one(
+    N: int, M: int, D: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pairs of images share the bias where programs abound; of three the second pair begins with the first's end."""
+    made = launches(monkeypatch)
+    monkeypatch.setattr("vitkernels.attention.forward.plan.multiprocessors_of", lambda *_: 1)
+    torch.manual_seed(0)
+    check(bias_problem(3, 1, N, M, D, torch.float16, device))
+    check(relative_problem(3, 2, (10, 7), D, torch.float16, device))
     if device == "cpu":  # as on sm_90
-        assert next(call for call in made if call.pass_name == "fwd").args["SHORT"] == short
+        assert [call.args["IMAGES"] for call in made if call.pass_name == "fwd"] == [2, 2]
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 20, 84, 108, 132, 148])
+@pytest.mark.parametrize(("batch", "programs"), [(64, 49), (4096, 3), (5, 1), (1, 7), (64, 24)])
+def test_images_of_a_program_leave_no_multiprocessor_much_to_do_alone(
+    batch: int, programs: int, multiprocessors: int
+) -> None:
+    images = images_in_waves(batch, programs, multiprocessors, resident=4)
+    busiest = cdiv(cdiv(batch, images) * programs, multiprocessors) * images
+    assert 1 <= images <= batch
+    assert busiest <= max(1.25 * batch * programs / multiprocessors, 3)
 
 
 @pytest.mark.parametrize(("N", "M", "D", "half"), [(530, 49, 46, True), (530, 70, 16, True), (300, 20, 16, False)])

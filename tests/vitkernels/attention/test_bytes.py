@@ -42,8 +42,11 @@ def test_3x3_in_channels_last_moves_little_twice(worker: Worker, launch: Launch)
 
 
 def test_few_keys_are_read_again_from_l2_only(worker: Worker) -> None:
-    """132 multiprocessors that share CMT's first stage as they can read keys and bias for 1.22 times the bytes."""
+    """A program of CMT's first stage has 64 queries, and reads keys of an image that its neighbours have read.
+
+    Taller tiles read them less often, and take longer: fewer programs run at once.
+    """
     (launch,) = registry.launches(["vitkernels"], 90, "bias_attention/cmt_s-a-224/fwd/*")
     memory, l2 = follow(worker, launch)
     assert 1.0 <= memory <= 1.01
-    assert memory <= l2 <= 1.3
+    assert memory <= l2 <= 2.1

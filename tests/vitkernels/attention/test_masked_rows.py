@@ -16,11 +16,11 @@ SHAPES = {
     "scores held, keys beyond M": (2, 1, 20, 30, 32, torch.float16, 384),
     "scores held, no key beyond M": (1, 1, 9, 64, 32, torch.float16, 384),
     "bias held, keys of one tile": (2, 1, 20, 49, 64, torch.float16, 384),
-    "bias held, a few last rows of four images": (4, 1, 70, 25, 32, torch.float16, 1),
-    "keys held": (1, 1, 264, 66, 32, torch.float16, 1),
-    "streamed, rest of a block": (3, 1, 17, 290, 32, torch.float16, 384),
+    "bias held, several tiles of queries": (4, 1, 70, 25, 32, torch.float16, 1),
+    "streamed, few queries in the last tile": (1, 1, 264, 66, 32, torch.float16, 1),
+    "streamed, keys beyond M": (3, 1, 17, 290, 32, torch.float16, 384),
     "streamed in fp32, whole blocks": (1, 1, 9, 64, 32, torch.float32, 384),
-    "streamed in fp32, rest of a block": (1, 2, 9, 45, 32, torch.float32, 384),
+    "streamed in fp32, keys beyond M": (1, 2, 9, 45, 32, torch.float32, 384),
 }
 
 

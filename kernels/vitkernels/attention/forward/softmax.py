@@ -11,26 +11,24 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vitkernels.attention.tiles import exponential, load_rows_or_last, store_lse, store_rows, sum_rows
+from vitkernels.attention.tiles import exponential, store_lse, store_rows, sum_rows
+from vitkernels.runtime.constants import LOWEST
 
 
 @triton.jit
-def absorb(q, k_ptr, k_row, v_ptr, v_row, bias, keys, n_keys, score_scale, top, total, acc, D: tl.constexpr,
-            EXPANDED: tl.constexpr, FIRST: tl.constexpr):  # fmt: skip
-    """One block of keys into the running softmax (top [R], total [R, 8], acc [R, BLOCK_D]) of one image.
+def nothing_yet(R: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The running softmax of a tile before its first keys: top [R], total [R, 8], acc [R, BLOCK_D]."""
+    return tl.full([R], LOWEST, tl.float32), tl.zeros([R, 8], tl.float32), tl.zeros([R, BLOCK_D], tl.float32)
 
-    FIRST: nothing is in it yet, so nothing is rescaled.
-    """
-    BLOCK_D: tl.constexpr = q.shape[1]
-    s = tl.dot(q, tl.trans(load_rows_or_last(k_ptr, k_row, keys, n_keys, D, BLOCK_D)), input_precision="tf32x3")
-    s = s * score_scale + bias
+
+@triton.jit
+def absorb(q, k, v, bias, score_scale, top, total, acc, EXPANDED: tl.constexpr):
+    """One block of keys, k and v [K, BLOCK_D] and bias [R, K], into the running softmax of q [R, BLOCK_D]."""
+    s = tl.dot(q, tl.trans(k), input_precision="tf32x3") * score_scale + bias
     new_top = tl.maximum(top, tl.max(s, 1))  # finite, also where all of these keys are masked with -inf
-    if not FIRST:
-        shrink = exponential(top - new_top, EXPANDED)[:, None]
-        acc, total = acc * shrink, total * shrink
+    shrink = exponential(top - new_top, EXPANDED)[:, None]
     p = exponential(s - new_top[:, None], EXPANDED).to(q.dtype)
-    v = load_rows_or_last(v_ptr, v_row, keys, n_keys, D, BLOCK_D)
-    return new_top, sum_rows(p, total), tl.dot(p, v, acc, input_precision="tf32x3")
+    return new_top, sum_rows(p, total * shrink), tl.dot(p, v, acc * shrink, input_precision="tf32x3")
 
 
 @triton.jit
