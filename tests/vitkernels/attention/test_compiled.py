@@ -48,10 +48,9 @@ def test_forward_is_fast(rows: list[Row], op: str, case: str, limit_us: float) -
     assert time_us(launches(rows, case, op=op)) <= limit_us
 
 
-def test_backward_is_not_slower_than_it_was(rows: list[Row]) -> None:
-    chosen = launches(rows, "coatnet_0-s3-224", backward=True)
-    assert sum(row.issue_slots_per_element for row in chosen) <= 26.6
-    assert time_us(chosen) <= 155.0
+def test_backward_is_fast(rows: list[Row]) -> None:
+    """Before copies ran ahead of products it took 151."""
+    assert time_us(launches(rows, "coatnet_0-s3-224", backward=True)) <= 126.0
 
 
 def test_gated_attention_takes_at_most_1_3_times_bias_attention(rows: list[Row]) -> None:

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vitkernels.attention.blocks import has_tail, last_tile, tall_tile
+from vitkernels.attention.blocks import backward_stages, has_tail, last_tile, tall_tile
 from vitkernels.attention.tiles import (
     aligned,
     load_bias,
@@ -172,7 +172,8 @@ def bias_calls(
         spans = [(0, M // block_m + (rest > 0 and not narrow), block_m, 0)] + [(M - rest, 1, 16, 0)] * narrow
     return [
         Call(
-            kernel=_bwd_bias_kernel, pass_name=f"bwd_bias_{first}", products=2, num_stages=1,
+            kernel=_bwd_bias_kernel, pass_name=f"bwd_bias_{first}", products=2,
+            num_stages=backward_stages(shared["q_ptr"], arch),
             num_warps=8 if keys_1 and reads_results_from_tensor_memory(arch) else warps,
             grid=tiles * chunks * H * cdiv(B, images), scores=B * H * N * min(M - first, chunks * (keys_0 + keys_1)),
             args=shared | {

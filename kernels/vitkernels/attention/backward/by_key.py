@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vitkernels.attention.blocks import PROGRAMS_WANTED, has_tail, last_tile, tall_tile
+from vitkernels.attention.blocks import PROGRAMS_WANTED, backward_stages, has_tail, last_tile, tall_tile
 from vitkernels.attention.tiles import (
     aligned,
     load_bias,
@@ -184,7 +184,7 @@ def key_calls(dk: Tensor, dv: Tensor, shared: dict[str, Any], block_n: int, bloc
     # Every tile of keys reads all queries: tiles of 128 keys read them half as often as tiles of 64. Not with a dense
     # bias, whose pointers take the registers that this needs.
     fits_tall = D <= 32 and shared["EXPANDED"] and not reads_results_from_tensor_memory(arch)
-    if fits_tall and tall_tile(dk, arch) and (M % 128 == 0 or last_tile(M, 128) == 64):
+    if fits_tall and tall_tile(dk, arch) and last_tile(M, 128) == 64:
         block_m = 128
     N, tiles, last = shared["N"], cdiv(M, block_m), last_tile(M, block_m)
     spans = max(1, min(cdiv(PROGRAMS_WANTED, B * H * tiles), cdiv(N, 8 * block_n))) if B else 1
@@ -198,8 +198,8 @@ def key_calls(dk: Tensor, dv: Tensor, shared: dict[str, Any], block_n: int, bloc
     fits_tail = shared["EXPANDED"] or not reads_results_from_tensor_memory(arch)
     strides = (0, *dk.stride()) if spans == 1 else dk_parts.stride()
     key = Call(
-        kernel=_bwd_key_kernel, pass_name="bwd_key", num_stages=1, products=4, scores=B * H * N * M,
-        grid=tiles * B * H * spans,
+        kernel=_bwd_key_kernel, pass_name="bwd_key", num_stages=backward_stages(dk, arch), products=4,
+        scores=B * H * N * M, grid=tiles * B * H * spans,
         args=shared | {
             "dk_ptr": dk_parts, "dv_ptr": dv_parts, "SPAN": span, "BLOCK_N": block_n, "BLOCK_M": block_m,
             "dk_stride_s": strides[0], "dk_stride_b": strides[1], "dk_stride_h": strides[2], "dk_stride_m": strides[3],

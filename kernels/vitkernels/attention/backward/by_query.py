@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vitkernels.attention.blocks import has_tail, last_tile, rest_block, tall_tile
+from vitkernels.attention.blocks import backward_stages, has_tail, last_tile, rest_block, tall_tile
 from vitkernels.attention.tiles import (
     aligned,
     load_bias,
@@ -277,7 +277,8 @@ def rows_calls(dq: Tensor, shared: dict[str, Any], block_n: int, block_m: int, a
         "BLOCK_N": block_n, "BLOCK_M": block_m, "LAST": last_tile(N, block_n), "REST": rest_block(shared["M"], block_m),
     }  # fmt: skip
     return [Call(kernel=_bwd_rows_kernel, args=args, grid=cdiv(N, block_n) * H * B, products=3,
-                 pass_name="bwd_query", num_warps=warps, num_stages=1, scores=B * H * N * shared["M"])]  # fmt: skip
+                 pass_name="bwd_query", num_warps=warps, num_stages=backward_stages(dq, arch),
+                 scores=B * H * N * shared["M"])]  # fmt: skip
 
 
 def _dq_args(dq: Tensor) -> dict[str, Any]:

@@ -222,4 +222,4 @@ def whole_calls(dq: Tensor, dk: Tensor, dv: Tensor, parts: Tensor, shared: dict[
         "TILES": len(tiles), "ROWS": tiles[0], "LAST": tiles[-1], "BLOCK_M": 64, "REST": rest_block(M, 64),
     }  # fmt: skip
     return [Call(kernel=_bwd_whole_kernel, args=args, grid=B * H, pass_name="bwd_qkv", products=5,
-                 scores=B * H * N * M, num_warps=4 if len(tiles) > 1 else 8, num_stages=1)]  # fmt: skip
+                 scores=B * H * N * M, num_warps=4 if len(tiles) > 1 else 8, num_stages=2)]  # fmt: skip

@@ -170,5 +170,5 @@ def whole_bias_calls(dbias_parts: Tensor, parts: Tensor, shared: dict[str, Any],
         "REST_ROWS": rest_rows, "REST_KEYS": rest_keys, "ALL_ROWS": triton.next_power_of_2(N),
         "ALL_KEYS": triton.next_power_of_2(M),
     }  # fmt: skip
-    return [Call(kernel=_bwd_whole_bias_kernel, pass_name="bwd_bias", products=2, num_stages=1, num_warps=4,
+    return [Call(kernel=_bwd_whole_bias_kernel, pass_name="bwd_bias", products=2, num_stages=3, num_warps=4,
                  grid=programs * H * cdiv(B, images), scores=B * H * N * M, args=args)]  # fmt: skip
