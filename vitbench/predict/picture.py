@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -10,6 +11,8 @@ from vitbench.predict import calibration
 from vitbench.predict.plan import Row, best
 
 _NAMED = 24
+#: Characters of a line above the panels.
+_WIDTH = 130
 
 
 def chart(rows: Sequence[Row]) -> Any:
@@ -43,8 +46,12 @@ def chart(rows: Sequence[Row]) -> Any:
             ).properties(title=f"{gpu}, batch {data['batch'].iloc[0]}, {data['layout'].iloc[0]}", width=760, height=480)
         )
     return alt.vconcat(*panels).properties(
-        title=alt.TitleParams("Top-1 against predicted throughput", subtitle=calibration.statement().split("\n"))
+        title=alt.TitleParams("Top-1 against predicted throughput", subtitle=_subtitle())
     )
+
+
+def _subtitle() -> list[str]:
+    return [part for line in calibration.statement().split("\n") for part in textwrap.wrap(line, _WIDTH)]
 
 
 def _name(row: Row) -> str:
