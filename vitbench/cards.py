@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
+from vitbench.columns import Column
 from vitbench.errors import InputError
 
 
@@ -167,23 +168,28 @@ def _plain(name: str) -> str:
     return " ".join(word for word in words if word not in ("nvidia", "geforce", "tesla"))
 
 
-def memory_listing() -> str:
-    """A line for each card: its memory as sold, what CUDA says there is, and who reports that."""
-    lines = [f"{'card':15} {'arch':6} {'GB sold':>8} {'GiB usable':>10}  source of what is usable"]
-    lines += [
-        f"{card.name:15} sm_{card.arch:<3} {card.memory_gb:8} {card.usable_gib:10.2f}  {card.usable_source}"
-        for card in CARDS
+def memory_columns() -> list[Column]:
+    """Each card's memory as sold, what CUDA says there is, and who reports that."""
+    return [
+        Column("card", [card.name for card in CARDS], "key"),
+        Column("arch", [f"sm_{card.arch}" for card in CARDS], "word"),
+        Column("GB sold", [card.memory_gb for card in CARDS]),
+        Column("GiB usable", [card.usable_gib for card in CARDS], show="{:.2f}".format),
+        Column("source of what is usable", [card.usable_source for card in CARDS], "text"),
     ]
-    return "\n".join(lines)
 
 
-def listing() -> str:
-    """A line for each card, then where its figures are from."""
-    header = f"{'card':15} {'arch':6} {'SMs':>4} {'GHz':>6} {'GB':>4} {'GB/s':>6} {'L2 MiB':>6} {'TFLOP/s':>8} {'W':>5}"
-    lines = [f"{header}  source (TFLOP/s: fp16 matrix products, added up in fp32)"]
-    for card in CARDS:
-        lines.append(
-            f"{card.name:15} sm_{card.arch:<3} {card.multiprocessors:4} {card.boost_ghz:6.3f} {card.memory_gb:4} "
-            f"{card.memory_gb_s:6.0f} {card.l2_mib:6.0f} {card.fp16_tflops:8.1f} {card.power_w:5}  {card.source}"
-        )
-    return "\n".join(lines)
+def speed_columns() -> list[Column]:
+    """What each card can do, then where its figures are from; TFLOP/s of fp16 matrix products, added up in fp32."""
+    return [
+        Column("card", [card.name for card in CARDS], "key"),
+        Column("arch", [f"sm_{card.arch}" for card in CARDS], "word"),
+        Column("SMs", [card.multiprocessors for card in CARDS]),
+        Column("GHz", [card.boost_ghz for card in CARDS], show="{:.3f}".format),
+        Column("GB", [card.memory_gb for card in CARDS]),
+        Column("GB/s", [card.memory_gb_s for card in CARDS], show="{:.0f}".format),
+        Column("L2 MiB", [card.l2_mib for card in CARDS], show="{:.0f}".format),
+        Column("fp16 TFLOP/s", [card.fp16_tflops for card in CARDS], show="{:.1f}".format),
+        Column("W", [card.power_w for card in CARDS]),
+        Column("source", [card.source for card in CARDS], "text"),
+    ]

@@ -6,12 +6,12 @@ import inspect
 import signal
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import typer
 
 from vitbench.audit.options import AuditOptions
-from vitbench.bench.options import BenchOptions, MaxBatchOptions, MemoryCurvesOptions, ReportOptions
+from vitbench.bench.options import BenchOptions, ListOptions, MaxBatchOptions, MemoryCurvesOptions, ReportOptions
 from vitbench.certify.options import CertifyOptions
 from vitbench.doctor.options import DoctorOptions
 from vitbench.errors import InputError
@@ -49,7 +49,9 @@ Exit code: 0 every case ok or unsupported, 1 some case failed, 2 input that cann
 )
 
 
-def _command(kind: type[Options]) -> Callable[[Callable[[Options], int | None]], Callable[[Options], int | None]]:
+def _command(
+    kind: type[Options], name: str = ""
+) -> Callable[[Callable[[Options], int | None]], Callable[[Options], int | None]]:
     """Makes a function a command, whose options are the fields of the dataclass that it takes."""
 
     def register(run: Callable[[Options], int | None]) -> Callable[[Options], int | None]:
@@ -62,7 +64,7 @@ def _command(kind: type[Options]) -> Callable[[Callable[[Options], int | None]],
             [field.replace(annotation=hints[field.name]) for field in fields]
         )
         command.__doc__ = run.__doc__
-        app.command(run.__name__.replace("_", "-"))(command)
+        app.command(name or run.__name__.replace("_", "-"))(command)
         return run
 
     return register
@@ -128,15 +130,12 @@ def validate_predictions(given: ValidatePredictionsOptions) -> int:
     return validate.run(given)
 
 
-@app.command("list")
-def list_models(
-    pattern: Annotated[str, typer.Argument(help="Names or wildcards, separated by commas.")] = "all",
-    format: Annotated[str, typer.Option(help="table, csv or json.")] = "table",
-) -> None:
+@_command(ListOptions, "list")
+def list_models(given: ListOptions) -> None:
     """The models: size, resolution and what is published about each."""
     from vitbench.bench import listing
 
-    listing.print_models(pattern, format)
+    listing.print_models(given)
 
 
 @_command(DoctorOptions)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Callable
+
 import pytest
 
 from vitbench import cards
@@ -71,7 +74,8 @@ def test_every_architecture_has_a_usual_card_and_none_beats_its_peaks() -> None:
         assert chip.clock_ghz <= card.boost_ghz
 
 
-def test_the_listing_has_a_line_for_every_card() -> None:
-    lines = cards.listing().splitlines()
-    assert len(lines) == 1 + len(cards.CARDS)
-    assert any(line.startswith("RTX 5090 ") and "sm_120" in line for line in lines)
+def test_the_listing_has_a_line_for_every_card(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    for options in ("audit", "--card"), ("memory", "--gpu"):
+        lines = command(*options, "list").stdout.splitlines()
+        assert len(lines) == 1 + len(cards.CARDS)
+        assert any(line.startswith("RTX 5090 ") and "sm_120" in line for line in lines)

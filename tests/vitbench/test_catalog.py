@@ -8,6 +8,7 @@ import io
 import pytest
 
 from vitbench.bench.listing import print_models
+from vitbench.bench.options import ListOptions
 from vitbench.catalog import CatalogEntry, catalog, published
 from vitbench.errors import InputError
 from vitbench.models import MODELS
@@ -40,7 +41,7 @@ def test_rows_of_unpublished_sizes_are_listed_and_not_run() -> None:
 
 
 def test_a_blank_stays_blank_in_the_list(capsys: pytest.CaptureFixture[str]) -> None:
-    print_models("coatnet_c_c_t_t,coatnet_vit_rel,coatnet_0_cctt", "csv")
+    print_models(ListOptions(pattern="coatnet_c_c_t_t,coatnet_vit_rel,coatnet_0_cctt", format="csv"))
     rows = {row["model"]: row for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
     assert list(rows) == ["coatnet_vit_rel", "coatnet_c_c_t_t", "coatnet_0_cctt"]
     quoted, unknown, built = rows["coatnet_c_c_t_t"], rows["coatnet_vit_rel"], rows["coatnet_0_cctt"]
@@ -48,5 +49,5 @@ def test_a_blank_stays_blank_in_the_list(capsys: pytest.CaptureFixture[str]) -> 
     assert (unknown["resolution"], unknown["top1"], unknown["training_data"]) == ("", "", "")
     assert (built["params_m"], built["top1"]) == ("25.03682", "")  # nobody published a figure for this network
     for format in ("table", "json"):
-        print_models("coatnet_vit_rel", format)
+        print_models(ListOptions(pattern="coatnet_vit_rel", format=format))
         assert "coatnet_vit_rel" in capsys.readouterr().out

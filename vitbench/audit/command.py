@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from vitbench import cards
+from vitbench import cards, columns
 from vitbench.audit import baseline, validate
 from vitbench.audit.model.chips import Chip, chip_named
 from vitbench.audit.options import AuditOptions
@@ -29,7 +29,7 @@ def run(given: AuditOptions) -> int:
     Raises: InputError on input that cannot be used.
     """
     if given.card == "list":
-        print(cards.listing())
+        columns.show(cards.speed_columns())
         return 0
     chip = chip_named(given.card) if given.card else None
     archs = _archs(given.arch, chip)
@@ -55,7 +55,7 @@ def run(given: AuditOptions) -> int:
     if given.show:
         print("\n\n".join(show(item) for item in items))
     elif not given.baseline and not given.validate:
-        print(table(items))
+        columns.show(table(rows))
     code = int(any(row.status != "ok" for row in rows))
     if given.accept:
         print("\n".join(f"wrote {path}" for path in baseline.accept(rows, given.accept, given.kernel)))

@@ -3,35 +3,48 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from vitbench.audit.model.chips import chip_of
 from vitbench.audit.model.profile import Profile, tensor_tile
 from vitbench.audit.records import Row
 from vitbench.audit.run import Audited
 from vitbench.audit.sass import pipes
+from vitbench.columns import Column
 
 
-def table(items: list[Audited]) -> str:
-    """One line per launch with the numbers a kernel author tunes by."""
-    header = (
-        f"{'launch':58} {'arch':6} {'regs':>4} {'spill':>5} {'smem':>7} {'occ':>5} {'matrix':8} {'load':>4} "
-        f"{'slots/el':>9} {'sfu/el':>7} {'busy':>7} {'model':>7} {'low':>7} {'high':>7} {'floor':>7} {'share':>6} bound"
-    )
-    lines = [header]
-    for item in items:
-        r = item.row
-        name = item.launch.id
-        if r.status != "ok":
-            lines.append(f"{name:58} {r.arch:6} {r.status}: {r.reason}")
-            continue
-        lines.append(
-            f"{name:58} {r.arch:6} {r.registers:4} {r.spill_bytes:5} {r.shared_bytes:7} {r.occupancy:5.2f} "
-            f"{r.matrix_instruction or '-':8} {r.narrowest_hot_load_bytes or '-':>4} {r.issue_slots_per_element:9.3f} "
-            f"{r.sfu_per_element:7.3f} {r.overlapped_us:7.2f} {r.modelled_us:7.2f} {r.modelled_low_us or 0:7.2f} "
-            f"{r.modelled_high_us or 0:7.2f} {r.floor_us:7.2f} "
-            f"{r.floor_share:6.1%} {r.bound_by}{' (' + r.reason + ')' if r.reason else ''}"
-        )
-    return "\n".join(lines)
+def table(rows: Sequence[Row]) -> list[Column]:
+    """One row per launch with the numbers a kernel author tunes by; a failed one has its reason for a note."""
+
+    def of(value: Callable[[Row], object]) -> list[object]:
+        return [value(row) if row.status == "ok" else None for row in rows]
+
+    def digits(count: int) -> Callable[[Any], str]:
+        return lambda value: "" if value is None else f"{value:.{count}f}"
+
+    failed = [f"{row.status}: {row.reason}" if row.status != "ok" else row.reason for row in rows]
+    found = [
+        Column("launch", [row.launch_id for row in rows], "key"),
+        Column("arch", [row.arch for row in rows], "word"),
+        Column("model", of(lambda r: r.modelled_us), show=digits(2)),
+        Column("low", of(lambda r: r.modelled_low_us or 0), show=digits(2)),
+        Column("high", of(lambda r: r.modelled_high_us or 0), show=digits(2)),
+        Column("floor", of(lambda r: r.floor_us), show=digits(2)),
+        Column("share", of(lambda r: f"{r.floor_share:.1%}")),
+        Column("regs", of(lambda r: r.registers)),
+        Column("spill", of(lambda r: r.spill_bytes)),
+        Column("smem", of(lambda r: r.shared_bytes)),
+        Column("occ", of(lambda r: r.occupancy), show=digits(2)),
+        Column("load", of(lambda r: r.narrowest_hot_load_bytes or "-")),
+        Column("slots/el", of(lambda r: r.issue_slots_per_element), show=digits(3)),
+        Column("sfu/el", of(lambda r: r.sfu_per_element), show=digits(3)),
+        Column("busy", of(lambda r: r.overlapped_us), show=digits(2)),
+        Column("matrix", of(lambda r: r.matrix_instruction or "-"), "text"),
+        Column("bound", of(lambda r: r.bound_by), "text"),
+        Column("note", failed, "note"),
+    ]
+    return found if any(failed) else found[:-1]
 
 
 def show(item: Audited) -> str:

@@ -108,11 +108,10 @@ def _ranks(values: Sequence[float]) -> list[float]:
 
 def summary(pairs: Sequence[Pair]) -> str:
     """A line for each pair, the farthest off first, then rank correlation and median ratio."""
-    width = max(len(p.name) for p in pairs)
-    lines = [f"{'launch':{width}} {'measured us':>12} {'modelled us':>12} {'ratio':>6}"]
+    lines = [f"{'measured us':>12} {'modelled us':>12} {'ratio':>6}  launch"]
     for p in sorted(pairs, key=lambda p: p.modelled_us / p.measured_us):
         ratio = p.modelled_us / p.measured_us
-        lines.append(f"{p.name:{width}} {p.measured_us:12.2f} {p.modelled_us:12.2f} {ratio:6.2f}")
+        lines.append(f"{p.measured_us:12.2f} {p.modelled_us:12.2f} {ratio:6.2f}  {p.name}")
     correlation = rank_correlation(pairs)
     ratio = statistics.median(p.modelled_us / p.measured_us for p in pairs)
     told = "not defined" if correlation is None else f"{correlation:.3f}"

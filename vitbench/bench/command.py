@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vitbench import cards, selection
+from vitbench import cards, columns, selection
 from vitbench.bench import card_curves, sweep
 from vitbench.bench import plan as planning
 from vitbench.bench.advice import common_reason
@@ -22,7 +22,7 @@ from vitbench.measure import device as devices
 from vitbench.measure import power
 from vitbench.ops.names import IMPLS
 from vitbench.report import curves, page, timm
-from vitbench.report.tables import sweep_table
+from vitbench.report.tables import sweep_columns
 from vitbench.results import journal
 from vitbench.results.row import Environment, Found, Row, Setup
 from vitbench.variant import COMPILE_MODES, PUBLISHED, Variant
@@ -178,14 +178,17 @@ def print_plan(
     held_against = _read_options(export, baseline)
     out = console()
     width = max(len(case.id) for case in cases)
-    out.print(f"{'case':{width}}  {'params M':>10}  {'GMACs':>9}  {'predicted MiB':>13}", soft_wrap=True)
+    numbers_first = out.is_terminal and out.width < width + 40
+    header = f"{'params M':>10}  {'GMACs':>9}  {'predicted MiB':>13}"
+    out.print(f"{header}  case" if numbers_first else f"{'case':{width}}  {header}", soft_wrap=True)
     failed = 0
     for case in cases:  # a line as soon as it is known: predicting a large training step takes seconds
         said, status = _planned(case, gpu, variant)
         failed += status not in ("ok", "unsupported")
         row = sweep.row_of(case, Found(), Environment(device_name=""), Setup(), "")
         speed = held_against.of(row) if held_against else None
-        out.print(f"{case.id:{width}}  {said}" + (f"  baseline {speed:,.1f} img/s" if speed else ""), soft_wrap=True)
+        line = f"{said}  {case.id}" if numbers_first else f"{case.id:{width}}  {said}"
+        out.print(line + (f"  baseline {speed:,.1f} img/s" if speed else ""), soft_wrap=True)
     out.print(f"{len(cases)} cases; nothing was measured" + (f"; {failed} would fail" if failed else ""))
     return int(failed > 0)
 
@@ -283,7 +286,7 @@ def memory_curves(given: MemoryCurvesOptions) -> int:
     summary = _sweep(cases, out, options)
     files = [out]
     if summary.rows:
-        console().print(sweep_table(summary.rows))
+        columns.show(sweep_columns(summary.rows))
         files += _draw(summary.rows, out, curves.memory_chart)
     return _finish(summary, out, files, len(cases))
 
@@ -299,15 +302,17 @@ def report(given: ReportOptions) -> None:
     if not rows:
         raise InputError(f"{csv} holds no row")
     timed = any(row.speed.img_per_s is not None for row in rows)
-    _tell(rows, held_against)
+    _tell(rows, held_against, given.columns, given.sort, given.filter)
     draw = curves.throughput_chart if timed else curves.memory_chart
     files = _export(rows, csv, given.export) + _draw(rows, csv, draw)
     if files:
         console().print("wrote " + ", ".join(map(str, files)), soft_wrap=True)
 
 
-def _tell(rows: Sequence[Row], held_against: timm.Baseline | None) -> None:
-    console().print(sweep_table(rows, held_against))
+def _tell(
+    rows: Sequence[Row], held_against: timm.Baseline | None, names: str = "", sort: str = "", filter: str = ""
+) -> None:
+    columns.show(columns.choose(sweep_columns(rows, held_against), names, sort, filter))
     if held_against and (text := held_against.unmatched(rows)):
         console().print(text, soft_wrap=True)
 

@@ -6,63 +6,48 @@ import csv
 import json
 import sys
 
-from vitbench.catalog import format_resolution, published
+from vitbench import columns
+from vitbench.bench.options import ListOptions
+from vitbench.catalog import Published, format_resolution, published
+from vitbench.columns import Column
 from vitbench.errors import InputError, nearest
 from vitbench.selection import match
 
 FORMATS = ("table", "csv", "json")
 
 
-def _records(pattern: str) -> list[dict[str, object]]:
-    entries = published()
+def _columns(entries: list[Published]) -> list[Column]:
+    sizes = [None if entry.resolution is None else format_resolution(entry.resolution) for entry in entries]
     return [
-        {
-            "model": entry.model,
-            "family": entry.family,
-            "params_m": entry.params_m,
-            "gmacs": entry.gmacs,
-            "resolution": None if entry.resolution is None else format_resolution(entry.resolution),
-            "top1": entry.top1,
-            "coco_ap": entry.coco_ap,
-            "training_data": entry.training_data,
-            "source": entry.source,
-        }
-        for entry in (entries[name] for name in match(pattern, only_published=True))
+        Column("model", [entry.model for entry in entries], "key"),
+        Column("family", [entry.family for entry in entries], "text"),
+        Column("params_m", [entry.params_m for entry in entries]),
+        Column("gmacs", [entry.gmacs for entry in entries]),
+        Column("resolution", sizes),
+        Column("top1", [entry.top1 for entry in entries]),
+        Column("coco_ap", [entry.coco_ap for entry in entries]),
+        Column("training_data", [entry.training_data for entry in entries], "text"),
+        Column("source", [entry.source for entry in entries], "text"),
     ]
 
 
-def print_models(pattern: str, format: str) -> None:
+def print_models(given: ListOptions) -> None:
     """Prints the models that match; params_m in millions, gmacs in 10^9 multiply-accumulates at batch 1.
 
-    Raises: InputError on a pattern that matches nothing or an unknown format.
+    Raises: InputError on a pattern that matches nothing, an unknown format or column, or a filter that is none.
     """
-    if format not in FORMATS:
-        raise InputError(f"format {format!r} is unknown: {nearest(format, FORMATS)}")
-    records = _records(pattern)
-    if format == "json":
-        print(json.dumps(records, indent=1))
-    elif format == "csv":
-        writer = csv.DictWriter(sys.stdout, list(records[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
+    if given.format not in FORMATS:
+        raise InputError(f"format {given.format!r} is unknown: {nearest(given.format, FORMATS)}")
+    entries = published()
+    found = _columns([entries[name] for name in match(given.pattern, only_published=True)])
+    chosen = columns.choose(found, given.columns, given.sort, given.filter)
+    if given.format == "table":
+        columns.show(chosen if given.columns else columns.filled(chosen))
+        return
+    names = [column.name for column in chosen]
+    rows = list(zip(*(column.values for column in chosen), strict=True))
+    if given.format == "json":
+        print(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=1))
     else:
-        _print_table(records)
-
-
-def _print_table(records: list[dict[str, object]]) -> None:
-    from rich.table import Table
-
-    from vitbench.console import console
-
-    numeric = {"params_m", "gmacs", "resolution", "top1", "coco_ap"}
-    shown = [name for name in records[0] if any(record[name] not in (None, "") for record in records)]
-    table = Table(box=None, pad_edge=False)
-    for name in shown:
-        if name in ("training_data", "source"):
-            table.add_column(name, no_wrap=True, overflow="ellipsis")
-        else:
-            width = max(len(name), *(len(str(record[name])) for record in records if record[name] is not None))
-            table.add_column(name, justify="right" if name in numeric else "left", min_width=width, no_wrap=True)
-    for record in records:
-        table.add_row(*("" if record[name] is None else str(record[name]) for name in shown))
-    console().print(table)
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerows([names, *rows])

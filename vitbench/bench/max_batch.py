@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from rich.table import Table
-
-from vitbench import cards
+from vitbench import cards, columns
 from vitbench.bench.executor import LocalExecutor, WorkerLost
 from vitbench.bench.options import BenchOptions, MaxBatchOptions, SweepOptions
 from vitbench.bench.plan import Case
-from vitbench.console import console
+from vitbench.columns import Column
 from vitbench.errors import InputError
 from vitbench.measure import device as devices
 
@@ -63,10 +61,7 @@ def run(given: MaxBatchOptions) -> int:
         )
     )
     here = cards.of_device(devices.environment(device).device_name)
-    table = Table(box=None, pad_edge=False)
-    for name in ("case", "measured", "predicted", "measured / predicted"):
-        table.add_column(name, justify="left" if name == "case" else "right", no_wrap=True)
-    failed = 0
+    lines: list[Line] = []
     for case in cases:
         try:
             predicted = predict.largest(case, here.name) if here else None
@@ -75,13 +70,34 @@ def run(given: MaxBatchOptions) -> int:
         try:
             found = measure(case, predicted or 1, given.time_limit)
         except RuntimeError as error:
-            failed += 1
-            table.add_row(case.id, str(error), "" if predicted is None else str(predicted), "")
-            continue
-        ratio = f"{found / predicted:.3f}" if predicted else ""
-        table.add_row(case.id.replace("/b1/", "/"), str(found), "" if predicted is None else str(predicted), ratio)
-    console().print(table)
-    return int(failed > 0)
+            lines.append(Line(case.id.replace("/b1/", "/"), None, predicted, str(error)))
+        else:
+            lines.append(Line(case.id.replace("/b1/", "/"), found, predicted))
+    columns.show(table(lines))
+    return int(any(line.reason for line in lines))
+
+
+@dataclass(frozen=True)
+class Line:
+    """The largest batch of a case, measured and predicted; `reason` says why it was not measured."""
+
+    case: str
+    measured: int | None
+    predicted: int | None
+    reason: str = ""
+
+
+def table(lines: Sequence[Line]) -> list[Column]:
+    """A row for each case; one that could not be measured has a note."""
+    ratios = [line.measured / line.predicted if line.measured and line.predicted else None for line in lines]
+    found = [
+        Column("case", [line.case for line in lines], "key"),
+        Column("measured", [line.measured for line in lines]),
+        Column("predicted", [line.predicted for line in lines]),
+        Column("measured / predicted", ratios, show=lambda ratio: "" if ratio is None else f"{ratio:.3f}"),
+        Column("note", [line.reason for line in lines], "note"),
+    ]
+    return found if any(line.reason for line in lines) else found[:-1]
 
 
 def measure(case: Case, first: int, time_limit: float) -> int:
@@ -107,4 +123,4 @@ def measure(case: Case, first: int, time_limit: float) -> int:
         executor.kill()
 
 
-__all__ = ["measure", "run", "search"]
+__all__ = ["Line", "measure", "run", "search", "table"]

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from vitbench.columns import Columns, Filter, Sort
 from vitbench.results.row import NOISE, RANDOM, Setup
 from vitbench.variant import PUBLISHED, Variant
 
@@ -114,12 +115,26 @@ class MemoryCurvesOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ListOptions:
+    """Of `vitbench list`, as typed."""
+
+    pattern: Annotated[str, Argument(help="Names or wildcards, separated by commas.")] = "all"
+    format: Annotated[str, Option(help="table, csv or json.")] = "table"
+    columns: Columns = ""
+    sort: Sort = ""
+    filter: Filter = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportOptions:
     """Of `vitbench report`, as typed."""
 
     csv: Annotated[Path, Argument(help="A CSV that bench or memory-curves wrote.")]
     export: Export = ""
     baseline: Baseline = None
+    columns: Columns = ""
+    sort: Sort = ""
+    filter: Filter = ""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
+from vitbench import columns
+from vitbench.columns import Column, Kind
 from vitbench.gate.compare import ORDER, SAME, Change, Comparison
 
 _STYLE = {"slower": "red", "faster": "green", "unsure": "yellow", "same": ""}
@@ -53,14 +53,14 @@ def conclusion(result: Comparison) -> str:
     return f"{result.verdict}: {cases} cases compared, {told}{added}"
 
 
-def table(result: Comparison) -> Table:
+def table(result: Comparison) -> list[Column]:
     """Every comparison, worst first."""
-    drawn = Table(box=None, pad_edge=False)
-    for name in _COLUMNS:
-        drawn.add_column(name, justify="right" if name in _RIGHT else "left", no_wrap=name != "note", overflow="fold")
-    for change in result.changes:
-        drawn.add_row(*_cells(change), style=_STYLE[change.verdict])
-    return drawn
+    kinds: dict[str, Kind] = {"verdict": "word", "metric": "word", "case": "key", "note": "note"}
+    cells = list(zip(*map(_cells, result.changes), strict=True)) or [()] * len(_COLUMNS)
+    found = {
+        name: Column(name, values, kinds.get(name, "number")) for name, values in zip(_COLUMNS, cells, strict=True)
+    }
+    return [found[name] for name in ("verdict", "case", "metric", "change", "interval", "base", "new", "note")]
 
 
 def markdown(result: Comparison) -> str:
@@ -109,5 +109,5 @@ def emit(result: Comparison, markdown_to: Path | None = None, json_to: Path | No
         out = console()
         for text in result.differences:
             out.print(f"differs: {text}")
-        out.print(table(result))
+        columns.show(table(result), [_STYLE[change.verdict] for change in result.changes])
         out.print(conclusion(result))

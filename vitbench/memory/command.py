@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from rich.table import Table
-
-from vitbench import cards, drawing, selection
+from vitbench import cards, columns, drawing, selection
+from vitbench.columns import Column, Kind
 from vitbench.console import console
 from vitbench.errors import InputError, nearest
 from vitbench.memory import curves, plan
@@ -30,7 +29,7 @@ def run(given: MemoryOptions) -> int:
     Raises: InputError on options that cannot be used.
     """
     if given.gpu.strip() == "list":
-        print(cards.memory_listing())
+        columns.show(cards.memory_columns())
         return 0
     if given.format not in FORMATS:
         raise InputError(f"--format {given.format!r} is unknown: {nearest(given.format, FORMATS)}")
@@ -38,7 +37,7 @@ def run(given: MemoryOptions) -> int:
         raise InputError(f"--out {given.out} is a file: name a folder")
     rows = predicted(given)
     if given.format == "table":
-        console().print(table(rows))
+        columns.show(table(rows))
         print_notes(rows)
     else:
         sys.stdout.write(as_csv(rows) if given.format == "csv" else as_json(rows))
@@ -88,30 +87,26 @@ def _plain(value: object) -> object:
     return "" if value is None else f"{value:.1f}" if isinstance(value, float) else value
 
 
-_SHOWN = ("weights", "gradients", "optimizer", "activations", "workspace", "peak", "reserve")
+_SHOWN = ("peak", "reserve", "weights", "gradients", "optimizer", "activations", "workspace")
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """A line for each case; what is the same for all cases is left out, and each card has two columns."""
+def table(rows: Sequence[Row]) -> list[Column]:
+    """A row for each case; what is the same for all cases is left out, and each card has two columns."""
     gpus = list(dict.fromkeys(row.gpu for row in rows))
     keys = ("model", "resolution", "batch", "mode", "dtype", "impl", "optimizer")
     names = [key for key in keys if key in keys[:4] or len({getattr(row, key) for row in rows}) > 1]
-    shown = Table(box=None, pad_edge=False)
-    for name in names:
-        left = name in ("model", "mode", "dtype", "impl", "optimizer")
-        shown.add_column("px" if name == "resolution" else name, justify="left" if left else "right", no_wrap=True)
-    for name in _SHOWN:
-        shown.add_column(name, justify="right", no_wrap=True)
-    for gpu in gpus:
-        shown.add_column(gpu, no_wrap=True)
-        shown.add_column("largest", justify="right", no_wrap=True)
-    for start in range(0, len(rows), len(gpus)):
-        same = rows[start : start + len(gpus)]
-        first = same[0]
-        numbers = [_whole(getattr(first, f"{name}_mib")) for name in _SHOWN]
-        cells = [text for row in same for text in _judged(row)]
-        shown.add_row(*(str(getattr(first, name)) for name in names), *numbers, *cells)
-    return shown
+    kinds: dict[str, Kind] = {"model": "key", "resolution": "number", "batch": "number"}
+    first = rows[:: len(gpus)]
+    found = [
+        Column("px" if name == "resolution" else name, [getattr(row, name) for row in first], kinds.get(name, "word"))
+        for name in names
+    ]
+    peak, *parts = (Column(name, [getattr(row, f"{name}_mib") for row in first], show=_whole) for name in _SHOWN)
+    found.append(peak)
+    for number, gpu in enumerate(gpus):
+        verdicts, largest = zip(*map(_judged, rows[number :: len(gpus)]), strict=True)
+        found += [Column(gpu, verdicts, "word"), Column("largest", largest)]
+    return [*found, *parts]
 
 
 def _whole(value: float | None) -> str:

@@ -158,7 +158,7 @@ def test_text_reports_name_the_launch_and_what_to_try() -> None:
     assert "2-byte global loads" in hints
     assert "leave multiprocessors idle" in hints
     assert "EXIT" in show(item)
-    assert launch.id in table([item])
+    assert table([item.row])[0].cells == [launch.id]
     failed = Audited(launch, 90, time.failure(launch, 90, "", "CompilationError: no"))
-    assert "CompilationError: no" in table([failed])
+    assert "CompilationError: no" in table([failed.row])[-1].cells[0]
     assert "CompilationError: no" in show(failed)
