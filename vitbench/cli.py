@@ -6,7 +6,7 @@ import inspect
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -20,6 +20,15 @@ from vitbench.memory.options import MemoryOptions
 from vitbench.predict.options import PredictOptions, ValidatePredictionsOptions
 
 Options = TypeVar("Options")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from vitbench import __version__
+
+        print(f"vitbench {__version__}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="vitbench",
@@ -42,11 +51,20 @@ a CSV: a case that fails is a row too, with its reason. A sweep that was stopped
 
 Exit code: 0 every case ok or unsupported, 1 some case failed, 2 input that cannot be used, 130 interrupted.
 """,
-    no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def _command(
@@ -72,7 +90,7 @@ def _command(
 
 @_command(BenchOptions)
 def bench(given: BenchOptions) -> int:
-    """Measure a grid of cases into a CSV, print its table and draw its curves."""
+    """Measure a grid of cases into a CSV, a table and curves."""
     if not given.dry_run:
         from vitbench import warm
         from vitbench.process import python_environment
@@ -85,7 +103,10 @@ def bench(given: BenchOptions) -> int:
 
 @_command(MemoryCurvesOptions)
 def memory_curves(given: MemoryCurvesOptions) -> int:
-    """Peak memory over the batch size, predicted and measured, as CSV and picture."""
+    """Peak memory over the batch size, predicted and measured.
+
+    Written as CSV and picture.
+    """
     from vitbench.bench import command
 
     return command.memory_curves(given)
@@ -93,7 +114,10 @@ def memory_curves(given: MemoryCurvesOptions) -> int:
 
 @_command(MaxBatchOptions)
 def max_batch(given: MaxBatchOptions) -> int:
-    """The largest batch that this machine's GPU holds, measured by bisection in processes that may die."""
+    """The largest batch that this machine's GPU holds, measured.
+
+    By bisection, in processes that may die.
+    """
     from vitbench.bench import max_batch
 
     return max_batch.run(given)
@@ -101,9 +125,10 @@ def max_batch(given: MaxBatchOptions) -> int:
 
 @_command(MemoryOptions)
 def memory(given: MemoryOptions) -> int:
-    """Memory of a step on any card, without the card: weights, gradients, activations, what fits, the largest batch.
+    """What a step takes on any card, without the card.
 
-    Predicted from CUDA's own rules on tensors without data. Exit code: 0, 1 where a case has none, 2 bad input.
+    Weights, gradients, activations, what fits, the largest batch: predicted from CUDA's own rules on tensors without
+    data. Exit code: 0, 1 where a case has none, 2 bad input.
     """
     from vitbench.memory import command
 
@@ -132,7 +157,7 @@ def validate_predictions(given: ValidatePredictionsOptions) -> int:
 
 @_command(ListOptions, "list")
 def list_models(given: ListOptions) -> None:
-    """The models: size, resolution and what is published about each."""
+    """The models: sizes, and what is published about each."""
     from vitbench.bench import listing
 
     listing.print_models(given)
@@ -140,7 +165,10 @@ def list_models(given: ListOptions) -> None:
 
 @_command(DoctorOptions)
 def doctor(given: DoctorOptions) -> int:
-    """What this machine can measure, what not, and why; --deep tries it. Exit code: 0, or 1 where a trial failed."""
+    """What this machine can measure, what not, and why.
+
+    --deep tries it. Exit code: 0, or 1 where a trial failed.
+    """
     from vitbench.doctor import command
 
     return command.run(given)
@@ -148,7 +176,7 @@ def doctor(given: DoctorOptions) -> int:
 
 @_command(ReportOptions)
 def report(given: ReportOptions) -> None:
-    """Print the table of an earlier sweep and draw its curves again."""
+    """The table and the curves of an earlier sweep again."""
     from vitbench.bench import command
 
     command.report(given)
@@ -156,10 +184,11 @@ def report(given: ReportOptions) -> None:
 
 @_command(CompareOptions)
 def compare(given: CompareOptions) -> int:
-    """Is NEW slower than BASE, or does it take more memory or energy? Judged from the raw samples.
+    """Is NEW slower than BASE, or larger, or hungrier?
 
-    A case is slower when the samples differ and the change passes the threshold; a case that is missing or fails in NEW
-    counts as slower. Exit code: 0 no regression, 1 a regression, 2 not comparable or bad input.
+    Judged from the raw samples of time, memory and energy. A case is slower when the samples differ and the change
+    passes the threshold; a case that is missing or fails in NEW counts as slower. Exit code: 0 no regression, 1 a
+    regression, 2 not comparable or bad input.
     """
     from vitbench.gate import measurements, verdicts
     from vitbench.gate.compare import compare, parse_thresholds
@@ -173,9 +202,10 @@ def compare(given: CompareOptions) -> int:
 
 @_command(GateOptions)
 def gate(given: GateOptions) -> int:
-    """Is this checkout slower than another commit? Both are benchmarked in turns on the GPU; without one, audited.
+    """Is this checkout slower than another commit?
 
-    Exit code: 0 no regression, 1 a regression, 2 not comparable or bad input.
+    Both are benchmarked in turns on the GPU; without one, audited. Exit code: 0 no regression, 1 a regression, 2 not
+    comparable or bad input.
     """
     from vitbench.gate import command
 
@@ -184,9 +214,10 @@ def gate(given: GateOptions) -> int:
 
 @_command(AuditOptions)
 def audit(given: AuditOptions) -> int:
-    """Compile kernels for GPUs that are not here, read the machine code, model the time. No GPU needed.
+    """Compile kernels for absent GPUs, model their time.
 
-    Exit code: 0 no regression, 1 a regression or a launch that fails, 2 not comparable or bad input.
+    Machine code is read and its time modelled; no GPU is needed. Exit code: 0 no regression, 1 a regression or a
+    launch that fails, 2 not comparable or bad input.
     """
     from vitbench.audit import command
 
@@ -195,10 +226,11 @@ def audit(given: AuditOptions) -> int:
 
 @_command(CertifyOptions)
 def certify(given: CertifyOptions) -> int:
-    """Prove on a GPU what only a GPU can prove: kernels right and fast, models, power, memory, the audit's model.
+    """Prove on a GPU what only a GPU can prove.
 
-    Writes CSV files and summary.md, which says pass, fail or not run for each line. The same command goes on where the
-    last one ran out of time. Exit code: 0 no line of these stages failed, 1 one did, 2 bad input, 130 interrupted.
+    That kernels are right and fast, models, power, memory, the audit's model. Writes CSV files and summary.md, which
+    says pass, fail or not run for each line. The same command goes on where the last one ran out of time. Exit code:
+    0 no line of these stages failed, 1 one did, 2 bad input, 130 interrupted.
     """
     from vitbench.certify import command
 
@@ -209,7 +241,7 @@ def main() -> None:
     """The console script: bad input is one line on stderr and exit code 2; a cancelled job ends as by Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="vitbench", standalone_mode=False)
     except InputError as error:
         code = _complain(str(error))
     except OSError as error:

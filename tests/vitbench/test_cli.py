@@ -62,6 +62,41 @@ def test_help_reads_like_a_manual(command: Command) -> None:
         assert word in text
 
 
+def test_every_command_says_in_60_characters_what_it_does(command: Command) -> None:
+    from typer.main import get_command
+
+    from vitbench.cli import app
+
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    assert len(commands) > 8
+    for name, one in commands.items():
+        short = one.get_short_help_str(1000)
+        assert 20 < len(short) <= 60, (name, short)
+    assert "..." not in command("--help").stdout.partition("Commands:")[2]
+
+
+def test_without_a_word_the_help_is_printed(command: Command) -> None:
+    assert (command().returncode, command().stdout) == (0, command("--help").stdout)
+
+
+def test_version(command: Command) -> None:
+    from vitbench import __version__
+
+    done = command("--version")
+    assert (done.returncode, done.stdout) == (0, f"vitbench {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [("vitbench me", ["memory-curves", "memory"]), ("vitbench list --f", ["--format", "--filter"])],
+)
+def test_the_shell_completes(words: str, completed: list[str]) -> None:
+    environment = {
+        "_VITBENCH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")),
+    }  # fmt: skip
+    assert run(env={**os.environ, **environment}).stdout.split() == completed
+
+
 def test_list_csv_and_json_say_the_same(command: Command) -> None:
     rows = list(csv.DictReader(io.StringIO(command("list", "cmt_*", "--format", "csv").stdout)))
     records = json.loads(command("list", "cmt_*", "--format", "json").stdout)

@@ -220,7 +220,7 @@ def _sweep(cases: Sequence[Case], out: Path, options: SweepOptions) -> Summary:
         source, why = power.find(device)
         if source is None:
             printer.print(f"energy is not measured: {why}", soft_wrap=True)
-    with ConsoleProgress(printer) as progress:
+    with ConsoleProgress(printer, len(cases)) as progress:
         return sweep.run(cases, out, devices.environment(device), options, progress)
 
 

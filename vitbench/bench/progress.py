@@ -6,7 +6,8 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.status import Status
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
 from vitbench.results.row import Row
 
@@ -34,36 +35,47 @@ def duration(seconds: float) -> str:
 
 
 class ConsoleProgress:
-    """Prints each finished row; between rows, on a terminal, what runs and for how long."""
+    """Prints each finished row; on a terminal below them a bar, the time left, what runs and for how long."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, total: int) -> None:
         self._console = console
-        self._status = Status("starting the worker", console=console)
+        self._bar = Progress(
+            BarColumn(20),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            console=console,
+            transient=True,
+            refresh_per_second=2,  # drawing takes the processor from what is measured on it
+        )
+        self._task = self._bar.add_task("", total=total)
         self._at = "starting the worker"
         self._since = time.monotonic()
-        self._left = ""
+        self._end: float | None = None
 
     def __enter__(self) -> ConsoleProgress:
         if self._console.is_terminal:
-            self._status.start()
+            self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._status.stop()
+        self._bar.stop()
 
     def phase(self, case: str | None, what: str) -> None:
-        self._at = f"{case or 'all implementations'}: {what}"
+        self._at = f"{what} {case or 'all implementations'}"
         self._since = time.monotonic()
 
     def row(self, row: Row, done: int, total: int, seconds_left: float | None) -> None:
-        self._left = f", {total - done} left, about {duration(seconds_left)}" if seconds_left else ""
-        self.note(f"[{done}/{total}] {row.case}  {describe(row)}{self._left}")
+        left = f", {total - done} left, about {duration(seconds_left)}" if seconds_left else ""
+        self._end = time.monotonic() + seconds_left if seconds_left else None
+        self._bar.update(self._task, completed=done, total=total)
+        self.note(f"[{done}/{total}] {row.case}  {describe(row)}{left}")
 
     def note(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)
 
     def tick(self) -> None:
-        running = duration(time.monotonic() - self._since)
-        self._status.update(f"{self._at} ({running}){self._left}")
+        now = time.monotonic()
+        left = f"about {duration(max(0.0, self._end - now))} left, " if self._end else ""
+        self._bar.update(self._task, description=f"{left}{self._at} ({duration(now - self._since)})")
