@@ -40,7 +40,7 @@ OLDEST := $(or $(strip $(VENV)),.venv)-oldest
 NEWEST := $(or $(strip $(VENV)),.venv)-newest
 
 help:
-	@echo 'make bench MODEL=cmt_s    measure a model on this machine (RES= BATCH= IMPL= DTYPE= MODE= DEVICE= OUT= ARGS=)'
+	@echo 'make bench MODEL=cmt_s    measure a model here, minutes (RES= BATCH= IMPL= DTYPE= MODE= DEVICE= OUT= ARGS='--all', '--budget 1h')'
 	@echo 'make memory-curves        ViT against ResNet: peak memory over the batch size, as CSV and picture'
 	@echo 'make memory-truth         predicted memory beside every published figure, as CSV and picture (OUT=)'
 	@echo 'make throughput-truth     predicted images/s beside every published figure, held out, as CSV and picture (OUT=)'

@@ -67,7 +67,7 @@ def measured(rows: list[Row], given: MemoryCurvesOptions, out: Path) -> dict[Row
     if not of_row:
         return {}
     options = SweepOptions(time_limit=given.time_limit, passes=("memory",), fresh=given.fresh)
-    with ConsoleProgress(console()) as progress:
+    with ConsoleProgress(console(), len(of_row)) as progress:
         path = out.with_name(f"{out.stem}-measured.csv")
         summary = sweep.run(list(of_row), path, devices.environment("cuda"), options, progress)
     by_id = {case.id: row for case, row in of_row.items()}

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from vitbench import cards, columns, selection
-from vitbench.bench import card_curves, sweep
+from vitbench.bench import card_curves, sweep, telling
 from vitbench.bench import plan as planning
 from vitbench.bench.advice import common_reason
 from vitbench.bench.options import BenchOptions, MemoryCurvesOptions, ReportOptions, SweepOptions
 from vitbench.bench.plan import Case, Grid
-from vitbench.bench.progress import ConsoleProgress
+from vitbench.bench.progress import ConsoleProgress, duration
 from vitbench.bench.sweep import Summary
 from vitbench.catalog import Resolution, parse_resolution
 from vitbench.console import console
@@ -25,11 +26,11 @@ from vitbench.report import curves, page, timm
 from vitbench.report.tables import sweep_columns
 from vitbench.results import journal
 from vitbench.results.row import Environment, Found, Row, Setup
-from vitbench.variant import COMPILE_MODES, PUBLISHED, Variant
+from vitbench.variant import COMPILE_MODES, Variant
 
 #: A GPU sweeps widely; a CPU sweep has the same shape and ends within minutes.
 DEFAULTS = {
-    "cuda": {"resolution": "x0.75,native,x1.5", "batch": "1,4,16,64,256", "impl": "eager,compile"},
+    "cuda": {"resolution": "x0.75,native,x1.5", "batch": "1,4,16,64,256", "impl": "eager,fused,compile"},
     "cpu": {"resolution": "x0.5,native", "batch": "1,2", "impl": "eager"},
 }
 #: Seconds of samples a case gets at most: on a CPU noise rarely shrinks, and a step can take a second.
@@ -40,6 +41,9 @@ EXPORTS = ("timm",)
 def plan(given: BenchOptions) -> list[Case]:
     """The cases of the options; an empty option takes the machine's default.
 
+    Where implementations are not named, `compile` is planned only where it tells most; where sizes and batches are not
+    named either, what tells most is planned, as long as DEFAULT_BUDGET. --all plans everything.
+
     Raises: InputError on anything unknown, and when a model cannot take a resolution.
     """
     if given.gpu:
@@ -49,8 +53,9 @@ def plan(given: BenchOptions) -> list[Case]:
             raise InputError("--gpu names a card that need not be here, --device one that is: give one of them")
         cards.find(given.gpu)
     device = "cuda" if given.gpu else devices.check_device(given.device) if given.device else devices.default_device()
-    defaults = DEFAULTS["cpu" if device == "cpu" else "cuda"]
-    return planning.expand(
+    kind = "cpu" if device == "cpu" else "cuda"
+    defaults = DEFAULTS[kind]
+    cases = planning.expand(
         Grid(
             models=selection.match(given.model),
             impls=selection.split(given.impl or defaults["impl"], "impl", IMPLS),
@@ -62,6 +67,22 @@ def plan(given: BenchOptions) -> list[Case]:
             device=device,
         )
     )
+    if given.all or given.impl:
+        return cases
+    dtypes = {case.dtype for case in cases}
+    cases = [case for case in cases if case.impl != "compile" or telling.worth_compiling(case, sorted(dtypes))]
+    if given.resolution or given.batch or given.budget:
+        return cases
+    max_time = given.max_time or MAX_TIME[kind]
+    return telling.within(cases, telling.DEFAULT_BUDGET[kind], SweepOptions(min_time=given.min_time, max_time=max_time))
+
+
+def _budget(given: BenchOptions, device: str) -> float | None:
+    """Seconds after which a sweep stops: those asked for, or those of a sweep in which nothing was asked for."""
+    if given.budget:
+        return telling.parse_duration(given.budget)
+    asked = given.all or given.impl or given.resolution or given.batch
+    return None if asked else telling.DEFAULT_BUDGET["cpu" if device == "cpu" else "cuda"]
 
 
 def default_out(models: str, cases: Sequence[Case]) -> Path:
@@ -162,7 +183,7 @@ def print_plan(
     export: str = "",
     baseline: Path | None = None,
     gpu: str = "",
-    variant: Variant = PUBLISHED,
+    options: SweepOptions | None = None,
 ) -> int:
     """`--dry-run`: every case with parameters (10^6), GMACs (10^9, batch 1) and predicted peak memory (MiB).
 
@@ -176,6 +197,7 @@ def print_plan(
     Raises: InputError as the sweep would on its baseline or export.
     """
     held_against = _read_options(export, baseline)
+    options = options or SweepOptions()
     out = console()
     width = max(len(case.id) for case in cases)
     numbers_first = out.is_terminal and out.width < width + 40
@@ -183,12 +205,13 @@ def print_plan(
     out.print(f"{header}  case" if numbers_first else f"{'case':{width}}  {header}", soft_wrap=True)
     failed = 0
     for case in cases:  # a line as soon as it is known: predicting a large training step takes seconds
-        said, status = _planned(case, gpu, variant)
+        said, status = _planned(case, gpu, options.variant)
         failed += status not in ("ok", "unsupported")
         row = sweep.row_of(case, Found(), Environment(device_name=""), Setup(), "")
         speed = held_against.of(row) if held_against else None
         line = f"{said}  {case.id}" if numbers_first else f"{case.id:{width}}  {said}"
         out.print(line + (f"  baseline {speed:,.1f} img/s" if speed else ""), soft_wrap=True)
+    out.print(f"about {duration(telling.total(cases, options))} to measure")
     out.print(f"{len(cases)} cases; nothing was measured" + (f"; {failed} would fail" if failed else ""))
     return int(failed > 0)
 
@@ -213,24 +236,49 @@ def _planned(case: Case, gpu: str, variant: Variant) -> tuple[str, str]:
     return "  ".join([line, *notes]).rstrip(), "unsupported" if why else "ok"
 
 
-def _sweep(cases: Sequence[Case], out: Path, options: SweepOptions) -> Summary:
+def _sweep(cases: Sequence[Case], out: Path, options: SweepOptions, budget: float | None = None) -> Summary:
+    """Measures until the budget, in seconds, is spent; the most telling cases first where there is one."""
+    start = time.monotonic()
     printer = console()
     device = cases[0].device
+    _tell_plan(cases, out, options, budget)
     if "energy" in options.passes:
         source, why = power.find(device)
         if source is None:
             printer.print(f"energy is not measured: {why}", soft_wrap=True)
     with ConsoleProgress(printer, len(cases)) as progress:
-        return sweep.run(cases, out, devices.environment(device), options, progress)
+        if budget is None:
+            return sweep.run(cases, out, devices.environment(device), options, progress)
+        first = telling.ordered(cases)
+        summary = sweep.run(first, out, devices.environment(device), options, progress, start + budget)
+    rows = {row.case: row for row in summary.rows}
+    summary.rows = [rows[case.id] for case in cases if case.id in rows]
+    return summary
+
+
+def _tell_plan(cases: Sequence[Case], out: Path, options: SweepOptions, budget: float | None) -> None:
+    """How many cases are to be measured, and about how long it will take."""
+    there = {row.case for row in journal.read(out)} if out.exists() and not options.fresh else set()
+    todo = [case for case in cases if case.id not in there]
+    if not todo:
+        return
+    about = telling.total(todo, options) if "latency" in options.passes else None
+    text = f"{len(todo)} cases to measure" + (f", about {duration(about)}" if about else "")
+    if budget is not None:
+        text += f", the most telling first; at most {duration(budget)}, and the same command goes on from there"
+    console().print(text, soft_wrap=True)
 
 
 def _finish(summary: Summary, out: Path, files: Sequence[Path], planned: int) -> int:
     """Prints what was written and how it ended; returns the exit code."""
     printer = console()
-    printer.print("wrote " + ", ".join(str(path) for path in files if path.exists()), soft_wrap=True)
+    if written := ", ".join(str(path) for path in files if path.exists()):
+        printer.print(f"wrote {written}", soft_wrap=True)
     if summary.interrupted:
         printer.print(f"stopped with {len(summary.rows)} of {planned} cases done; the same command goes on from there")
         return 130
+    if left := planned - len(summary.rows):
+        printer.print(f"the time was up with {left} of {planned} cases left; the same command goes on from there")
     if why := common_reason(summary.rows):
         printer.print(why, soft_wrap=True)
     elif summary.failed:
@@ -245,11 +293,14 @@ def bench(given: BenchOptions) -> int:
     """
     cases = plan(given)
     checked = options(cases, given)
+    budget = _budget(given, cases[0].device)
+    if left_out := len(plan(replace(given, all=True))) - len(cases):
+        console().print(f"planned is what tells most: --all adds {left_out} cases", soft_wrap=True)
     if given.dry_run:
-        return print_plan(cases, given.export, given.baseline, given.gpu, checked.variant)
+        return print_plan(cases, given.export, given.baseline, given.gpu, checked)
     held_against = _read_options(given.export, given.baseline)
     out = given.out or default_out(given.model, cases)
-    summary = _sweep(cases, out, checked)
+    summary = _sweep(cases, out, checked, budget)
     files = [out, journal.samples_path(out)]
     if summary.rows:
         _tell(summary.rows, held_against)
@@ -266,6 +317,8 @@ def memory_curves(given: MemoryCurvesOptions) -> int:
     Raises: InputError on options that cannot be used.
     """
     if given.gpu:
+        if given.budget:
+            raise InputError("--budget is for what is measured: leave out --gpu")
         return card_curves.run(given)
     cases = plan(
         BenchOptions(
@@ -283,7 +336,7 @@ def memory_curves(given: MemoryCurvesOptions) -> int:
     if up_to < 0:
         up_to = 4 if cases[0].device == "cpu" else max(case.batch for case in cases)
     options = SweepOptions(time_limit=given.time_limit, passes=("memory",), fresh=given.fresh, measure_up_to=up_to)
-    summary = _sweep(cases, out, options)
+    summary = _sweep(cases, out, options, telling.parse_duration(given.budget) if given.budget else None)
     files = [out]
     if summary.rows:
         columns.show(sweep_columns(summary.rows))

@@ -19,6 +19,9 @@ Fresh = Annotated[
     bool, Option("--fresh", help="Begin anew although the CSV exists; the old file is renamed, not lost.")
 ]
 TimeLimit = Annotated[float, Option(help="Seconds one case may take, compilation included.")]
+Budget = Annotated[
+    str, Option("--budget", help="Stop after so long, such as 90s or 10m; the same command goes on from there.")
+]
 Export = Annotated[str, Option("--export", help="Also write the rows in another tool's format: timm.")]
 Baseline = Annotated[Path | None, Option(help="A vitbench or timm CSV; the table shows the throughput over it.")]
 
@@ -74,6 +77,10 @@ class BenchOptions:
     ] = False
     gpu: Annotated[str, Option(help="With --dry-run: plan for a card that need not be here, such as 'RTX 4090'.")] = ""
     fresh: Fresh = False
+    budget: Budget = ""
+    all: Annotated[
+        bool, Option("--all", help="Every case of the default grid, for as long as it takes; else what tells most.")
+    ] = False
     export: Export = ""
     baseline: Baseline = None
 
@@ -112,6 +119,7 @@ class MemoryCurvesOptions:
     out: Out = None
     time_limit: TimeLimit = 600.0
     fresh: Fresh = False
+    budget: Budget = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ def measure(cases: Sequence[Case], path: Path, options: SweepOptions, deadline: 
     if not here:
         return False
     environment = devices.environment(here[0].device)
-    with ConsoleProgress(console()) as progress:
+    with ConsoleProgress(console(), len(here)) as progress:
         done = sweep.run(here, path, environment, options, progress, deadline)
     for case in done.cut_off:
         lines.append(cut_off, case.id + "\n", "case\n")
