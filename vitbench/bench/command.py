@@ -23,7 +23,8 @@ from vitbench.measure import device as devices
 from vitbench.measure import power
 from vitbench.ops.names import IMPLS
 from vitbench.report import curves, page, timm
-from vitbench.report.tables import sweep_columns
+from vitbench.report.standouts import standouts
+from vitbench.report.tables import explained, sweep_columns
 from vitbench.results import journal
 from vitbench.results.row import Environment, Found, Row, Setup
 from vitbench.variant import COMPILE_MODES, Variant
@@ -303,7 +304,7 @@ def bench(given: BenchOptions) -> int:
     summary = _sweep(cases, out, checked, budget)
     files = [out, journal.samples_path(out)]
     if summary.rows:
-        _tell(summary.rows, held_against)
+        _tell(summary.rows, held_against, given.explain)
         files += _export(summary.rows, out, given.export)
         files += _draw(summary.rows, out, curves.throughput_chart)
     return _finish(summary, out, files, len(cases))
@@ -355,7 +356,7 @@ def report(given: ReportOptions) -> None:
     if not rows:
         raise InputError(f"{csv} holds no row")
     timed = any(row.speed.img_per_s is not None for row in rows)
-    _tell(rows, held_against, given.columns, given.sort, given.filter)
+    _tell(rows, held_against, given.explain, given.columns, given.sort, given.filter)
     draw = curves.throughput_chart if timed else curves.memory_chart
     files = _export(rows, csv, given.export) + _draw(rows, csv, draw)
     if files:
@@ -363,9 +364,21 @@ def report(given: ReportOptions) -> None:
 
 
 def _tell(
-    rows: Sequence[Row], held_against: timm.Baseline | None, names: str = "", sort: str = "", filter: str = ""
+    rows: Sequence[Row],
+    held_against: timm.Baseline | None,
+    explain: bool,
+    names: str = "",
+    sort: str = "",
+    filter: str = "",
 ) -> None:
-    columns.show(columns.choose(sweep_columns(rows, held_against), names, sort, filter))
+    """The table, what its columns mean where asked, and what stands out."""
+    out = console()
+    shown = columns.choose(sweep_columns(rows, held_against), names, sort, filter)
+    columns.show(shown)
+    for line in explained(shown) if explain else ():
+        out.print(line, soft_wrap=True)
+    for line in standouts(rows):
+        out.print(line, soft_wrap=True)
     if held_against and (text := held_against.unmatched(rows)):
         console().print(text, soft_wrap=True)
 

@@ -22,6 +22,7 @@ TimeLimit = Annotated[float, Option(help="Seconds one case may take, compilation
 Budget = Annotated[
     str, Option("--budget", help="Stop after so long, such as 90s or 10m; the same command goes on from there.")
 ]
+Explain = Annotated[bool, Option("--explain", help="Say below the table what its columns mean.")]
 Export = Annotated[str, Option("--export", help="Also write the rows in another tool's format: timm.")]
 Baseline = Annotated[Path | None, Option(help="A vitbench or timm CSV; the table shows the throughput over it.")]
 
@@ -83,6 +84,7 @@ class BenchOptions:
     ] = False
     export: Export = ""
     baseline: Baseline = None
+    explain: Explain = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +142,7 @@ class ReportOptions:
     csv: Annotated[Path, Argument(help="A CSV that bench or memory-curves wrote.")]
     export: Export = ""
     baseline: Baseline = None
+    explain: Explain = False
     columns: Columns = ""
     sort: Sort = ""
     filter: Filter = ""

@@ -11,7 +11,8 @@ from vitbench.report.timm import Baseline
 from vitbench.results.row import Row, Speed
 
 
-def _number(value: float | None, digits: int = 4) -> str:
+def number(value: float | None, digits: int = 4) -> str:
+    """With four digits, and all of them before the point; "" for None."""
     if value is None:
         return ""
     return f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
@@ -55,6 +56,35 @@ def _note(row: Row) -> str:
     return f"{row.status}: {row.reason}" if row.status != "ok" else row.reason if row.health.valid is False else ""
 
 
+#: What the columns of a sweep's table mean.
+EXPLAINED = {
+    "model": "`vitbench list` says what is published about it",
+    "impl": "eager, sdpa, flex, compile, max-autotune: PyTorch's; fused: the kernels of vitkernels",
+    "mode": "infer: a forward pass; train: forward, backward and a step of AdamW",
+    "dtype": "amp: fp32 weights, bf16 autocast; tf32: fp32 with TF32 matrix products",
+    "layout": "of images in memory: nchw, or nhwc (channels_last)",
+    "px": "side of the square image, or height x width",
+    "batch": "images in a step",
+    "img/s": "batch / ms: images in a second at the median step",
+    "ms": "median time of a step",
+    "±": "half the 95 % interval of that median, over the median",
+    "x eager": "img/s over that of eager in the same case, timed in turns with it",
+    "x baseline": "img/s over that of the file named by --baseline",
+    "top-1": "accuracy that the baseline's file gives, in per cent",
+    "MiB": "peak memory of a step: on a GPU what torch allocated, on a CPU what its allocator held",
+    "MiB predicted": "the same, simulated without running anything; empty for compilers",
+    "J/img": "energy for an image, idle power included",
+    "mfu": "matrix products done in a second over what the machine reached at large matrices in this dtype",
+    "note": "why a case failed, or why its time does not count",
+}
+
+
+def explained(columns: Sequence[Column]) -> list[str]:
+    """A line for each column of a sweep's table."""
+    width = max(len(column.name) for column in columns)
+    return [f"{column.name:{width}}  {EXPLAINED[column.name]}" for column in columns]
+
+
 def sweep_columns(rows: Sequence[Row], baseline: Baseline | None = None) -> list[Column]:
     """What a sweep found, a row each; columns that hold nothing are left out."""
     speedup = speedups(rows)
@@ -66,16 +96,16 @@ def sweep_columns(rows: Sequence[Row], baseline: Baseline | None = None) -> list
         Column("layout", [row.layout for row in rows], "word"),
         Column("px", [row.resolution for row in rows]),
         Column("batch", [row.batch for row in rows]),
-        Column("img/s", [row.speed.img_per_s for row in rows], show=_number),
-        Column("img/s predicted", [row.speed.predicted_img_per_s for row in rows], show=_number),
-        Column("ms", [row.speed.latency_ms_p50 for row in rows], show=_number),
+        Column("img/s", [row.speed.img_per_s for row in rows], show=number),
+        Column("img/s predicted", [row.speed.predicted_img_per_s for row in rows], show=number),
+        Column("ms", [row.speed.latency_ms_p50 for row in rows], show=number),
         Column("±", [_share(half_interval(row.speed), 1) for row in rows]),
         Column("x eager", [speedup.get(row.case) for row in rows], show=_ratio),
         Column("x baseline", [_over(row, baseline) for row in rows], show=_ratio),
-        Column("top-1", [baseline.top1_of(row) if baseline else None for row in rows], show=_number),
-        Column("MiB", [row.memory.peak_mem_mib for row in rows], show=_number),
-        Column("MiB predicted", [row.memory.predicted_mem_mib for row in rows], show=_number),
-        Column("J/img", [row.energy.energy_j_per_img for row in rows], show=_number),
+        Column("top-1", [baseline.top1_of(row) if baseline else None for row in rows], show=number),
+        Column("MiB", [row.memory.peak_mem_mib for row in rows], show=number),
+        Column("MiB predicted", [row.memory.predicted_mem_mib for row in rows], show=number),
+        Column("J/img", [row.energy.energy_j_per_img for row in rows], show=number),
         Column("mfu", [_share(row.utilisation.mfu, 0) for row in rows]),
         Column("note", [_note(row) for row in rows], "note"),
     )
