@@ -90,7 +90,7 @@ def _command(
 
 @_command(BenchOptions)
 def bench(given: BenchOptions) -> int:
-    """Measure a grid of cases into a CSV, a table and curves."""
+    """Measure a grid of cases: CSV, table and curves."""
     if not given.dry_run:
         from vitbench import warm
         from vitbench.process import python_environment
@@ -103,7 +103,7 @@ def bench(given: BenchOptions) -> int:
 
 @_command(MemoryCurvesOptions)
 def memory_curves(given: MemoryCurvesOptions) -> int:
-    """Peak memory over the batch size, predicted and measured.
+    """Peak memory over the batch size, a curve a model.
 
     Written as CSV and picture.
     """
@@ -114,7 +114,7 @@ def memory_curves(given: MemoryCurvesOptions) -> int:
 
 @_command(MaxBatchOptions)
 def max_batch(given: MaxBatchOptions) -> int:
-    """The largest batch that this machine's GPU holds, measured.
+    """The largest batch that this GPU holds, measured.
 
     By bisection, in processes that may die.
     """
@@ -137,7 +137,7 @@ def memory(given: MemoryOptions) -> int:
 
 @_command(PredictOptions)
 def predict(given: PredictOptions) -> int:
-    """Images a second of any model on any card, without the card: from the kernels that the model runs.
+    """Images a second on any card, without the card.
 
     Fitted to published measurements of 1,300 models; how far off it is stands above the table. Eager inference at large
     batches. Exit code: 0, 1 where a model has no prediction, 2 bad input.
@@ -149,7 +149,10 @@ def predict(given: PredictOptions) -> int:
 
 @_command(ValidatePredictionsOptions)
 def validate_predictions(given: ValidatePredictionsOptions) -> int:
-    """How far off predictions were in the rows of a sweep on a GPU, which hold them beside what was measured."""
+    """How far off the predictions in a GPU's sweep were.
+
+    `bench` writes them beside what it measures.
+    """
     from vitbench.predict import validate
 
     return validate.run(given)

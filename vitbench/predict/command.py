@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from rich.table import Table
-
-from vitbench import cards, drawing, selection
+from vitbench import cards, columns, drawing, selection
+from vitbench.columns import Column, Kind
 from vitbench.console import console
 from vitbench.errors import InputError, nearest
 from vitbench.predict import anchors, calibration, explain, picture, plan
@@ -30,7 +29,7 @@ def run(given: PredictOptions) -> int:
     Raises: InputError on options that cannot be used.
     """
     if given.gpu.strip() == "list":
-        print(cards.listing())
+        columns.show(cards.speed_columns())
         return 0
     if given.format not in FORMATS:
         raise InputError(f"--format {given.format!r} is unknown: {nearest(given.format, FORMATS)}")
@@ -43,7 +42,7 @@ def run(given: PredictOptions) -> int:
         return _explain(given, factors)
     rows = plan.rows(given, factors, _told)
     if given.format == "table":
-        console().print(table(rows))
+        columns.show(table(rows))
         _print_notes(rows)
     else:
         sys.stdout.write(as_csv(rows) if given.format == "csv" else as_json(rows))
@@ -109,45 +108,38 @@ def _plain(value: object) -> object:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """A line for each row; what is the same for all is left out."""
+def table(rows: Sequence[Row]) -> list[Column]:
+    """A row for each model and card; what is the same for all is left out."""
     keys = ("model", "gpu", "resolution", "batch", "dtype", "layout")
     names = [key for key in keys if key in ("model", "gpu") or len({getattr(row, key) for row in rows}) > 1]
-    shown = Table(box=None, pad_edge=False)
-    for name in names:
-        shown.add_column("px" if name == "resolution" else name, no_wrap=True)
-    for name in (
-        "img/s",
-        "80 % within",
-        "ms",
-        "conv",
-        "product",
-        "attention",
-        "memory",
-        "rare",
-        "GiB",
-        "fits",
-        "top-1",
-    ):
-        shown.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        shown.add_row(*(str(getattr(row, name)) for name in names), *_cells(row))
-    return shown
-
-
-def _cells(row: Row) -> list[str]:
-    if row.img_per_s is None:
-        return ["no prediction"]
-    shares = (row.convolutions, row.products, row.attention, row.memory_bound, row.rare)
+    kinds: dict[str, Kind] = {"model": "key", "resolution": "number", "batch": "number"}
+    shares = ("convolutions", "products", "attention", "memory_bound", "rare")
     return [
-        f"{row.img_per_s:,.0f}",
-        f"{row.low:,.0f}-{row.high:,.0f}",
-        f"{row.ms:.1f}",
-        *(f"{share:.0%}" for share in shares),
-        f"{row.memory_gib:.1f}",
-        "yes" if row.fits else "no",
-        "" if row.top1 is None else f"{row.top1:.1f}",
-    ]
+        *(Column("px" if n == "resolution" else n, [getattr(row, n) for row in rows], kinds.get(n, "word"))
+          for n in names),
+        Column("img/s", [row.img_per_s for row in rows], show=_whole),
+        Column("80 % within", ["" if row.low is None else f"{row.low:,.0f}-{row.high:,.0f}" for row in rows]),
+        Column("ms", [row.ms for row in rows], show=_tenth),
+        Column("GiB", [row.memory_gib for row in rows], show=_tenth),
+        Column("fits", ["" if row.img_per_s is None else "yes" if row.fits else "no" for row in rows]),
+        Column("top-1", [row.top1 for row in rows], show=_tenth),
+        *(Column(_SHARES.get(n, n), [getattr(row, n) for row in rows], show=_percent) for n in shares),
+    ]  # fmt: skip
+
+
+_SHARES = {"convolutions": "conv", "products": "product", "memory_bound": "memory"}
+
+
+def _whole(value: float | None) -> str:
+    return "no prediction" if value is None else f"{value:,.0f}"
+
+
+def _tenth(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
 
 
 def _print_notes(rows: Sequence[Row]) -> None:
