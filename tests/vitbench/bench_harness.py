@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -28,6 +29,38 @@ def test_command(benchmark: BenchmarkFixture, arguments: list[str]) -> None:
     """Wall time of a whole process."""
     command = [sys.executable, "-m", "vitbench", *arguments]
     benchmark(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
+
+
+#: What both programs are to measure, at their own defaults otherwise.
+SMALL_CASE = ("--model", "resnet50", "--device", "cpu")
+
+
+def test_one_small_case(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    """Wall time of a whole process that measures resnet50 at 128 px and batch 4, in its own environment each time."""
+    command = [sys.executable, "-m", "vitbench", "bench", *SMALL_CASE, "--impl", "eager"]
+    command += ["--resolution", "128", "--batch", "4", "--fresh", "--out", str(tmp_path / "a.csv")]
+    benchmark.pedantic(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL), rounds=3)
+
+
+#: torchvision's own operators, which timm's imports want and which no CPU build of torch has.
+WITH_TIMM = """
+import runpy, sys, torch
+library = torch.library.Library("torchvision", "DEF")
+for name in ("nms", "qnms"):
+    library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_one_small_case_by_timm(benchmark: BenchmarkFixture) -> None:
+    """The same by timm's benchmark.py, which its package lacks: TIMM_BENCHMARK names the file of a checkout."""
+    script = os.environ.get("TIMM_BENCHMARK")
+    if not script:
+        pytest.skip("TIMM_BENCHMARK names no benchmark.py of timm")
+    command = [sys.executable, "-c", WITH_TIMM, script, *SMALL_CASE, "--img-size", "128", "--batch-size", "4"]
+    command += ["--bench", "inference", "--precision", "float32"]
+    benchmark.pedantic(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL), rounds=3)
 
 
 def test_plan_100_000_cases(benchmark: BenchmarkFixture) -> None:

@@ -306,7 +306,12 @@ def bench(given: BenchOptions) -> int:
     if summary.rows:
         _tell(summary.rows, held_against, given.explain)
         files += _export(summary.rows, out, given.export)
-        files += _draw(summary.rows, out, curves.throughput_chart)
+        if len(summary.rows) > 1:
+            files += _draw(summary.rows, out, curves.throughput_chart)
+        else:  # a single case is no curve, and drawing takes longer than a small case
+            console().print(
+                f"no curve to draw of one case; `vitbench report {out}` draws it all the same", soft_wrap=True
+            )
     return _finish(summary, out, files, len(cases))
 
 
