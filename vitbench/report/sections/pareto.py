@@ -1,0 +1,113 @@
+"""Published top-1 against what a model costs: the front is what nothing beats on both, the rest is faded.
+
+The front is found inside the picture, so that it is that of the rows which a filter leaves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from vitbench.report.figures import COLOURS, INK, Figure, Section, base, number
+from vitbench.report.reading import Results
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A column across, and whether less of it is better."""
+
+    name: str
+    kind: str
+    column: str
+    title: str
+    less: bool = True
+
+
+COSTS = (
+    Cost("params", "models", "params_m", "parameters, millions"),
+    Cost("macs", "models", "gmacs", "multiply-accumulates of an image, 10^9"),
+    Cost("throughput", "sweep", "img_per_s", "images per second", less=False),
+    Cost("latency", "sweep", "latency_ms_p50", "milliseconds, batch 1"),
+    Cost("memory", "sweep", "peak_mem_mib", "peak MiB, batch 1"),
+    Cost("energy", "sweep", "energy_j_per_img", "joules per image"),
+)
+#: Dominated points that are drawn at most.
+FADED = 400
+
+
+def section(results: Results) -> Section:
+    """A front for each cost that is known, in inference."""
+    figures, facts, missing = [], [], []
+    for cost in COSTS:
+        frame = _rows(results, cost)
+        if cost.kind == "sweep" and frame["model"].nunique() < 2:
+            missing.append(f"top-1 against {cost.title}: fewer than two models with published top-1 have it measured")
+            continue
+        figures.append(_figure(cost, frame))
+        best = front(frame, cost.column, cost.less)
+        told = ", ".join(f"{row.model} ({row.top1:g} %, {number(row.cost)})" for row in best.itertuples())
+        facts.append(f"top-1 against {cost.title}, front: {told}")
+    return Section(name="pareto", title="Accuracy against cost", figures=figures, facts=facts, missing=missing)
+
+
+def _rows(results: Results, cost: Cost) -> pd.DataFrame:
+    frame = results.ok(cost.kind)
+    frame = frame[frame["top1"].gt(0) & frame[cost.column].gt(0)]
+    if cost.kind == "models":
+        return frame[frame["exaflops"].isna()]
+    frame = frame[frame["mode"] == "infer"]
+    return frame[frame["batch"] == 1] if cost.name in ("latency", "memory") else frame
+
+
+def front(frame: pd.DataFrame, column: str, less: bool) -> pd.DataFrame:
+    """The rows that none beats on both, the cheapest first, with their `cost`."""
+    ordered = frame.assign(cost=frame[column]).sort_values(["cost", "top1"], ascending=[less, False])
+    before = ordered["top1"].cummax().shift(fill_value=0)
+    return ordered[ordered["top1"] > before]
+
+
+def _figure(cost: Cost, frame: pd.DataFrame) -> Figure:
+    import altair as alt
+
+    x = alt.X(f"{cost.column}:Q", title=cost.title, axis=alt.Axis(format="~s", tickCount=6, labelOverlap=True),
+              scale=alt.Scale(type="log", nice=False, padding=30))  # fmt: skip
+    y = alt.Y("top1:Q", title="published ImageNet top-1, %", scale=alt.Scale(zero=False, padding=12))
+    order = "ascending" if cost.less else "descending"
+    cheapest_first = [alt.SortField(cost.column, order=order), alt.SortField("top1", order="descending")]
+    rows = (
+        base()
+        .transform_window(before="max(top1)", frame=[None, -1], sort=cheapest_first)
+        .transform_calculate(front="!isValid(datum.before) || datum.top1 > datum.before")
+    )
+    best = rows.transform_filter("datum.front")
+    others = rows.transform_filter("!datum.front").transform_window(nth="row_number()").transform_filter(f"datum.nth <= {FADED}")
+    tips = ["model:N", "top1:Q", f"{cost.column}:Q", "resolution:N", "training_data:N", "source:N"]
+    if cost.kind == "sweep":
+        tips[1:1] = ["impl:N", "dtype:N", "batch:Q", "device_name:N"]
+    faded = others.mark_point(opacity=0.35, color=INK, size=40).encode(x=x, y=y, tooltip=tips)
+    line = best.mark_line(interpolate="step-after" if cost.less else "step-before", color=COLOURS[0], strokeWidth=1.5)
+    dots = best.mark_point(color=COLOURS[0], size=70).encode(x=x, y=y, tooltip=tips)
+    # A name where the next better point of the front leaves it room.
+    named = (
+        best.transform_window(
+            above="lead(top1)", frame=[None, None], sort=[alt.SortField("top1", order="ascending")]
+        )
+        .transform_joinaggregate(highest="max(top1)", lowest="min(top1)")
+        .transform_filter("!isValid(datum.above) || datum.above - datum.top1 > 0.035 * (datum.highest - datum.lowest)")
+        .mark_text(align="right" if cost.less else "left", dx=-7 if cost.less else 7, dy=-5, fontSize=10)
+        .encode(x=x, y=y, text="model:N")
+    )
+    return Figure(
+        name=f"pareto-{cost.name}",
+        title=f"Top-1 against {cost.title}",
+        caption="Blue: nothing is better on both axes. Grey: something is.",
+        kind=cost.kind,
+        chart=alt.layer(faded, line.encode(x=x, y=y), dots, named),
+        rows=list(frame.index),
+        height=380,
+    )
+
+
+__all__ = ["COSTS", "front", "section"]
