@@ -47,12 +47,11 @@ dl { display: grid; grid-template-columns: 10rem 1fr; gap: .1rem 1rem }
 """
 
 
-def bundle() -> str:
-    """The plotting libraries themselves, once for all charts of the page."""
+def libraries() -> str:
+    """The plotting libraries themselves, as the text of a script."""
     import vl_convert
 
-    libraries = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub asks for a snippet
-    return f"<script>{libraries}</script>"
+    return str(vl_convert.javascript_bundle())  # type: ignore[call-arg]  # its stub asks for a snippet
 
 
 def embed(chart: object, number: int) -> str:
@@ -72,10 +71,10 @@ def page(charts: Sequence[object], path: Path, title: str, table: str) -> None:
     drawn = "".join(embed(chart, number) for number, chart in enumerate(charts))
     parts = (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>",
-        f"<style>{STYLE}</style>{bundle()}<h1>{escape(title)}</h1>{drawn}",
+        f"<style>{STYLE}</style><script>{libraries()}</script><h1>{escape(title)}</h1>{drawn}",
         f"<div class=scroll><table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div></html>",
     )
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
 
-__all__ = ["INSTALL", "STYLE", "bundle", "embed", "page", "plotting_missing", "save"]
+__all__ = ["INSTALL", "STYLE", "embed", "libraries", "page", "plotting_missing", "save"]

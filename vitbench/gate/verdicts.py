@@ -13,7 +13,7 @@ from vitbench.columns import Column, Kind
 from vitbench.gate.compare import ORDER, SAME, Change, Comparison
 
 _STYLE = {"slower": "red", "faster": "green", "unsure": "yellow", "same": ""}
-_COLUMNS = ("verdict", "case", "metric", "base", "new", "change", "interval", "note")
+COLUMNS = ("verdict", "case", "metric", "base", "new", "change", "interval", "note")
 _RIGHT = ("base", "new", "change", "interval")
 
 
@@ -30,7 +30,8 @@ def label(case: str) -> str:
     return case.rpartition("::")[2].removeprefix("test_").removeprefix("bench_")
 
 
-def _cells(change: Change) -> tuple[str, ...]:
+def cells(change: Change) -> tuple[str, ...]:
+    """A change by COLUMNS."""
     spread = "" if change.low is None or change.high is None else f"{_share(change.low)} .. {_share(change.high)}"
     return (
         change.verdict,
@@ -56,9 +57,9 @@ def conclusion(result: Comparison) -> str:
 def table(result: Comparison) -> list[Column]:
     """Every comparison, worst first."""
     kinds: dict[str, Kind] = {"verdict": "word", "metric": "word", "case": "key", "note": "note"}
-    cells = list(zip(*map(_cells, result.changes), strict=True)) or [()] * len(_COLUMNS)
+    values = list(zip(*map(cells, result.changes), strict=True)) or [()] * len(COLUMNS)
     found = {
-        name: Column(name, values, kinds.get(name, "number")) for name, values in zip(_COLUMNS, cells, strict=True)
+        name: Column(name, of_all, kinds.get(name, "number")) for name, of_all in zip(COLUMNS, values, strict=True)
     }
     return [found[name] for name in ("verdict", "case", "metric", "change", "interval", "base", "new", "note")]
 
@@ -79,9 +80,9 @@ def markdown(result: Comparison) -> str:
 def _markdown_table(changes: list[Change]) -> list[str]:
     if not changes:
         return []
-    rule = ["---:" if name in _RIGHT else "---" for name in _COLUMNS]
-    rows = [[cell.replace("|", "\\|") for cell in _cells(change)] for change in changes]
-    return ["| " + " | ".join(row) + " |" for row in (list(_COLUMNS), rule, *rows)]
+    rule = ["---:" if name in _RIGHT else "---" for name in COLUMNS]
+    rows = [[cell.replace("|", "\\|") for cell in cells(change)] for change in changes]
+    return ["| " + " | ".join(row) + " |" for row in (list(COLUMNS), rule, *rows)]
 
 
 def as_json(result: Comparison) -> str:

@@ -47,7 +47,7 @@ class Figure:
 
     def spec(self) -> dict[str, Any]:
         """The Vega-Lite specification, without data and as wide as its place."""
-        found: dict[str, Any] = self.chart.to_dict()
+        found: dict[str, Any] = self.chart.to_dict(validate=False)  # which takes most of the time; Vega sees its faults too
         size = {} if self.height is None else {"height": self.height}
         return {**found, "width": "container", **size, "config": config()}
 
@@ -86,8 +86,8 @@ class Curves:
 
 
 def curves(frame: pd.DataFrame, names: Sequence[str], x: str) -> Curves:
-    """Groups rows into curves over `x`: a curve is named after those of the columns `names` that vary, and after its
-    file where two files have the same point."""
+    """Groups rows into curves over `x`: a curve is named by `label`, and after its file where two files have
+    the same point."""
     series = label(frame, names)
     if pd.DataFrame({"series": series, "x": frame[x]}).duplicated().any() and frame["file"].nunique() > 1:
         series = series + " " + frame["file"]
@@ -103,8 +103,8 @@ def _first(series: pd.Series) -> dict[Hashable, int]:
 
 
 def label(frame: pd.DataFrame, names: Sequence[str]) -> pd.Series:
-    """The columns that vary, in one text; the first where none does."""
-    varying = [name for name in names if frame[name].nunique() > 1] or list(names[:1])
+    """The first column and those of the others that vary, in one text."""
+    varying = [names[0], *(name for name in names[1:] if frame[name].nunique() > 1)]
     return frame[varying].astype(str).agg(" ".join, axis=1)
 
 
@@ -133,11 +133,12 @@ def base(name: str = "points") -> Any:
     return alt.Chart(alt.NamedData(name=name))
 
 
-def colour() -> Any:
-    """A curve by its colour."""
+def colour(told: bool = False) -> Any:
+    """A curve by its colour; `told` in the one layer whose marks stand in the legend."""
     import altair as alt
 
-    return alt.Color("series:N", sort=None, title=None, scale=alt.Scale(range=list(COLOURS)))
+    legend = alt.Undefined if told else None
+    return alt.Color("series:N", sort=None, title=None, scale=alt.Scale(range=list(COLOURS)), legend=legend)
 
 
 def shape() -> Any:

@@ -19,7 +19,7 @@ def section(results: Results) -> Section:
     y = alt.Y("top1:Q", title="published ImageNet top-1, %", scale=alt.Scale(zero=False, padding=12))
     tips = ["model:N", "top1:Q", alt.Tooltip("exaflops:Q", format=".4~g"), "epochs:Q", "images_m:Q", "training_data:N", "source:N"]
     line = base().mark_line(strokeWidth=1, opacity=0.6).encode(x=x, y=y, color=colour())
-    dots = base().mark_point().encode(x=x, y=y, color=colour(), shape=shape(), tooltip=tips)
+    dots = base().mark_point().encode(x=x, y=y, color=colour(told=True), shape=shape(), tooltip=tips)
     figure = Figure(
         name="compute-to-accuracy",
         title="Accuracy against the compute of pre-training",

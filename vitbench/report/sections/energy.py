@@ -22,7 +22,7 @@ def section(results: Results) -> Section:
         tips = ["model:N", "impl:N", "dtype:N", "batch:Q", "energy_j_per_img:Q", "energy_net_j_per_img:Q", "avg_power_w:Q"]
         y = upward("energy_j_per_img", "joules per image")
         gross = base().mark_line().encode(x=x, y=y, color=colour())
-        dots = base().mark_point().encode(x=x, y=y, color=colour(), shape=shape(), tooltip=tips)
+        dots = base().mark_point().encode(x=x, y=y, color=colour(told=True), shape=shape(), tooltip=tips)
         net = base().transform_filter("datum.energy_net_j_per_img > 0").mark_line(strokeDash=[4, 3])
         figures.append(
             Figure(

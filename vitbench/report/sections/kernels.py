@@ -61,7 +61,7 @@ def _roofline(frame: pd.DataFrame) -> Figure:
     roof = [{"intensity": low, "rate": low}, {"intensity": 1, "rate": 1}] if low < 1 else [{"intensity": low, "rate": 1}]
     roof.append({"intensity": max(1.0, float((shown["matrix_us"] / shown["bytes_us"]).max())), "rate": 1})
     line = base("notes").mark_line(color=INK).encode(x=x, y=y)
-    dots = rows.mark_point(size=28, opacity=0.75).encode(x=x, y=y, color=colour(), shape=shape(), tooltip=list(_TIPS))
+    dots = rows.mark_point(size=28, opacity=0.75).encode(x=x, y=y, color=colour(told=True), shape=shape(), tooltip=list(_TIPS))
     return Figure(
         name="kernels-roofline",
         title="Roofline of audited launches",
@@ -80,20 +80,20 @@ def _floors(frame: pd.DataFrame) -> Figure:
     shown = frame.sort_values("arch")
     rows = base().transform_calculate(name=_NAME)
     y = alt.Y("name:N", title=None, axis=alt.Axis(labelLimit=230, grid=True))
-    x = alt.X("floor_share:Q", title="least possible time over modelled time", scale=alt.Scale(domain=[0, 1]),
-              axis=alt.Axis(format="~%", tickCount=5))  # fmt: skip
+    x = alt.X("floor_share:Q", title="least possible time over modelled time", axis=alt.Axis(format="~%", tickCount=5))
     each = rows.mark_point(size=26, opacity=0.6).encode(
-        x=x, y=y, color=colour(), shape=shape(), tooltip=list(_TIPS), yOffset=alt.YOffset("arch:N")
+        x=x, y=y, color=colour(told=True), shape=shape(), tooltip=list(_TIPS), yOffset=alt.YOffset("arch:N")
     )
     return Figure(
         name="kernels-floor-share",
         title="How near launches come to their floor",
-        caption="A point a launch; right is better. Modelled.",
+        caption="A point a launch, modelled; at the dashed line it takes no longer than it must.",
         kind="audit",
-        chart=each,
+        chart=alt.layer(base("notes").mark_rule(strokeDash=[4, 3]).encode(x=x), each),
         rows=list(shown.index),
         series=list(shown["arch"]),
-        height=30 * _names(shown),
+        notes=[{"floor_share": 1}],
+        height=18 * _names(shown),
     )
 
 
@@ -168,7 +168,7 @@ def _published(frame: pd.DataFrame, facts: list[str]) -> Figure:
               scale=alt.Scale(type="log", nice=False, padding=12))  # fmt: skip
     y = upward("both", "modelled microseconds")
     tips = ["kernel:N", "shape:N", "card:N", "measured_us:Q", "modelled_us:Q", "bound:N", "use:N", "source:N"]
-    dots = rows.mark_point().encode(x=x, y=y, color=colour(), shape=shape(), tooltip=tips)
+    dots = rows.mark_point().encode(x=x, y=y, color=colour(told=True), shape=shape(), tooltip=tips)
     line = base("notes").mark_line(color=INK, strokeDash=[4, 3], strokeWidth=1).encode(x=x, y=y)
     return Figure(
         name="kernels-published",

@@ -68,7 +68,7 @@ def _layers(kind: str, x: object, lines_y: str, title: str, notes: list[dict[str
     point = start.transform_filter(f"datum.{dots} > 0").mark_point(size=size)
     layers.append(
         point.encode(
-            x=x, y=upward(dots, title), color=colour(), shape=shape(),
+            x=x, y=upward(dots, title), color=colour(told=True), shape=shape(),
             tooltip=[*tips, *(alt.Tooltip(f"{name}:Q", format=",.4~f") for name in dict.fromkeys((dots, lines_y)))],
         )
     )  # fmt: skip
@@ -151,7 +151,7 @@ def _largest(frame: pd.DataFrame, mode: str) -> Figure:
     x, y = steps("side", shown["side"], "resolution, px"), upward("largest_batch", "largest batch")
     rows = base().transform_calculate(side=SIDE)
     dots = rows.mark_point().encode(
-        x=x, y=y, color=colour(), shape=shape(), tooltip=["model:N", "gpu:N", "resolution:N", "dtype:N", "largest_batch:Q"]
+        x=x, y=y, color=colour(told=True), shape=shape(), tooltip=["model:N", "gpu:N", "resolution:N", "dtype:N", "largest_batch:Q"]
     )
     layers = [rows.mark_line().encode(x=x, y=y, color=colour()), dots]
     if notes:
@@ -182,7 +182,7 @@ def _published(frame: pd.DataFrame, facts: list[str]) -> Figure:
               axis=alt.Axis(format="~s", tickCount=6))  # fmt: skip
     y = upward("predicted_mib", "predicted MiB")
     dots = base().mark_point().encode(
-        x=x, y=y, color=colour(), shape=shape(),
+        x=x, y=y, color=colour(told=True), shape=shape(),
         tooltip=["model:N", "image:Q", "batch:Q", "mode:N", "precision:N", "measured_mib:Q", "predicted_mib:Q", "source:N"],
     )  # fmt: skip
     line = base("notes").mark_line(color=INK, strokeDash=[4, 3], strokeWidth=1).encode(x=x, y=y)

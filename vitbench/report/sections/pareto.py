@@ -78,7 +78,8 @@ def _figure(cost: Cost, frame: pd.DataFrame) -> Figure:
     cheapest_first = [alt.SortField(cost.column, order=order), alt.SortField("top1", order="descending")]
     rows = (
         base()
-        .transform_window(before="max(top1)", frame=[None, -1], sort=cheapest_first)
+        .transform_window(best="max(top1)", frame=[None, 0], sort=cheapest_first)
+        .transform_window(before="lag(best)", sort=cheapest_first)
         .transform_calculate(front="!isValid(datum.before) || datum.top1 > datum.before")
     )
     best = rows.transform_filter("datum.front")

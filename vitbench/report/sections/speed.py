@@ -61,7 +61,7 @@ def _layers(x: Any, y: str, title: str, over_side: bool = False) -> Any:
     line = rows.mark_line().encode(x=x, y=up, color=colour())
     whole = rows.transform_filter(f"datum.{low} > 0 && datum.{high} > 0")
     whiskers = whole.mark_rule(strokeWidth=1.5).encode(x=x, y=upward(low, title), y2=f"{high}:Q", color=colour())
-    dots = rows.mark_point().encode(x=x, y=up, color=colour(), shape=shape(), tooltip=list(_TIPS))
+    dots = rows.mark_point().encode(x=x, y=up, color=colour(told=True), shape=shape(), tooltip=list(_TIPS))
     return alt.layer(line, whiskers, dots)
 
 
