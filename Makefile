@@ -33,7 +33,8 @@ SHARED = $(call option,model,MODEL) $(call option,resolution,RES) $(call option,
   $(call option,dtype,DTYPE) $(call option,mode,MODE) $(call option,device,DEVICE) $(call option,out,OUT) $(ARGS)
 
 .PHONY: help setup bench memory-curves test test-fast test-oldest test-oldest-fast test-newest lint types bench-harness \
-  bench-compare readme clean memory-truth throughput-truth fit-predictor trace-predictor audit-truth audit audit-all audit-compile audit-accept audit-picture gate kernels-bench certify wheels
+  bench-compare report readme clean memory-truth throughput-truth fit-predictor trace-predictor audit-truth audit audit-all \
+  audit-compile audit-accept audit-picture gate kernels-bench certify wheels
 
 # Environments of the oldest and the newest supported versions, 5 GB and minutes each (constraints-*.txt).
 OLDEST := $(or $(strip $(VENV)),.venv)-oldest
@@ -62,6 +63,7 @@ help:
 	@echo 'make kernels-bench        kernels beside eager, SDPA, FlexAttention, compile, cuDNN (DEVICE= OUT= KERNEL= ARGS=)'
 	@echo 'make certify              everything that only a GPU can prove, resumable (BUDGET= STAGE= OUT= DEVICE= ARGS=)'
 	@echo 'make wheels OUT=dir       what a GPU machine without network needs for that, as wheels'
+	@echo 'make report               results/ as one page, with pictures and a summary (RESULTS= OUT=build/report AGAINST=)'
 	@echo 'make readme               the tables of README.md and kernels/README.md from the results'
 	@echo 'make setup                the virtual environment alone (VENV= PYTHON=)'
 
@@ -158,6 +160,10 @@ certify: $(GPU_READY)
 
 wheels: $(READY)
 	$(PY) -m vitbench.certify.wheels $(or $(OUT),build/wheels) $(ARGS)
+
+report: $(READY)
+	$(PY) -m vitbench report $(or $(RESULTS),$(filter-out results/verdict/%,$(wildcard results/*/*.csv))) \
+	  --out $(or $(OUT),build/report) $(call option,against,AGAINST) $(ARGS)
 
 readme: $(READY)
 	$(PY) -m vitbench.readme README.md kernels/README.md

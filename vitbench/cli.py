@@ -47,6 +47,7 @@ a CSV: a case that fails is a row too, with its reason. A sweep that was stopped
   vitbench predict --model 'timm:resnet*' --gpu 'RTX 4090' images/s on cards that are not here
   vitbench memory-curves --model vit_base_patch16_224,resnet50
   vitbench report results/gpu/cmt_s.csv                   print and draw an earlier sweep again
+  vitbench report results/*/*.csv --out report            all of them as one page, pictures and a summary
   vitbench certify --budget 540 --out DIR                 all that only a GPU can prove, pass or fail a line
 
 Exit code: 0 every case ok or unsupported, 1 some case failed, 2 input that cannot be used, 130 interrupted.
@@ -179,7 +180,10 @@ def doctor(given: DoctorOptions) -> int:
 
 @_command(ReportOptions)
 def report(given: ReportOptions) -> None:
-    """The table and the curves of an earlier sweep again."""
+    """Print and draw earlier sweeps again, as one page too.
+
+    With --out: one page of all files, its pictures and a summary.
+    """
     from vitbench.bench import command
 
     command.report(given)

@@ -28,6 +28,17 @@ def save(chart: Any, stem: Path) -> list[Path]:
     return files
 
 
+def save_specification(specification: dict[str, Any], stem: Path) -> None:
+    """Writes a Vega-Lite specification with its data as stem.png and stem.svg."""
+    import vl_convert
+
+    svg = vl_convert.vegalite_to_svg(specification)
+    stem.with_name(stem.name + ".svg").write_text(svg, encoding="utf-8")
+    path = stem.with_name(stem.name + ".png")
+    path.write_bytes(vl_convert.svg_to_png(svg, ppi=144))
+    _shrink(path)
+
+
 def _shrink(path: Path) -> None:
     """A chart has few colours: with a table of them the file is a fraction of the size."""
     from PIL import Image
@@ -77,4 +88,4 @@ def page(charts: Sequence[object], path: Path, title: str, table: str) -> None:
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
 
-__all__ = ["INSTALL", "STYLE", "embed", "libraries", "page", "plotting_missing", "save"]
+__all__ = ["INSTALL", "STYLE", "embed", "libraries", "page", "plotting_missing", "save", "save_specification"]

@@ -22,6 +22,7 @@ from vitbench.errors import InputError, nearest
 from vitbench.measure import device as devices
 from vitbench.measure import power
 from vitbench.ops.names import IMPLS
+from vitbench.report import command as pages
 from vitbench.report import curves, page, timm
 from vitbench.report.standouts import standouts
 from vitbench.report.tables import explained, sweep_columns
@@ -351,11 +352,17 @@ def memory_curves(given: MemoryCurvesOptions) -> int:
 
 
 def report(given: ReportOptions) -> None:
-    """Prints the table of a CSV and writes its exports and pictures.
+    """Prints the table of a CSV and writes its exports and pictures; with --out, the page of all files.
 
-    Raises: InputError when the file is not a vitbench CSV.
+    Raises: InputError when a file is not a vitbench CSV, or options do not go together.
     """
-    csv = given.csv
+    if given.out is not None:
+        if given.export or given.baseline:
+            raise InputError("--export and --baseline are for one sweep: leave out --out")
+        return pages.run(given.csv, given.out, given.against)
+    if len(given.csv) > 1 or given.against:
+        raise InputError("several files, or --against, make a page: say where with --out DIR")
+    csv = given.csv[0]
     held_against = _read_options(given.export, given.baseline)
     rows = journal.read(csv)
     if not rows:
@@ -366,6 +373,7 @@ def report(given: ReportOptions) -> None:
     files = _export(rows, csv, given.export) + _draw(rows, csv, draw)
     if files:
         console().print("wrote " + ", ".join(map(str, files)), soft_wrap=True)
+    return None
 
 
 def _tell(

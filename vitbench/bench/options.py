@@ -139,7 +139,13 @@ class ListOptions:
 class ReportOptions:
     """Of `vitbench report`, as typed."""
 
-    csv: Annotated[Path, Argument(help="A CSV that bench or memory-curves wrote.")]
+    csv: Annotated[list[Path], Argument(metavar="RESULTS.csv...", help="CSVs that commands of vitbench wrote.")]
+    out: Annotated[
+        Path | None, Option(metavar="DIR", help="Write a page of all files, its pictures and summary.md there.")
+    ] = None
+    against: Annotated[
+        Path | None, Option(metavar="BASE.csv", help="With --out: what changed since, as `vitbench compare` judges it.")
+    ] = None
     export: Export = ""
     baseline: Baseline = None
     explain: Explain = False

@@ -30,7 +30,7 @@ class Change:
 
 
 def since(base: Path, files: Sequence[Path]) -> list[Change]:
-    """Compares each file that shares a case with BASE; files measured otherwise are compared all the same, and it is said.
+    """Compares each file that shares a case with BASE; that it was measured otherwise is said, not refused.
 
     Raises: InputError where BASE cannot be read.
     """

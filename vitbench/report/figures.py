@@ -1,5 +1,5 @@
-"""What a picture of the report is: rows of one kind and an Altair chart over their columns, so that the page can draw it
-from its table again when rows are filtered away. Names, colours and the few words that all pictures share.
+"""What a picture of the report is: rows of one kind and an Altair chart over their columns, so that the page can draw
+it from its table again when rows are filtered away. Names, colours and the few words that all pictures share.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Figure:
 
     Attributes:
         name: of its files.
-        kind: of its rows, as in `reading.KINDS`.
+        kind: of its rows, as in `kinds.KINDS`.
         chart: over the data called `points`, a record a row, and `notes`; its fields are the kind's shown columns, and
             `series`.
         rows: the numbers of its rows.
@@ -47,7 +47,7 @@ class Figure:
 
     def spec(self) -> dict[str, Any]:
         """The Vega-Lite specification, without data and as wide as its place."""
-        found: dict[str, Any] = self.chart.to_dict(validate=False)  # which takes most of the time; Vega sees its faults too
+        found: dict[str, Any] = self.chart.to_dict(validate=False)  # Vega finds faults too, in a tenth of the time
         size = {} if self.height is None else {"height": self.height}
         return {**found, "width": "container", **size, "config": config()}
 
@@ -61,8 +61,18 @@ class Figure:
         records = [{k: v for k, v in record.items() if v == v} for record in points.to_dict("records")]
         notes = [note for note in self.notes if "series" not in note or note["series"] in kept]
         title = {"text": self.title, "anchor": "start"}
-        of_all = {"width": WIDTH, "title": title, "datasets": {"points": records, "notes": notes}, "background": "white"}
-        return {**self.spec(), **of_all}
+        of_all = {
+            "width": WIDTH,
+            "title": title,
+            "datasets": {"points": records, "notes": notes},
+            "background": "white",
+        }
+        found = {**self.spec(), **of_all}
+        for layer in found.get("layer", [found]):
+            for channel in layer["encoding"].values():
+                if isinstance(channel, dict) and channel.get("field") == "series":
+                    channel["scale"]["domain"] = kept  # as the page's script does
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +120,13 @@ def label(frame: pd.DataFrame, names: Sequence[str]) -> pd.Series:
 
 def config() -> dict[str, Any]:
     """The look of every picture: no background, so that a page's own shows."""
-    text = {"labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal", "labelColor": "#444", "titleColor": "#444"}
+    text = {
+        "labelFontSize": 11,
+        "titleFontSize": 11,
+        "titleFontWeight": "normal",
+        "labelColor": "#444",
+        "titleColor": "#444",
+    }
     return {
         "background": None,
         "font": "system-ui, sans-serif",
@@ -133,12 +149,18 @@ def base(name: str = "points") -> Any:
     return alt.Chart(alt.NamedData(name=name))
 
 
-def colour(told: bool = False) -> Any:
-    """A curve by its colour; `told` in the one layer whose marks stand in the legend."""
+def colour() -> Any:
+    """A curve by the colour of its points, which stands in the legend."""
     import altair as alt
 
-    legend = alt.Undefined if told else None
-    return alt.Color("series:N", sort=None, title=None, scale=alt.Scale(range=list(COLOURS)), legend=legend)
+    return alt.Color("series:N", sort=None, title=None, scale=alt.Scale(range=list(COLOURS)))
+
+
+def stroke() -> Any:
+    """A curve by the colour of its lines; a channel apart, since a legend joins what one layer has."""
+    import altair as alt
+
+    return alt.Stroke("series:N", sort=None, title=None, scale=alt.Scale(range=list(COLOURS)), legend=None)
 
 
 def shape() -> Any:
@@ -163,7 +185,9 @@ def upward(field_name: str, title: str, log: bool = True) -> Any:
     import altair as alt
 
     scale = alt.Scale(type="log", nice=False, padding=10) if log else alt.Scale(zero=True)
-    return alt.Y(f"{field_name}:Q", scale=scale, title=title, axis=alt.Axis(format="~s", tickCount=6, labelOverlap=True))
+    return alt.Y(
+        f"{field_name}:Q", scale=scale, title=title, axis=alt.Axis(format="~s", tickCount=6, labelOverlap=True)
+    )
 
 
 SIDE = "toNumber(split(datum.resolution, 'x')[0])"
@@ -172,6 +196,11 @@ SIDE = "toNumber(split(datum.resolution, 'x')[0])"
 def side(frame: pd.DataFrame) -> pd.Series:
     """The first side of resolutions, in pixels."""
     return pd.to_numeric(frame["resolution"].str.split("x").str[0], errors="coerce")
+
+
+def several(frame: pd.DataFrame, x: str) -> pd.DataFrame:
+    """The rows of models that have more than one value of `x`: one point is no curve."""
+    return frame[frame.groupby("model")[x].transform("nunique") > 1]
 
 
 def word(mode: str) -> str:
@@ -189,5 +218,5 @@ def number(value: float) -> str:
 
 __all__ = [
     "COLOURS", "HEIGHT", "INK", "MOST", "SHAPES", "SIDE", "Curves", "Figure", "Section", "base", "colour", "config",
-    "curves", "label", "modes", "number", "shape", "side", "steps", "upward", "word",
+    "curves", "label", "modes", "number", "several", "shape", "side", "steps", "stroke", "upward", "word",
 ]  # fmt: skip

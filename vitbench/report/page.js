@@ -76,8 +76,11 @@ async function draw(figure) {
   const legend = { ...figure.spec.config.legend, columns, labelLimit: place.clientWidth / columns - 40 };
   const axisY = narrow ? { labelLimit: 110 } : {};
   const spec = {
-    ...figure.spec, datasets: { points, notes }, config: { ...figure.spec.config, legend, axisY },
+    ...structuredClone(figure.spec), datasets: { points, notes }, config: { ...figure.spec.config, legend, axisY },
   };
+  for (const layer of spec.layer ?? [spec])
+    for (const channel of Object.values(layer.encoding))
+      if (channel.field === "series") channel.scale.domain = [...keep];
   const options = { actions: false, renderer: "svg", tooltip: { theme: dark.matches ? "dark" : "light" } };
   const { view } = await vegaEmbed(place, spec, options);
   view.addEventListener("click", (event, item) => item?.datum?.row !== undefined && go(item.datum.row));

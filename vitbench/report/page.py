@@ -1,7 +1,7 @@
 """The report as one HTML page that needs nothing else and asks the network for nothing.
 
-The page holds each row once, as columns; pictures are specifications and row numbers, drawn from those columns when they
-come into view. Scripts run only if their hash is in the page's own policy, so markup in a result file cannot.
+The page holds each row once, as columns; pictures are specifications and row numbers, drawn from those columns when
+they come into view. Scripts run only if their hash is in the page's own policy, so markup in a result file cannot.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -20,7 +21,8 @@ from vitbench import drawing
 from vitbench.report import reading
 from vitbench.report.change import Change
 from vitbench.report.figures import MOST, Figure, Section
-from vitbench.report.reading import KINDS, Kind, Results
+from vitbench.report.kinds import KINDS, Kind
+from vitbench.report.reading import Results
 from vitbench.report.sections import compute, energy, kernels, memory, pareto, speed
 from vitbench.results.row import TABLE, Row
 
@@ -50,10 +52,12 @@ def html(results: Results, parts: Sequence[Section], title: str, changes: Sequen
     scripts = [drawing.libraries(), (_HERE / "page.js").read_text(encoding="utf-8")]
     hashes = " ".join(f"'sha256-{_hash(script)}'" for script in scripts)
     policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {hashes} 'unsafe-eval'"
-    named = "".join(f'<a href="#{part.name}">{escape(part.title)}</a>' for part in [*_change_first(parts, changes), *parts])
+    named = "".join(
+        f'<a href="#{part.name}">{escape(part.title)}</a>' for part in [*_change_first(parts, changes), *parts]
+    )
     body = (
         f"<h1>{escape(title)}</h1>",
-        "<noscript><p>Pictures, filters and the table need JavaScript; summary.md beside this page does not.</noscript>",
+        "<noscript><p>This page needs JavaScript; summary.md beside it does not.</noscript>",
         f'<nav aria-label="Sections">{named}<a href="#rows">Every row</a></nav>',
         _notes(results),
         _FILTERS,
@@ -63,7 +67,8 @@ def html(results: Results, parts: Sequence[Section], title: str, changes: Sequen
     )
     return "\n".join(
         (
-            f'<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv="Content-Security-Policy" content="{policy}">',
+            "<!doctype html><html lang=en><meta charset=utf-8>",
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             '<meta name=viewport content="width=device-width, initial-scale=1"><link rel=icon href="data:,">',
             f"<title>{escape(title)}</title><style>{(_HERE / 'page.css').read_text(encoding='utf-8')}</style>",
             *body,
@@ -115,7 +120,8 @@ def _figure(figure: Figure) -> dict[str, Any]:
 
 def _section(part: Section) -> str:
     drawn = "".join(
-        f'<figure><h3>{escape(figure.title)}</h3><div class=chart id="chart-{escape(figure.name)}" tabindex=0 role=group '
+        f"<figure><h3>{escape(figure.title)}</h3>"
+        f'<div class=chart id="chart-{escape(figure.name)}" tabindex=0 role=group '
         f'aria-label="{escape(figure.title)}. Arrow keys step through its points, Enter goes to a row."></div>'
         f'<figcaption id="said-{escape(figure.name)}" aria-live=polite>{escape(figure.caption)}</figcaption></figure>'
         for figure in part.figures
@@ -124,29 +130,34 @@ def _section(part: Section) -> str:
         f'<section id="{part.name}"><h2>{escape(part.title)}</h2>'
         + (f"<div class=figures>{drawn}</div>" if drawn else "")
         + _list(part.facts, "In numbers")
-        + "".join(f"<p class=missing>{escape(text)}</p>" for text in part.missing)
+        + "".join(f"<p class=missing>{_text(text)}</p>" for text in part.missing)
         + "</section>"
     )
 
 
+def _text(text: str) -> str:
+    """Escaped, and what stands between backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
 def _list(texts: Sequence[str], title: str) -> str:
-    items = "".join(f"<li>{escape(text)}" for text in texts)
+    items = "".join(f"<li>{_text(text)}" for text in texts)
     return f"<details open><summary>{title}</summary><ul>{items}</ul></details>" if items else ""
 
 
 def _notes(results: Results) -> str:
     where = "".join(
-        f"<details><summary>{escape(name or 'Where and with what')}: {escape(values.get('device_name', 'no machine named'))}"
+        f"<details><summary>{escape(', '.join(files) or 'Where and with what')}: {escape(values['device_name'])}"
         f"</summary>{_terms(values)}</details>"
-        for name, values in results.environments.items()
+        for values, files in results.machines()
     )
-    notes = "".join(f"<li>{escape(note)}" for note in results.notes)
-    said = f"<p>What is missing from this page:<ul>{notes}</ul>" if notes else ""
-    return f"{where}{said}"
+    return where + _list(results.notes, "What is missing from this page")
 
 
 def _terms(values: Mapping[str, str]) -> str:
-    return f"<dl class=environment>{''.join(f'<dt>{escape(n)}</dt><dd>{escape(v)}</dd>' for n, v in values.items())}</dl>"
+    return (
+        f"<dl class=environment>{''.join(f'<dt>{escape(n)}</dt><dd>{escape(v)}</dd>' for n, v in values.items())}</dl>"
+    )
 
 
 def _change_first(parts: Sequence[Section], changes: Sequence[Change]) -> list[Section]:
@@ -159,12 +170,13 @@ def _change(changes: Sequence[Change]) -> list[str]:
         told.append(f"<h3>{escape(change.title)}</h3><p>{escape(change.conclusion)}</p>")
         told.append(_list(change.differences, "Not measured alike"))
         lines = "".join(
-            f"<tr><td class='text {escape(cells[0])}'>{'</td><td class=text>'.join(escape(cell) for cell in cells)}</td></tr>"
+            f"<tr class='{escape(cells[0])}'>{''.join(f'<td class=text>{escape(cell)}</td>' for cell in cells)}</tr>"
             for cells in change.lines
         )
         if lines:
             head = "".join(f"<th scope=col class=text>{escape(name)}</th>" for name in change.columns)
-            told.append(f"<div class=scroll tabindex=0><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>")
+            table = f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
+            told.append(f"<div class=scroll tabindex=0>{table}</div>")
     return [*told, "</section>"]
 
 
@@ -175,7 +187,8 @@ _FILTERS = """<form class=filters aria-label="Filter rows and pictures">
 <label>text<input id=text type=search placeholder="words of a row"></label>
 <button id=clear type=button>Clear</button></form>"""
 _ROWS = """<section id=rows><h2>Every row</h2><div class=tabs id=tabs></div>
-<div class=pager><button id=back type=button>Back</button><button id=on type=button>On</button><span id=count aria-live=polite></span></div>
-<div class=scroll id=table tabindex=0 role=region aria-label="Rows"><table><thead id=head></thead><tbody id=body></tbody></table></div></section>"""
+<div class=pager><button id=back type=button>Back</button><button id=on type=button>On</button>
+<span id=count aria-live=polite></span></div><div class=scroll id=table tabindex=0 role=region aria-label="Rows"><table>
+<thead id=head></thead><tbody id=body></tbody></table></div></section>"""
 
 __all__ = ["html", "sections", "write"]

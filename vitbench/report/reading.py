@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,84 +17,9 @@ import pandas as pd
 
 from vitbench import catalog
 from vitbench.errors import InputError
-from vitbench.memory.plan import Row as MemoryRow
+from vitbench.report.kinds import ALSO, KINDS, MADE, Kind
 from vitbench.results import lines
-from vitbench.results.row import ENVIRONMENT, HEADER
-from vitbench.results.row import TABLE as SWEEP
-
-#: Of an audited launch: NAME_us is how long it is busy.
-PIPES = ("issue", "sfu", "matrix", "lsu", "fp32", "alu", "l2", "bytes")
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of rows: columns of text and of numbers, those by which it is known, and those that pages show."""
-
-    name: str
-    title: str
-    text: tuple[str, ...]
-    numbers: tuple[str, ...]
-    known_by: frozenset[str]
-    shown: tuple[str, ...]
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return (*self.text, *self.numbers)
-
-
-def _kind(name: str, title: str, text: str, numbers: str, known_by: str, shown: str = "") -> Kind:
-    columns = (*text.split(), *numbers.split())
-    return Kind(
-        name, title, tuple(text.split()), tuple(numbers.split()), frozenset(known_by.split()),
-        tuple(shown.split()) or columns,
-    )  # fmt: skip
-
-
-_SWEEP_NUMBERS = [column.name for column in SWEEP.columns if column.kind in (int, float)]
-_SWEEP_TEXT = [name for name in HEADER if name not in _SWEEP_NUMBERS]
-_MEMORY_NUMBERS = [name for name in (f.name for f in fields(MemoryRow)) if name.endswith("_mib")]
-KINDS = {
-    kind.name: kind
-    for kind in (
-        _kind(
-            "sweep", "Measured models", " ".join(_SWEEP_TEXT), " ".join([*_SWEEP_NUMBERS, "speedup"]), "model impl batch",
-            "model impl mode dtype layout resolution batch status img_per_s latency_ms_p50 latency_ms_ci_low "
-            "latency_ms_ci_high speedup peak_mem_mib predicted_mem_mib static_mem_mib energy_j_per_img "
-            "energy_net_j_per_img avg_power_w mfu top1 params_m gmacs training_data source device_name reason",
-        ),
-        _kind(
-            "memory", "Predicted memory", "model resolution mode dtype impl optimizer gpu verdict reason",
-            " ".join([*_MEMORY_NUMBERS, "batch", "largest_batch"]), "model batch gpu peak_mib",
-            "model gpu impl mode dtype optimizer resolution batch verdict peak_mib largest_batch weights_mib "
-            "gradients_mib optimizer_mib activations_mib workspace_mib reserve_mib reason",
-        ),
-        _kind(
-            "kernels", "Timed kernels", "kernel case pass dtype impl status reason device_name torch triton commit driver",
-            "median_us ci_low_us ci_high_us graph_us floor_us floor_share speedup_over_eager rel_err rel_err_limit",
-            "kernel impl median_us",
-        ),
-        _kind(
-            "audit", "Audited kernels",
-            "kernel case pass dtype arch card bound_by matrix_instruction occupancy_limit status reason triton",
-            f"modelled_us floor_us floor_share {' '.join(f'{pipe}_us' for pipe in PIPES)} occupancy registers spill_bytes bytes_ratio",
-            "kernel arch modelled_us",
-        ),
-        _kind(
-            "published memory", "Published memory, beside predicted",
-            "model mode precision optimizer gpu source notes reason", "image batch measured_mib predicted_mib",
-            "measured_mib predicted_mib",
-        ),
-        _kind(
-            "published kernel times", "Published kernel times, beside modelled",
-            "kernel shape card source use bound bound_by fastest", "measured_us launch_us modelled_us ratio floor_us",
-            "measured_us modelled_us",
-        ),
-        _kind(
-            "models", "What is published of the models", "model family resolution training_data source",
-            "top1 coco_ap params_m gmacs images_m epochs exaflops", "no file",
-        ),
-    )
-}  # fmt: skip
+from vitbench.results.row import ENVIRONMENT
 
 
 @dataclass
@@ -108,6 +33,19 @@ class Results:
     notes: list[str] = field(default_factory=list)
     environments: dict[str, dict[str, str]] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
+
+    def machines(self) -> list[tuple[dict[str, str], list[str]]]:
+        """Each environment that names its machine, with the files that have it."""
+        found: list[tuple[dict[str, str], list[str]]] = []
+        for name, values in self.environments.items():
+            if "device_name" not in values:
+                continue
+            same = next((files for known, files in found if known == values), None)
+            if same is None:
+                found.append((values, [name]))
+            else:
+                same.append(name)
+        return found
 
     def ok(self, kind: str) -> pd.DataFrame:
         """The rows of a kind that have numbers to draw."""
@@ -168,7 +106,9 @@ def _file(path: Path, notes: list[str]) -> tuple[Kind, pd.DataFrame]:
     fitting = [kind for kind in KINDS.values() if kind.known_by <= set(header)]
     kind = max(fitting, key=lambda kind: len(kind.known_by), default=None)
     if kind is None:
-        raise InputError(f"{path} is no file of results that is known by its columns ({', '.join(header[:4]) or 'none'})")
+        raise InputError(
+            f"{path} is no file of results that is known by its columns ({', '.join(header[:4]) or 'none'})"
+        )
     body = [cells for cells in body if any(cells)]
     damaged = sum(len(cells) != len(header) for cells in body)
     if damaged:
@@ -183,11 +123,11 @@ def _file(path: Path, notes: list[str]) -> tuple[Kind, pd.DataFrame]:
 def _typed(kind: Kind, frame: pd.DataFrame, name: str, notes: list[str]) -> pd.DataFrame:
     """Every column of the kind, numbers as numbers; what is none is missing, and said."""
     if name:
-        if missing := [column for column in kind.shown if column not in frame and column not in _MADE]:
+        if missing := [column for column in kind.shown if column not in frame and column not in MADE]:
             notes.append(f"{name} lacks {_listed(missing)}: empty here")
-        if unknown := [column for column in frame if column not in (*kind.columns, *_ALSO[kind.name])]:
+        if unknown := [str(column) for column in frame if column not in (*kind.columns, *ALSO.get(kind.name, ()))]:
             notes.append(f"{name} has columns that are not known: {_listed(unknown)}; not shown")
-    typed = {}
+    typed: dict[str, pd.Series] = {}
     for column in kind.columns:
         cells = frame[column].fillna("") if column in frame else pd.Series("", frame.index, dtype=str)
         if column in kind.numbers:
@@ -201,19 +141,6 @@ def _typed(kind: Kind, frame: pd.DataFrame, name: str, notes: list[str]) -> pd.D
     return pd.DataFrame(typed)
 
 
-#: Columns that no file has, or that older files lack and that are found here.
-_MADE = ("speedup", "training_data", "source", "card")
-#: Columns that our own files have and no page shows.
-_ALSO: dict[str, tuple[str, ...]] = {name: () for name in KINDS} | {
-    "kernels": tuple("launches impls p95_us samples stop_reason device vitbench dirty threads started_at".split()),
-    "audit": tuple(
-        "num_warps num_stages shared_bytes programs narrowest_hot_load_bytes issue_slots_per_element sfu_per_element "
-        "overlapped_us modelled_low_us modelled_high_us launch_us loaded_bytes stored_bytes exact".split()
-    ),
-    "published kernel times": tuple("modelled_low_us modelled_high_us occupancy overlapped_us".split()),
-}
-
-
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     return ", ".join(names[:6]) + more
@@ -222,7 +149,12 @@ def _listed(names: Sequence[str]) -> str:
 def _environment(frame: pd.DataFrame) -> dict[str, str]:
     """What all rows of a file share, or each value of a column that varies."""
     names = [name for name in ENVIRONMENT if name in frame and name != "schema"]
-    values = {name: [f"{value:g}" if isinstance(value, float) else value for value in frame[name].unique() if not _empty(value)] for name in names}
+    values = {
+        name: [
+            f"{value:g}" if isinstance(value, float) else value for value in frame[name].unique() if not _empty(value)
+        ]
+        for name in names
+    }
     return {name: " | ".join(texts) for name, texts in values.items() if texts}
 
 
@@ -293,4 +225,4 @@ def _models() -> pd.DataFrame:
     return frame.assign(file="catalog")
 
 
-__all__ = ["KINDS", "PIPES", "RECIPES", "Kind", "Results", "of_rows", "read"]
+__all__ = ["RECIPES", "Results", "of_rows", "read"]

@@ -3,7 +3,7 @@ published."""
 
 from __future__ import annotations
 
-from vitbench.report.figures import Figure, Section, base, colour, shape
+from vitbench.report.figures import Figure, Section, base, colour, shape, stroke
 from vitbench.report.reading import Results
 
 
@@ -14,12 +14,20 @@ def section(results: Results) -> Section:
     frame = results.frames["models"]
     frame = frame[frame["exaflops"].gt(0) & frame["top1"].gt(0)]
     frame = frame.assign(series=frame["family"] + ", " + frame["training_data"].str.split(",").str[0])
-    x = alt.X("exaflops:Q", title="exaFLOPs of pre-training", axis=alt.Axis(format="~s", tickCount=6, labelOverlap=True),
+    x = alt.X("exaflops:Q", title="exaFLOPs of pre-training", axis=alt.Axis(format="~s", labelOverlap=True),
               scale=alt.Scale(type="log", nice=False, padding=20))  # fmt: skip
     y = alt.Y("top1:Q", title="published ImageNet top-1, %", scale=alt.Scale(zero=False, padding=12))
-    tips = ["model:N", "top1:Q", alt.Tooltip("exaflops:Q", format=".4~g"), "epochs:Q", "images_m:Q", "training_data:N", "source:N"]
-    line = base().mark_line(strokeWidth=1, opacity=0.6).encode(x=x, y=y, color=colour())
-    dots = base().mark_point().encode(x=x, y=y, color=colour(told=True), shape=shape(), tooltip=tips)
+    tips = [
+        "model:N",
+        "top1:Q",
+        alt.Tooltip("exaflops:Q", format=".4~g"),
+        "epochs:Q",
+        "images_m:Q",
+        "training_data:N",
+        "source:N",
+    ]
+    line = base().mark_line(strokeWidth=1, opacity=0.6).encode(x=x, y=y, stroke=stroke())
+    dots = base().mark_point().encode(x=x, y=y, color=colour(), shape=shape(), tooltip=tips)
     figure = Figure(
         name="compute-to-accuracy",
         title="Accuracy against the compute of pre-training",
@@ -31,7 +39,7 @@ def section(results: Results) -> Section:
         height=380,
     )
     missing = [
-        "Models whose recipe (images and epochs) is not in vitbench/report/recipes.csv have no point, and so have those "
+        "Models whose recipe (images and epochs) is not in vitbench/report/recipes.csv have no point, nor have those "
         "that were distilled or searched for: that compute is not counted."
     ]
     return Section(name="compute", title="Compute to accuracy", figures=[figure], missing=missing)

@@ -1,19 +1,38 @@
-"""Kernels: the roofline, where audited time goes, the share of the floor, ours beside peers, and the audit's own truth."""
+"""Kernels: roofline, share of the floor, where audited time goes, ours beside peers, modelled beside published."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pandas as pd
 
 from vitbench.report.figures import (
-    COLOURS, INK, SHAPES, Figure, Section, base, colour, label, number, shape, upward,
-)  # fmt: skip
-from vitbench.report.reading import PIPES, Results
+    COLOURS,
+    INK,
+    SHAPES,
+    Figure,
+    Section,
+    base,
+    colour,
+    label,
+    number,
+    shape,
+    upward,
+)
+from vitbench.report.kinds import PIPES
+from vitbench.report.reading import Results
 
 _TITLES = {"sfu": "special", "lsu": "load/store", "alu": "integer", "bytes": "memory", "l2": "L2"}
 _NAME = "datum.kernel + ' ' + replace(datum.pass, regexp('_[0-9]+$'), '')"
-_TIPS = ("kernel:N", "case:N", "pass:N", "dtype:N", "arch:N", "modelled_us:Q", "floor_us:Q", "floor_share:Q", "bound_by:N")
+_TIPS = (
+    "kernel:N",
+    "case:N",
+    "pass:N",
+    "dtype:N",
+    "arch:N",
+    "modelled_us:Q",
+    "floor_us:Q",
+    "floor_share:Q",
+    "bound_by:N",
+)
 
 
 def section(results: Results) -> Section:
@@ -23,7 +42,8 @@ def section(results: Results) -> Section:
     figures: list[Figure] = []
     facts: list[str] = []
     if len(audit):
-        figures += [_roofline(audit), _floors(audit)]
+        products = audit[audit["matrix_us"].gt(0) & audit["bytes_us"].gt(0)]
+        figures += [*([_roofline(products)] if len(products) else []), _floors(audit)]
         for arch, of_arch in audit.groupby("arch"):
             figures.append(_pipes(of_arch, str(arch)))
             share = (of_arch["floor_us"] / of_arch["modelled_us"]).median()
@@ -51,21 +71,26 @@ def _roofline(frame: pd.DataFrame) -> Figure:
     """Both axes are shares of the card, so that several cards fit one picture."""
     import altair as alt
 
-    shown = frame[frame["matrix_us"].gt(0) & frame["bytes_us"].gt(0)].sort_values("arch")
-    rows = base().transform_calculate(intensity="datum.matrix_us / datum.bytes_us", rate="datum.matrix_us / datum.modelled_us")
+    shown = frame.sort_values("arch")
+    rows = base().transform_calculate(
+        intensity="datum.matrix_us / datum.bytes_us", rate="datum.matrix_us / datum.modelled_us"
+    )
     x = alt.X("intensity:Q", title="arithmetic intensity, times the card's balance of products and bytes",
               scale=alt.Scale(type="log", nice=False, padding=10), axis=alt.Axis(format="~g", tickCount=6))  # fmt: skip
     y = alt.Y("rate:Q", title="modelled share of the card's matrix rate", axis=alt.Axis(format="~%", tickCount=5),
               scale=alt.Scale(type="log", nice=False, padding=10))  # fmt: skip
-    low = float((shown["matrix_us"] / shown["bytes_us"]).min())
-    roof = [{"intensity": low, "rate": low}, {"intensity": 1, "rate": 1}] if low < 1 else [{"intensity": low, "rate": 1}]
-    roof.append({"intensity": max(1.0, float((shown["matrix_us"] / shown["bytes_us"]).max())), "rate": 1})
+    intensity = shown["matrix_us"] / shown["bytes_us"]
+    roof = [
+        {"intensity": at, "rate": min(1.0, at)}
+        for at in sorted({min(1.0, float(intensity.min())), 1.0, max(1.0, float(intensity.max()))})
+    ]
     line = base("notes").mark_line(color=INK).encode(x=x, y=y)
-    dots = rows.mark_point(size=28, opacity=0.75).encode(x=x, y=y, color=colour(told=True), shape=shape(), tooltip=list(_TIPS))
+    dots = rows.mark_point(size=28, opacity=0.75).encode(x=x, y=y, color=colour(), shape=shape(), tooltip=list(_TIPS))
     return Figure(
         name="kernels-roofline",
         title="Roofline of audited launches",
-        caption="The grey roof is what memory (rising) and the matrix unit (flat) allow; rates are modelled.",
+        caption="The grey roof is what memory (rising) and the matrix unit (flat) allow; rates are modelled. Above it "
+        "are launches that are modelled to take less than their bytes at the memory's rate.",
         kind="audit",
         chart=alt.layer(line, dots),
         rows=list(shown.index),
@@ -82,7 +107,7 @@ def _floors(frame: pd.DataFrame) -> Figure:
     y = alt.Y("name:N", title=None, axis=alt.Axis(labelLimit=230, grid=True))
     x = alt.X("floor_share:Q", title="least possible time over modelled time", axis=alt.Axis(format="~%", tickCount=5))
     each = rows.mark_point(size=26, opacity=0.6).encode(
-        x=x, y=y, color=colour(told=True), shape=shape(), tooltip=list(_TIPS), yOffset=alt.YOffset("arch:N")
+        x=x, y=y, color=colour(), shape=shape(), tooltip=list(_TIPS), yOffset=alt.YOffset("arch:N")
     )
     return Figure(
         name="kernels-floor-share",
@@ -105,12 +130,19 @@ def _pipes(frame: pd.DataFrame, arch: str) -> Figure:
     import altair as alt
 
     names = {pipe: _TITLES.get(pipe, pipe) for pipe in PIPES}
-    shares = base().transform_calculate(name=_NAME, **{names[pipe]: f"datum.{pipe}_us / datum.modelled_us" for pipe in PIPES})
+    shares = base().transform_calculate(
+        name=_NAME, **{names[pipe]: f"datum.{pipe}_us / datum.modelled_us" for pipe in PIPES}
+    )
     cells = (
         shares.transform_fold(list(names.values()), as_=["pipe", "share"])
         .transform_aggregate(share="median(share)", launches="count()", groupby=["name", "pipe"])
         .encode(
-            x=alt.X("pipe:N", sort=list(names.values()), title=None, axis=alt.Axis(orient="top", labelAngle=-30, ticks=False)),
+            x=alt.X(
+                "pipe:N",
+                sort=list(names.values()),
+                title=None,
+                axis=alt.Axis(orient="top", labelAngle=-30, ticks=False),
+            ),
             y=alt.Y("name:N", title=None, axis=alt.Axis(labelLimit=230, ticks=False)),
         )
     )
@@ -168,7 +200,7 @@ def _published(frame: pd.DataFrame, facts: list[str]) -> Figure:
               scale=alt.Scale(type="log", nice=False, padding=12))  # fmt: skip
     y = upward("both", "modelled microseconds")
     tips = ["kernel:N", "shape:N", "card:N", "measured_us:Q", "modelled_us:Q", "bound:N", "use:N", "source:N"]
-    dots = rows.mark_point().encode(x=x, y=y, color=colour(told=True), shape=shape(), tooltip=tips)
+    dots = rows.mark_point().encode(x=x, y=y, color=colour(), shape=shape(), tooltip=tips)
     line = base("notes").mark_line(color=INK, strokeDash=[4, 3], strokeWidth=1).encode(x=x, y=y)
     return Figure(
         name="kernels-published",

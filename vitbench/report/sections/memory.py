@@ -1,4 +1,4 @@
-"""Peak memory over batch and resolution: predicted as lines, measured as points, where curves cross, what fits a card."""
+"""Peak memory over batch and resolution: predicted and measured, where curves cross, what fits a card."""
 
 from __future__ import annotations
 
@@ -9,8 +9,25 @@ import pandas as pd
 
 from vitbench.memory.curves import Point, crossings
 from vitbench.report.figures import (
-    INK, MOST, SIDE, Curves, Figure, Section, base, colour, curves, modes, number, shape, side, steps, upward, word,
-)  # fmt: skip
+    INK,
+    MOST,
+    SIDE,
+    Curves,
+    Figure,
+    Section,
+    base,
+    colour,
+    curves,
+    modes,
+    number,
+    several,
+    shape,
+    side,
+    steps,
+    stroke,
+    upward,
+    word,
+)
 from vitbench.report.reading import Results
 
 _WHAT = "Lines are predicted, points measured; a ring marks where two curves cross."
@@ -35,10 +52,14 @@ def section(results: Results) -> Section:
     fits = asked[asked["largest_batch"].gt(0)]
     figures += [_largest(fits[fits["mode"] == mode], mode) for mode in modes(fits)]
     published = results.frames["published memory"]
-    published = published[(published["reason"] == "") & published["measured_mib"].gt(0) & published["predicted_mib"].gt(0)]
+    published = published[
+        (published["reason"] == "") & published["measured_mib"].gt(0) & published["predicted_mib"].gt(0)
+    ]
     if len(published):
         figures.append(_published(published, facts))
-    missing = [] if figures else ["No row has peak memory, measured or predicted: `vitbench memory-curves` writes some."]
+    missing = (
+        [] if figures else ["No row has peak memory, measured or predicted: `vitbench memory-curves` writes some."]
+    )
     return Section(name="memory", title="Memory", figures=figures, facts=facts, missing=missing)
 
 
@@ -62,13 +83,13 @@ def _layers(kind: str, x: object, lines_y: str, title: str, notes: list[dict[str
     start = base().transform_calculate(side=SIDE) if shift else base()
     tips = [alt.Tooltip("model:N"), alt.Tooltip("batch:Q"), alt.Tooltip("resolution:N"), alt.Tooltip("dtype:N")]
     line = start.transform_filter(f"datum.{lines_y} > 0").mark_line()
-    layers = [line.encode(x=x, y=upward(lines_y, title), color=colour())]
+    layers = [line.encode(x=x, y=upward(lines_y, title), stroke=stroke())]
     dots = "peak_mem_mib" if kind == "sweep" else "peak_mib"
     size = 55 if kind == "sweep" else 22
     point = start.transform_filter(f"datum.{dots} > 0").mark_point(size=size)
     layers.append(
         point.encode(
-            x=x, y=upward(dots, title), color=colour(told=True), shape=shape(),
+            x=x, y=upward(dots, title), color=colour(), shape=shape(),
             tooltip=[*tips, *(alt.Tooltip(f"{name}:Q", format=",.4~f") for name in dict.fromkeys((dots, lines_y)))],
         )
     )  # fmt: skip
@@ -83,9 +104,7 @@ def _over_batch(kind: str, frame: pd.DataFrame, mode: str, facts: list[str]) -> 
     names = _SWEPT if kind == "sweep" else _ASKED
     found = curves(frame, names, "batch")
     y = "predicted_mem_mib" if kind == "sweep" else "peak_mib"
-    points = {
-        name: list(zip(group["batch"], _peak(kind, group), strict=True)) for name, group in found.by_name.items()
-    }
+    points = {name: list(zip(group["batch"], _peak(kind, group), strict=True)) for name, group in found.by_name.items()}
     notes = _crossed(points, "batch", y)
     facts += _split(points, word(mode))
     facts += [
@@ -122,7 +141,7 @@ def _over_resolution(kind: str, frame: pd.DataFrame, mode: str) -> Figure:
     """At the batch that most sizes were tried with."""
     sizes = side(frame)
     batch = frame.assign(side=sizes).groupby("batch")["side"].nunique().idxmax()
-    shown = frame[frame["batch"] == batch].assign(side=sizes)
+    shown = several(frame[frame["batch"] == batch].assign(side=sizes), "side")
     names = [name for name in (_SWEPT if kind == "sweep" else _ASKED) if name != "resolution"]
     found = curves(shown, names, "side")
     y = "predicted_mem_mib" if kind == "sweep" else "peak_mib"
@@ -151,9 +170,13 @@ def _largest(frame: pd.DataFrame, mode: str) -> Figure:
     x, y = steps("side", shown["side"], "resolution, px"), upward("largest_batch", "largest batch")
     rows = base().transform_calculate(side=SIDE)
     dots = rows.mark_point().encode(
-        x=x, y=y, color=colour(told=True), shape=shape(), tooltip=["model:N", "gpu:N", "resolution:N", "dtype:N", "largest_batch:Q"]
+        x=x,
+        y=y,
+        color=colour(),
+        shape=shape(),
+        tooltip=["model:N", "gpu:N", "resolution:N", "dtype:N", "largest_batch:Q"],
     )
-    layers = [rows.mark_line().encode(x=x, y=y, color=colour()), dots]
+    layers = [rows.mark_line().encode(x=x, y=y, stroke=stroke()), dots]
     if notes:
         at = base("notes").encode(x=x, y=y)
         layers += [
@@ -176,14 +199,20 @@ def _published(frame: pd.DataFrame, facts: list[str]) -> Figure:
     import altair as alt
 
     ratio = frame["predicted_mib"] / frame["measured_mib"]
-    facts.append(f"{len(frame)} published figures of peak memory: predicted / measured has the median {ratio.median():.3f}")
-    ends = [{"measured_mib": end, "predicted_mib": end} for end in (frame["measured_mib"].min(), frame["measured_mib"].max())]
+    facts.append(
+        f"{len(frame)} published figures of peak memory: predicted / measured has the median {ratio.median():.3f}"
+    )
+    ends = [
+        {"measured_mib": end, "predicted_mib": end}
+        for end in (frame["measured_mib"].min(), frame["measured_mib"].max())
+    ]
     x = alt.X("measured_mib:Q", scale=alt.Scale(type="log", nice=False, padding=12), title="measured MiB, as published",
               axis=alt.Axis(format="~s", tickCount=6))  # fmt: skip
     y = upward("predicted_mib", "predicted MiB")
     dots = base().mark_point().encode(
-        x=x, y=y, color=colour(told=True), shape=shape(),
-        tooltip=["model:N", "image:Q", "batch:Q", "mode:N", "precision:N", "measured_mib:Q", "predicted_mib:Q", "source:N"],
+        x=x, y=y, color=colour(), shape=shape(),
+        tooltip=["model:N", "image:Q", "batch:Q", "mode:N", "precision:N", "measured_mib:Q", "predicted_mib:Q",
+                 "source:N"],
     )  # fmt: skip
     line = base("notes").mark_line(color=INK, strokeDash=[4, 3], strokeWidth=1).encode(x=x, y=y)
     return Figure(

@@ -6,7 +6,7 @@ The front is found inside the picture, so that it is that of the rows which a fi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import pandas as pd
 
@@ -47,7 +47,10 @@ def section(results: Results) -> Section:
             continue
         figures.append(_figure(cost, frame))
         best = front(frame, cost.column, cost.less)
-        told = ", ".join(f"{row.model} ({row.top1:g} %, {number(row.cost)})" for row in best.itertuples())
+        told = ", ".join(
+            f"{model} ({top1:g} %, {number(price)})"
+            for model, top1, price in zip(best["model"], best["top1"], best["cost"], strict=True)
+        )
         facts.append(f"top-1 against {cost.title}, front: {told}")
     return Section(name="pareto", title="Accuracy against cost", figures=figures, facts=facts, missing=missing)
 
@@ -72,9 +75,9 @@ def _figure(cost: Cost, frame: pd.DataFrame) -> Figure:
     import altair as alt
 
     x = alt.X(f"{cost.column}:Q", title=cost.title, axis=alt.Axis(format="~s", tickCount=6, labelOverlap=True),
-              scale=alt.Scale(type="log", nice=False, padding=30))  # fmt: skip
+              scale=alt.Scale(type="log", nice=False, padding=60))  # fmt: skip
     y = alt.Y("top1:Q", title="published ImageNet top-1, %", scale=alt.Scale(zero=False, padding=12))
-    order = "ascending" if cost.less else "descending"
+    order: Literal["ascending", "descending"] = "ascending" if cost.less else "descending"
     cheapest_first = [alt.SortField(cost.column, order=order), alt.SortField("top1", order="descending")]
     rows = (
         base()
@@ -83,7 +86,11 @@ def _figure(cost: Cost, frame: pd.DataFrame) -> Figure:
         .transform_calculate(front="!isValid(datum.before) || datum.top1 > datum.before")
     )
     best = rows.transform_filter("datum.front")
-    others = rows.transform_filter("!datum.front").transform_window(nth="row_number()").transform_filter(f"datum.nth <= {FADED}")
+    others = (
+        rows.transform_filter("!datum.front")
+        .transform_window(nth="row_number()")
+        .transform_filter(f"datum.nth <= {FADED}")
+    )
     tips = ["model:N", "top1:Q", f"{cost.column}:Q", "resolution:N", "training_data:N", "source:N"]
     if cost.kind == "sweep":
         tips[1:1] = ["impl:N", "dtype:N", "batch:Q", "device_name:N"]
@@ -92,12 +99,10 @@ def _figure(cost: Cost, frame: pd.DataFrame) -> Figure:
     dots = best.mark_point(color=COLOURS[0], size=70).encode(x=x, y=y, tooltip=tips)
     # A name where the next better point of the front leaves it room.
     named = (
-        best.transform_window(
-            above="lead(top1)", frame=[None, None], sort=[alt.SortField("top1", order="ascending")]
-        )
+        best.transform_window(above="lead(top1)", frame=[None, None], sort=[alt.SortField("top1", order="ascending")])
         .transform_joinaggregate(highest="max(top1)", lowest="min(top1)")
-        .transform_filter("!isValid(datum.above) || datum.above - datum.top1 > 0.035 * (datum.highest - datum.lowest)")
-        .mark_text(align="right" if cost.less else "left", dx=-7 if cost.less else 7, dy=-5, fontSize=10)
+        .transform_filter("!isValid(datum.above) || datum.above - datum.top1 > 0.055 * (datum.highest - datum.lowest)")
+        .mark_text(align="right" if cost.less else "left", dx=-7 if cost.less else 7, dy=-5, fontSize=10, limit=120)
         .encode(x=x, y=y, text="model:N")
     )
     return Figure(

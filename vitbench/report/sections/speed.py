@@ -8,8 +8,24 @@ import numpy as np
 import pandas as pd
 
 from vitbench.report.figures import (
-    INK, MOST, SIDE, Figure, Section, base, colour, curves, label, modes, shape, side, steps, upward, word,
-)  # fmt: skip
+    COLOURS,
+    MOST,
+    SIDE,
+    Figure,
+    Section,
+    base,
+    colour,
+    curves,
+    label,
+    modes,
+    several,
+    shape,
+    side,
+    steps,
+    stroke,
+    upward,
+    word,
+)
 from vitbench.report.reading import Results
 
 _NAMES = ("model", "impl", "dtype", "layout", "resolution", "device_name")
@@ -45,7 +61,9 @@ def section(results: Results) -> Section:
                              f"{ratios.max():.2f} in {len(ratios)} cases")  # fmt: skip
     missing = [] if figures else ["No row is timed: `vitbench bench` writes some."]
     if figures and not any(figure.name.startswith("speedup") for figure in figures):
-        missing.append("No case was timed with eager and another implementation: `vitbench bench --impl eager,compile`.")
+        missing.append(
+            "No case was timed with eager and another implementation: `vitbench bench --impl eager,compile`."
+        )
     return Section(name="speed", title="Throughput and latency", figures=figures, facts=facts, missing=missing)
 
 
@@ -58,10 +76,10 @@ def _layers(x: Any, y: str, title: str, over_side: bool = False) -> Any:
     rows = base().transform_calculate(low=_LOW, high=_HIGH, **({"side": SIDE} if over_side else {}))
     low, high = ("low", "high") if y == "img_per_s" else ("latency_ms_ci_low", "latency_ms_ci_high")
     up = upward(y, title)
-    line = rows.mark_line().encode(x=x, y=up, color=colour())
+    line = rows.mark_line().encode(x=x, y=up, stroke=stroke())
     whole = rows.transform_filter(f"datum.{low} > 0 && datum.{high} > 0")
-    whiskers = whole.mark_rule(strokeWidth=1.5).encode(x=x, y=upward(low, title), y2=f"{high}:Q", color=colour())
-    dots = rows.mark_point().encode(x=x, y=up, color=colour(told=True), shape=shape(), tooltip=list(_TIPS))
+    whiskers = whole.mark_rule(strokeWidth=1.5).encode(x=x, y=upward(low, title), y2=f"{high}:Q", stroke=stroke())
+    dots = rows.mark_point().encode(x=x, y=up, color=colour(), shape=shape(), tooltip=list(_TIPS))
     return alt.layer(line, whiskers, dots)
 
 
@@ -76,7 +94,7 @@ def _over_resolution(frame: pd.DataFrame, mode: str, facts: list[str]) -> Figure
     """At the batch that most sizes were tried with."""
     sizes = side(frame)
     batch = frame.assign(side=sizes).groupby("batch")["side"].nunique().idxmax()
-    shown = frame[frame["batch"] == batch].assign(side=sizes)
+    shown = several(frame[frame["batch"] == batch].assign(side=sizes), "side")
     found = curves(shown, [name for name in _NAMES if name != "resolution"], "side")
     facts += _exponents(found.by_name, "side", "resolution", mode)
     return Figure(
@@ -108,7 +126,9 @@ def _ranking(frame: pd.DataFrame, mode: str) -> Figure:
     y = alt.Y("series:N", sort="-x", title=None, axis=alt.Axis(labelLimit=220))
     x = alt.X("img_per_s:Q", scale=alt.Scale(type="log", nice=False, padding=12), title="images per second")
     rows = base().transform_calculate(low=_LOW, high=_HIGH)
-    dots = rows.mark_point().encode(x=x, y=y, color=alt.Color("impl:N", title=None, scale=_palette()), tooltip=list(_TIPS))
+    dots = rows.mark_point().encode(
+        x=x, y=y, color=alt.Color("impl:N", title=None, scale=_palette()), tooltip=list(_TIPS)
+    )
     return Figure(
         name=f"throughput-ranking-{mode}",
         title=f"Images per second, {word(mode)}, batch {frame['batch'].iloc[0]:.0f}",
@@ -160,9 +180,7 @@ def _joined(frame: pd.DataFrame, names: tuple[str, ...] = _NAMES) -> str:
 def _palette() -> Any:
     import altair as alt
 
-    from vitbench.report.figures import COLOURS
-
     return alt.Scale(range=list(COLOURS))
 
 
-__all__ = ["INK", "section"]
+__all__ = ["section"]
