@@ -88,7 +88,7 @@ class Section:
 
 @dataclass
 class Curves:
-    """Rows by the curve they are of, the curve with most points first."""
+    """Rows by the curve they are of, the curve with most points first; `by_name` has those that are drawn."""
 
     rows: list[int] = field(default_factory=list)
     series: list[str] = field(default_factory=list)
@@ -104,7 +104,8 @@ def curves(frame: pd.DataFrame, names: Sequence[str], x: str) -> Curves:
     sizes = series.map(series.value_counts())
     order = pd.DataFrame({"size": -sizes, "first": series.map(_first(series))}).sort_values(["size", "first"]).index
     ordered = frame.loc[order].assign(series=series.loc[order])
-    groups = {str(name): group.sort_values(x) for name, group in ordered.groupby("series", sort=False)}
+    drawn = list(dict.fromkeys(ordered["series"]))[:MOST]
+    groups = {name: ordered[ordered["series"] == name].sort_values(x) for name in drawn}
     return Curves(list(ordered.index), list(ordered["series"]), groups)
 
 
@@ -115,7 +116,11 @@ def _first(series: pd.Series) -> dict[Hashable, int]:
 def label(frame: pd.DataFrame, names: Sequence[str]) -> pd.Series:
     """The first column and those of the others that vary, in one text."""
     varying = [names[0], *(name for name in names[1:] if frame[name].nunique() > 1)]
-    return frame[varying].astype(str).agg(" ".join, axis=1)
+    columns = [frame[name].map("{:g}".format) if frame[name].dtype == float else frame[name] for name in varying]
+    text = columns[0]
+    for column in columns[1:]:
+        text = text + " " + column
+    return text
 
 
 def config() -> dict[str, Any]:
@@ -170,6 +175,18 @@ def shape() -> Any:
     return alt.Shape("series:N", sort=None, title=None, scale=alt.Scale(range=list(SHAPES)))
 
 
+def tips(*names: str) -> list[Any]:
+    """What a pointer is told, by columns; those that end in :Q are numbers."""
+    import altair as alt
+
+    kinds: dict[str, Any] = {"Q": "quantitative", "N": "nominal"}
+    parts = [name.partition(":") for name in names]
+    return [
+        alt.Tooltip(field=name, type=kinds[kind], format=",.5~r" if kind == "Q" else alt.Undefined)
+        for name, _, kind in parts
+    ]
+
+
 def steps(field_name: str, values: pd.Series, title: str) -> Any:
     """A logarithmic axis across, with ticks at values that were run."""
     import altair as alt
@@ -218,5 +235,5 @@ def number(value: float) -> str:
 
 __all__ = [
     "COLOURS", "HEIGHT", "INK", "MOST", "SHAPES", "SIDE", "Curves", "Figure", "Section", "base", "colour", "config",
-    "curves", "label", "modes", "number", "several", "shape", "side", "steps", "stroke", "upward", "word",
+    "curves", "label", "modes", "number", "several", "shape", "side", "steps", "stroke", "tips", "upward", "word",
 ]  # fmt: skip

@@ -54,9 +54,10 @@ async function draw(figure) {
   stale.delete(figure);
   const place = $("chart-" + figure.name), keep = new Set(), points = [];
   const total = new Set();
-  figure.rows.forEach((row, n) => {
+  const { rows, series: codes, names } = page.sets[figure.set];
+  rows.forEach((row, n) => {
     if (!shown[row]) return;
-    const series = figure.names ? figure.names[figure.series[n]] : undefined;
+    const series = names ? names[codes[n]] : undefined;
     if (series !== undefined) {
       total.add(series);
       if (!keep.has(series) && keep.size === page.most) return;

@@ -44,10 +44,12 @@ def write(rows: Sequence[Row], path: Path, title: str) -> None:
 def html(results: Results, parts: Sequence[Section], title: str, changes: Sequence[Change] = ()) -> str:
     """The page's text."""
     figures = [figure for part in parts for figure in part.figures]
+    sets: dict[tuple[object, ...], dict[str, Any]] = {}
     data = {
         "most": MOST,
         "kinds": [_table(kind, frame) for name, kind in KINDS.items() if len(frame := results.frames[name])],
-        "figures": [_figure(figure) for figure in figures],
+        "figures": [_figure(figure, sets) for figure in figures],
+        "sets": list(sets.values()),
     }
     scripts = [drawing.libraries(), (_HERE / "page.js").read_text(encoding="utf-8")]
     hashes = " ".join(f"'sha256-{_hash(script)}'" for script in scripts)
@@ -109,13 +111,21 @@ def _short(value: float) -> float | int:
     return int(rounded) if rounded.is_integer() and abs(rounded) < 1e15 else rounded
 
 
-def _figure(figure: Figure) -> dict[str, Any]:
-    codes, names = pd.factorize(pd.Series(list(figure.series), dtype=object))
-    curves = {"series": codes.tolist(), "names": list(names)} if figure.series else {}
+def _figure(figure: Figure, sets: dict[tuple[object, ...], dict[str, Any]]) -> dict[str, Any]:
+    """A picture; rows and curves that several pictures have stand once, in `sets`."""
+    key = (tuple(figure.rows), tuple(figure.series))
+    if key not in sets:
+        codes, names = pd.factorize(pd.Series(list(figure.series), dtype=object))
+        sets[key] = {"rows": list(figure.rows)} | (
+            {"series": codes.tolist(), "names": list(names)} if figure.series else {}
+        )
     return {
-        "name": figure.name, "caption": figure.caption, "spec": figure.spec(), "rows": list(figure.rows),
-        "notes": [dict(note) for note in figure.notes], **curves,
-    }  # fmt: skip
+        "name": figure.name,
+        "caption": figure.caption,
+        "spec": figure.spec(),
+        "notes": list(figure.notes),
+        "set": list(sets).index(key),
+    }
 
 
 def _section(part: Section) -> str:

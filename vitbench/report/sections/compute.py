@@ -3,7 +3,7 @@ published."""
 
 from __future__ import annotations
 
-from vitbench.report.figures import Figure, Section, base, colour, shape, stroke
+from vitbench.report.figures import Figure, Section, base, colour, shape, stroke, tips
 from vitbench.report.reading import Results
 
 
@@ -17,17 +17,17 @@ def section(results: Results) -> Section:
     x = alt.X("exaflops:Q", title="exaFLOPs of pre-training", axis=alt.Axis(format="~s", labelOverlap=True),
               scale=alt.Scale(type="log", nice=False, padding=20))  # fmt: skip
     y = alt.Y("top1:Q", title="published ImageNet top-1, %", scale=alt.Scale(zero=False, padding=12))
-    tips = [
+    told = [
         "model:N",
         "top1:Q",
-        alt.Tooltip("exaflops:Q", format=".4~g"),
+        "exaflops:Q",
         "epochs:Q",
         "images_m:Q",
         "training_data:N",
         "source:N",
     ]
     line = base().mark_line(strokeWidth=1, opacity=0.6).encode(x=x, y=y, stroke=stroke())
-    dots = base().mark_point().encode(x=x, y=y, color=colour(), shape=shape(), tooltip=tips)
+    dots = base().mark_point().encode(x=x, y=y, color=colour(), shape=shape(), tooltip=tips(*told))
     figure = Figure(
         name="compute-to-accuracy",
         title="Accuracy against the compute of pre-training",

@@ -13,6 +13,7 @@ from vitbench.report.figures import (
     shape,
     steps,
     stroke,
+    tips,
     upward,
     word,
 )
@@ -32,7 +33,7 @@ def section(results: Results) -> Section:
         of_mode = frame[frame["mode"] == mode]
         found = curves(of_mode, _NAMES, "batch")
         x = steps("batch", of_mode["batch"], "batch size")
-        tips = [
+        told = [
             "model:N",
             "impl:N",
             "dtype:N",
@@ -43,7 +44,7 @@ def section(results: Results) -> Section:
         ]
         y = upward("energy_j_per_img", "joules per image")
         gross = base().mark_line().encode(x=x, y=y, stroke=stroke())
-        dots = base().mark_point().encode(x=x, y=y, color=colour(), shape=shape(), tooltip=tips)
+        dots = base().mark_point().encode(x=x, y=y, color=colour(), shape=shape(), tooltip=tips(*told))
         net = base().transform_filter("datum.energy_net_j_per_img > 0").mark_line(strokeDash=[4, 3])
         figures.append(
             Figure(

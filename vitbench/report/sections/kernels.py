@@ -15,6 +15,7 @@ from vitbench.report.figures import (
     label,
     number,
     shape,
+    tips,
     upward,
 )
 from vitbench.report.kinds import PIPES
@@ -85,7 +86,7 @@ def _roofline(frame: pd.DataFrame) -> Figure:
         for at in sorted({min(1.0, float(intensity.min())), 1.0, max(1.0, float(intensity.max()))})
     ]
     line = base("notes").mark_line(color=INK).encode(x=x, y=y)
-    dots = rows.mark_point(size=28, opacity=0.75).encode(x=x, y=y, color=colour(), shape=shape(), tooltip=list(_TIPS))
+    dots = rows.mark_point(size=28, opacity=0.75).encode(x=x, y=y, color=colour(), shape=shape(), tooltip=tips(*_TIPS))
     return Figure(
         name="kernels-roofline",
         title="Roofline of audited launches",
@@ -107,7 +108,7 @@ def _floors(frame: pd.DataFrame) -> Figure:
     y = alt.Y("name:N", title=None, axis=alt.Axis(labelLimit=230, grid=True))
     x = alt.X("floor_share:Q", title="least possible time over modelled time", axis=alt.Axis(format="~%", tickCount=5))
     each = rows.mark_point(size=26, opacity=0.6).encode(
-        x=x, y=y, color=colour(), shape=shape(), tooltip=list(_TIPS), yOffset=alt.YOffset("arch:N")
+        x=x, y=y, color=colour(), shape=shape(), tooltip=tips(*_TIPS), yOffset=alt.YOffset("arch:N")
     )
     return Figure(
         name="kernels-floor-share",
@@ -146,9 +147,9 @@ def _pipes(frame: pd.DataFrame, arch: str) -> Figure:
             y=alt.Y("name:N", title=None, axis=alt.Axis(labelLimit=230, ticks=False)),
         )
     )
-    tips = ["name:N", "pipe:N", alt.Tooltip("share:Q", format=".0%"), "launches:Q"]
+    told = ["name:N", "pipe:N", alt.Tooltip("share:Q", format=".0%"), "launches:Q"]
     heat = cells.mark_rect().encode(
-        color=alt.Color("share:Q", scale=alt.Scale(scheme="blues", domain=[0, 1]), legend=None), tooltip=tips
+        color=alt.Color("share:Q", scale=alt.Scale(scheme="blues", domain=[0, 1]), legend=None), tooltip=told
     )
     ink = alt.condition("datum.share > 0.55", alt.value("white"), alt.value("#222"))
     text = cells.mark_text(fontSize=10).encode(text=alt.Text("share:Q", format=".0%"), color=ink)
@@ -175,7 +176,8 @@ def _peers(frame: pd.DataFrame, title: str) -> Figure:
     dots = rows.mark_point().encode(
         x=x, y=y, color=alt.Color("impl:N", title=None, sort=kinds, scale=alt.Scale(range=list(COLOURS))),
         shape=alt.Shape("impl:N", title=None, sort=kinds, scale=alt.Scale(range=list(SHAPES))),
-        tooltip=["impl:N", "case:N", "dtype:N", "median_us:Q", "graph_us:Q", "floor_share:Q", "speedup_over_eager:Q"],
+        tooltip=tips("impl:N", "case:N", "dtype:N", "median_us:Q", "graph_us:Q", "floor_share:Q",
+                     "speedup_over_eager:Q"),
     )  # fmt: skip
     return Figure(
         name=f"kernels-peers-{title.replace(' ', '-').replace('+', '-')}",
@@ -199,8 +201,8 @@ def _published(frame: pd.DataFrame, facts: list[str]) -> Figure:
     x = alt.X("measured_us:Q", title="measured microseconds, as published", axis=alt.Axis(format="~s", tickCount=6),
               scale=alt.Scale(type="log", nice=False, padding=12))  # fmt: skip
     y = upward("both", "modelled microseconds")
-    tips = ["kernel:N", "shape:N", "card:N", "measured_us:Q", "modelled_us:Q", "bound:N", "use:N", "source:N"]
-    dots = rows.mark_point().encode(x=x, y=y, color=colour(), shape=shape(), tooltip=tips)
+    told = ["kernel:N", "shape:N", "card:N", "measured_us:Q", "modelled_us:Q", "bound:N", "use:N", "source:N"]
+    dots = rows.mark_point().encode(x=x, y=y, color=colour(), shape=shape(), tooltip=tips(*told))
     line = base("notes").mark_line(color=INK, strokeDash=[4, 3], strokeWidth=1).encode(x=x, y=y)
     return Figure(
         name="kernels-published",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -25,6 +26,7 @@ from vitbench.report.figures import (
     side,
     steps,
     stroke,
+    tips,
     upward,
     word,
 )
@@ -50,7 +52,7 @@ def section(results: Results) -> Section:
             if side(of_mode).nunique() > 1:
                 figures.append(_over_resolution(kind, of_mode, mode))
     fits = asked[asked["largest_batch"].gt(0)]
-    figures += [_largest(fits[fits["mode"] == mode], mode) for mode in modes(fits)]
+    figures += [_largest(fits[fits["mode"] == mode], mode, facts) for mode in modes(fits)]
     published = results.frames["published memory"]
     published = published[
         (published["reason"] == "") & published["measured_mib"].gt(0) & published["predicted_mib"].gt(0)
@@ -67,21 +69,21 @@ def _peak(kind: str, frame: pd.DataFrame) -> pd.Series:
     return frame["peak_mib"] if kind == "memory" else frame["predicted_mem_mib"].fillna(frame["peak_mem_mib"])
 
 
-def _crossed(by_name: Mapping[str, list[Point]], x: str, y: str) -> list[dict[str, object]]:
-    """A note at each crossing of the curves that are drawn."""
+def _crossed(by_name: Mapping[str, list[Point]], x: str, y: str, alike: Mapping[str, str]) -> list[dict[str, Any]]:
+    """A note at each crossing of the curves that are drawn and of which the same holds, by `alike`."""
     pairs = itertools.combinations(list(by_name.items())[:MOST], 2)
     return [
         {x: at[0], y: at[1], "series": one, "other": other, "told": f"{x} {at[0]:.0f}"}
         for (one, first), (other, second) in pairs
+        if alike.get(one) == alike.get(other)
         for at in crossings(first, second)
     ]
 
 
-def _layers(kind: str, x: object, lines_y: str, title: str, notes: list[dict[str, object]], shift: str = "") -> object:
+def _layers(kind: str, x: Any, lines_y: str, title: str, notes: list[dict[str, Any]], shift: str = "") -> Any:
     import altair as alt
 
     start = base().transform_calculate(side=SIDE) if shift else base()
-    tips = [alt.Tooltip("model:N"), alt.Tooltip("batch:Q"), alt.Tooltip("resolution:N"), alt.Tooltip("dtype:N")]
     line = start.transform_filter(f"datum.{lines_y} > 0").mark_line()
     layers = [line.encode(x=x, y=upward(lines_y, title), stroke=stroke())]
     dots = "peak_mem_mib" if kind == "sweep" else "peak_mib"
@@ -90,7 +92,7 @@ def _layers(kind: str, x: object, lines_y: str, title: str, notes: list[dict[str
     layers.append(
         point.encode(
             x=x, y=upward(dots, title), color=colour(), shape=shape(),
-            tooltip=[*tips, *(alt.Tooltip(f"{name}:Q", format=",.4~f") for name in dict.fromkeys((dots, lines_y)))],
+            tooltip=tips("model:N", "batch:Q", "resolution:N", "dtype:N", *dict.fromkeys((f"{dots}:Q", f"{lines_y}:Q"))),
         )
     )  # fmt: skip
     if notes:
@@ -105,10 +107,11 @@ def _over_batch(kind: str, frame: pd.DataFrame, mode: str, facts: list[str]) -> 
     found = curves(frame, names, "batch")
     y = "predicted_mem_mib" if kind == "sweep" else "peak_mib"
     points = {name: list(zip(group["batch"], _peak(kind, group), strict=True)) for name, group in found.by_name.items()}
-    notes = _crossed(points, "batch", y)
+    sizes = {name: str(group["resolution"].iloc[0]) for name, group in found.by_name.items()}
+    notes = _crossed(points, "batch", y, sizes)
     facts += _split(points, word(mode))
     facts += [
-        f"{note['series']} and {note['other']} cross at batch {note['batch']:.0f}, {number(note[y])} MiB ({word(mode)})"  # type: ignore[arg-type]
+        f"{note['series']} and {note['other']} cross at batch {note['batch']:.0f}, {number(note[y])} MiB ({word(mode)})"
         for note in notes
     ]
     where = "predicted" if kind == "memory" else "predicted and measured"
@@ -133,7 +136,7 @@ def _split(points: Mapping[str, list[Point]], mode: str) -> list[str]:
         if len(known) > 1:
             (x0, y0), (x1, y1) = known[0], known[-1]
             each = (y1 - y0) / (x1 - x0)
-            told.append(f"{name}, {mode}: {number(y0 - each * x0)} MiB and {number(each)} MiB for each image")
+            told.append(f"{name}, {mode}: {number(y0 - each * x0)} MiB static and {number(each)} MiB for each image")
     return told
 
 
@@ -156,7 +159,7 @@ def _over_resolution(kind: str, frame: pd.DataFrame, mode: str) -> Figure:
     )
 
 
-def _largest(frame: pd.DataFrame, mode: str) -> Figure:
+def _largest(frame: pd.DataFrame, mode: str, facts: list[str]) -> Figure:
     import altair as alt
 
     shown = frame.assign(side=side(frame)).drop_duplicates([*_ASKED, "file"])
@@ -164,7 +167,12 @@ def _largest(frame: pd.DataFrame, mode: str) -> Figure:
     points = {
         name: list(zip(group["side"], group["largest_batch"], strict=True)) for name, group in found.by_name.items()
     }
-    notes = _crossed(points, "side", "largest_batch")
+    notes = _crossed(points, "side", "largest_batch", {})
+    facts += [
+        f"{name}, {word(mode)}: the largest batch is "
+        + ", ".join(f"{largest:,.0f} at {size:.0f} px" for size, largest in curve)
+        for name, curve in list(points.items())[:MOST]
+    ]
     for note in notes:
         note["told"] = f"{note['side']:.0f} px"
     x, y = steps("side", shown["side"], "resolution, px"), upward("largest_batch", "largest batch")
@@ -174,7 +182,7 @@ def _largest(frame: pd.DataFrame, mode: str) -> Figure:
         y=y,
         color=colour(),
         shape=shape(),
-        tooltip=["model:N", "gpu:N", "resolution:N", "dtype:N", "largest_batch:Q"],
+        tooltip=tips("model:N", "gpu:N", "resolution:N", "dtype:N", "largest_batch:Q"),
     )
     layers = [rows.mark_line().encode(x=x, y=y, stroke=stroke()), dots]
     if notes:
@@ -211,8 +219,8 @@ def _published(frame: pd.DataFrame, facts: list[str]) -> Figure:
     y = upward("predicted_mib", "predicted MiB")
     dots = base().mark_point().encode(
         x=x, y=y, color=colour(), shape=shape(),
-        tooltip=["model:N", "image:Q", "batch:Q", "mode:N", "precision:N", "measured_mib:Q", "predicted_mib:Q",
-                 "source:N"],
+        tooltip=tips("model:N", "image:Q", "batch:Q", "mode:N", "precision:N", "measured_mib:Q", "predicted_mib:Q",
+                 "source:N"),
     )  # fmt: skip
     line = base("notes").mark_line(color=INK, strokeDash=[4, 3], strokeWidth=1).encode(x=x, y=y)
     return Figure(

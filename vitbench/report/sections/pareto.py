@@ -10,7 +10,7 @@ from typing import Literal
 
 import pandas as pd
 
-from vitbench.report.figures import COLOURS, INK, Figure, Section, base, number
+from vitbench.report.figures import COLOURS, INK, Figure, Section, base, number, tips
 from vitbench.report.reading import Results
 
 
@@ -91,12 +91,12 @@ def _figure(cost: Cost, frame: pd.DataFrame) -> Figure:
         .transform_window(nth="row_number()")
         .transform_filter(f"datum.nth <= {FADED}")
     )
-    tips = ["model:N", "top1:Q", f"{cost.column}:Q", "resolution:N", "training_data:N", "source:N"]
+    told = ["model:N", "top1:Q", f"{cost.column}:Q", "resolution:N", "training_data:N", "source:N"]
     if cost.kind == "sweep":
-        tips[1:1] = ["impl:N", "dtype:N", "batch:Q", "device_name:N"]
-    faded = others.mark_point(opacity=0.35, color=INK, size=40).encode(x=x, y=y, tooltip=tips)
+        told[1:1] = ["impl:N", "dtype:N", "batch:Q", "device_name:N"]
+    faded = others.mark_point(opacity=0.35, color=INK, size=40).encode(x=x, y=y, tooltip=tips(*told))
     line = best.mark_line(interpolate="step-after" if cost.less else "step-before", color=COLOURS[0], strokeWidth=1.5)
-    dots = best.mark_point(color=COLOURS[0], size=70).encode(x=x, y=y, tooltip=tips)
+    dots = best.mark_point(color=COLOURS[0], size=70).encode(x=x, y=y, tooltip=tips(*told))
     # A name where the next better point of the front leaves it room.
     named = (
         best.transform_window(above="lead(top1)", frame=[None, None], sort=[alt.SortField("top1", order="ascending")])

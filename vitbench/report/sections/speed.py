@@ -23,6 +23,7 @@ from vitbench.report.figures import (
     side,
     steps,
     stroke,
+    tips,
     upward,
     word,
 )
@@ -79,7 +80,7 @@ def _layers(x: Any, y: str, title: str, over_side: bool = False) -> Any:
     line = rows.mark_line().encode(x=x, y=up, stroke=stroke())
     whole = rows.transform_filter(f"datum.{low} > 0 && datum.{high} > 0")
     whiskers = whole.mark_rule(strokeWidth=1.5).encode(x=x, y=upward(low, title), y2=f"{high}:Q", stroke=stroke())
-    dots = rows.mark_point().encode(x=x, y=up, color=colour(), shape=shape(), tooltip=list(_TIPS))
+    dots = rows.mark_point().encode(x=x, y=up, color=colour(), shape=shape(), tooltip=tips(*_TIPS))
     return alt.layer(line, whiskers, dots)
 
 
@@ -127,7 +128,7 @@ def _ranking(frame: pd.DataFrame, mode: str) -> Figure:
     x = alt.X("img_per_s:Q", scale=alt.Scale(type="log", nice=False, padding=12), title="images per second")
     rows = base().transform_calculate(low=_LOW, high=_HIGH)
     dots = rows.mark_point().encode(
-        x=x, y=y, color=alt.Color("impl:N", title=None, scale=_palette()), tooltip=list(_TIPS)
+        x=x, y=y, color=alt.Color("impl:N", title=None, scale=_palette()), tooltip=tips(*_TIPS)
     )
     return Figure(
         name=f"throughput-ranking-{mode}",
@@ -154,7 +155,7 @@ def _against_eager(frame: pd.DataFrame, mode: str) -> Figure:
     rows = base().transform_calculate(case_name=_joined(frame, names))
     kinds = list(dict.fromkeys(shown["impl"]))
     dots = rows.mark_point(size=70).encode(
-        x=x, y=y, tooltip=[*_TIPS, "speedup:Q"],
+        x=x, y=y, tooltip=tips(*_TIPS, "speedup:Q"),
         color=alt.Color("impl:N", title=None, sort=kinds, scale=_palette()),
         shape=alt.Shape("impl:N", title=None, sort=kinds),
     )  # fmt: skip
