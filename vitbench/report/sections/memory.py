@@ -92,7 +92,8 @@ def _layers(kind: str, x: Any, lines_y: str, title: str, notes: list[dict[str, A
     layers.append(
         point.encode(
             x=x, y=upward(dots, title), color=colour(), shape=shape(),
-            tooltip=tips("model:N", "batch:Q", "resolution:N", "dtype:N", *dict.fromkeys((f"{dots}:Q", f"{lines_y}:Q"))),
+            tooltip=tips("model:N", "batch:Q", "resolution:N", "dtype:N",
+                         *dict.fromkeys((f"{dots}:Q", f"{lines_y}:Q"))),
         )
     )  # fmt: skip
     if notes:
