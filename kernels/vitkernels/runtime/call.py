@@ -72,25 +72,35 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
+_BLOCK, _PROGRAMS = 1024, 512
+
+
 @triton.jit
 def sum_parts_kernel(
     out_ptr,  # [size]
     parts_ptr,  # [parts, size] fp32
     size,
     parts,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Sum of partial results in a fixed order, so that it is the same bit for bit from run to run."""
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < size
-    total = tl.zeros([BLOCK], tl.float32)
-    for part in range(parts):
-        total += tl.load(parts_ptr + tl.cast(part, tl.int64) * size + offs, mask=mask, other=0.0)
-    tl.store(out_ptr + offs, total.to(out_ptr.dtype.element_ty), mask=mask)
+    rows = tl.arange(0, ROWS)
+    total = tl.zeros([ROWS, BLOCK], tl.float32)
+    parts_ptrs = parts_ptr + rows.to(tl.int64)[:, None] * size + offs[None, :]
+    for start in range(0, parts, ROWS):
+        total += tl.load(parts_ptrs, mask=(start + rows < parts)[:, None] & mask[None, :], other=0.0)
+        parts_ptrs += tl.cast(size, tl.int64) * ROWS
+    tl.store(out_ptr + offs, tl.sum(total, 0).to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def sum_parts_call(out: Tensor, parts: Tensor, pass_name: str) -> Call:
     """Launch of `sum_parts_kernel`: out (dense) is the sum over the first dimension of parts."""
-    size, block = out.numel(), 1024
-    args = {"out_ptr": out, "parts_ptr": parts, "size": size, "parts": parts.shape[0], "BLOCK": block}
+    size = out.numel()
+    # Of few numbers a program takes several parts at a time: one after another each would wait for memory.
+    block = min(_BLOCK, max(32, triton.next_power_of_2(cdiv(size, _PROGRAMS))))
+    args = {"out_ptr": out, "parts_ptr": parts, "size": size, "parts": parts.shape[0], "ROWS": _BLOCK // block,
+            "BLOCK": block}  # fmt: skip
     return Call(kernel=sum_parts_kernel, args=args, grid=cdiv(size, block), pass_name=pass_name)
