@@ -155,17 +155,10 @@ def base(name: str = "points") -> Any:
 
 
 def colour() -> Any:
-    """A curve by the colour of its points, which stands in the legend."""
+    """A curve by its colour. One legend tells colours and shapes, since both get the same names when drawn."""
     import altair as alt
 
     return alt.Color("series:N", sort=None, title=None, scale=alt.Scale(range=list(COLOURS)))
-
-
-def stroke() -> Any:
-    """A curve by the colour of its lines; a channel apart, since a legend joins what one layer has."""
-    import altair as alt
-
-    return alt.Stroke("series:N", sort=None, title=None, scale=alt.Scale(range=list(COLOURS)), legend=None)
 
 
 def shape() -> Any:
@@ -235,5 +228,5 @@ def number(value: float) -> str:
 
 __all__ = [
     "COLOURS", "HEIGHT", "INK", "MOST", "SHAPES", "SIDE", "Curves", "Figure", "Section", "base", "colour", "config",
-    "curves", "label", "modes", "number", "several", "shape", "side", "steps", "stroke", "tips", "upward", "word",
+    "curves", "label", "modes", "number", "several", "shape", "side", "steps", "tips", "upward", "word",
 ]  # fmt: skip

@@ -3,7 +3,7 @@ published."""
 
 from __future__ import annotations
 
-from vitbench.report.figures import Figure, Section, base, colour, shape, stroke, tips
+from vitbench.report.figures import Figure, Section, base, colour, shape, tips
 from vitbench.report.reading import Results
 
 
@@ -26,7 +26,7 @@ def section(results: Results) -> Section:
         "training_data:N",
         "source:N",
     ]
-    line = base().mark_line(strokeWidth=1, opacity=0.6).encode(x=x, y=y, stroke=stroke())
+    line = base().mark_line(strokeWidth=1, opacity=0.6).encode(x=x, y=y, color=colour())
     dots = base().mark_point().encode(x=x, y=y, color=colour(), shape=shape(), tooltip=tips(*told))
     figure = Figure(
         name="compute-to-accuracy",

@@ -12,7 +12,6 @@ from vitbench.report.figures import (
     number,
     shape,
     steps,
-    stroke,
     tips,
     upward,
     word,
@@ -43,7 +42,7 @@ def section(results: Results) -> Section:
             "avg_power_w:Q",
         ]
         y = upward("energy_j_per_img", "joules per image")
-        gross = base().mark_line().encode(x=x, y=y, stroke=stroke())
+        gross = base().mark_line().encode(x=x, y=y, color=colour())
         dots = base().mark_point().encode(x=x, y=y, color=colour(), shape=shape(), tooltip=tips(*told))
         net = base().transform_filter("datum.energy_net_j_per_img > 0").mark_line(strokeDash=[4, 3])
         figures.append(
@@ -53,7 +52,7 @@ def section(results: Results) -> Section:
                 caption="Solid is gross, dashed is net of the idle device.",
                 kind="sweep",
                 chart=alt.layer(
-                    gross, net.encode(x=x, y=upward("energy_net_j_per_img", "joules per image"), stroke=stroke()), dots
+                    gross, net.encode(x=x, y=upward("energy_net_j_per_img", "joules per image"), color=colour()), dots
                 ),
                 rows=found.rows,
                 series=found.series,

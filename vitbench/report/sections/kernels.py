@@ -174,8 +174,8 @@ def _peers(frame: pd.DataFrame, title: str) -> Figure:
     rows = base().transform_calculate(name="datum.case + ' ' + datum.dtype")
     whiskers = rows.mark_rule().encode(x=alt.X("ci_low_us:Q", title=None), x2="ci_high_us:Q", y=y)
     dots = rows.mark_point().encode(
-        x=x, y=y, color=alt.Color("impl:N", title=None, sort=kinds, scale=alt.Scale(range=list(COLOURS))),
-        shape=alt.Shape("impl:N", title=None, sort=kinds, scale=alt.Scale(range=list(SHAPES))),
+        x=x, y=y, color=alt.Color("impl:N", title=None, sort=kinds, scale=alt.Scale(domain=kinds, range=list(COLOURS))),
+        shape=alt.Shape("impl:N", title=None, sort=kinds, scale=alt.Scale(domain=kinds, range=list(SHAPES))),
         tooltip=tips("impl:N", "case:N", "dtype:N", "median_us:Q", "graph_us:Q", "floor_share:Q",
                      "speedup_over_eager:Q"),
     )  # fmt: skip

@@ -25,7 +25,6 @@ from vitbench.report.figures import (
     shape,
     side,
     steps,
-    stroke,
     tips,
     upward,
     word,
@@ -85,15 +84,14 @@ def _layers(kind: str, x: Any, lines_y: str, title: str, notes: list[dict[str, A
 
     start = base().transform_calculate(side=SIDE) if shift else base()
     line = start.transform_filter(f"datum.{lines_y} > 0").mark_line()
-    layers = [line.encode(x=x, y=upward(lines_y, title), stroke=stroke())]
+    layers = [line.encode(x=x, y=upward(lines_y, title), color=colour())]
     dots = "peak_mem_mib" if kind == "sweep" else "peak_mib"
     size = 55 if kind == "sweep" else 22
     point = start.transform_filter(f"datum.{dots} > 0").mark_point(size=size)
     layers.append(
         point.encode(
             x=x, y=upward(dots, title), color=colour(), shape=shape(),
-            tooltip=tips("model:N", "batch:Q", "resolution:N", "dtype:N",
-                         *dict.fromkeys((f"{dots}:Q", f"{lines_y}:Q"))),
+            tooltip=tips("model:N", "batch:Q", "resolution:N", "dtype:N", *sorted({f"{dots}:Q", f"{lines_y}:Q"})),
         )
     )  # fmt: skip
     if notes:
@@ -185,7 +183,7 @@ def _largest(frame: pd.DataFrame, mode: str, facts: list[str]) -> Figure:
         shape=shape(),
         tooltip=tips("model:N", "gpu:N", "resolution:N", "dtype:N", "largest_batch:Q"),
     )
-    layers = [rows.mark_line().encode(x=x, y=y, stroke=stroke()), dots]
+    layers = [rows.mark_line().encode(x=x, y=y, color=colour()), dots]
     if notes:
         at = base("notes").encode(x=x, y=y)
         layers += [

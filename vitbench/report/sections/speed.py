@@ -22,7 +22,6 @@ from vitbench.report.figures import (
     shape,
     side,
     steps,
-    stroke,
     tips,
     upward,
     word,
@@ -77,9 +76,9 @@ def _layers(x: Any, y: str, title: str, over_side: bool = False) -> Any:
     rows = base().transform_calculate(low=_LOW, high=_HIGH, **({"side": SIDE} if over_side else {}))
     low, high = ("low", "high") if y == "img_per_s" else ("latency_ms_ci_low", "latency_ms_ci_high")
     up = upward(y, title)
-    line = rows.mark_line().encode(x=x, y=up, stroke=stroke())
+    line = rows.mark_line().encode(x=x, y=up, color=colour())
     whole = rows.transform_filter(f"datum.{low} > 0 && datum.{high} > 0")
-    whiskers = whole.mark_rule(strokeWidth=1.5).encode(x=x, y=upward(low, title), y2=f"{high}:Q", stroke=stroke())
+    whiskers = whole.mark_rule(strokeWidth=1.5).encode(x=x, y=upward(low, title), y2=f"{high}:Q", color=colour())
     dots = rows.mark_point().encode(x=x, y=up, color=colour(), shape=shape(), tooltip=tips(*_TIPS))
     return alt.layer(line, whiskers, dots)
 
@@ -128,7 +127,10 @@ def _ranking(frame: pd.DataFrame, mode: str) -> Figure:
     x = alt.X("img_per_s:Q", scale=alt.Scale(type="log", nice=False, padding=12), title="images per second")
     rows = base().transform_calculate(low=_LOW, high=_HIGH)
     dots = rows.mark_point().encode(
-        x=x, y=y, color=alt.Color("impl:N", title=None, scale=_palette()), tooltip=tips(*_TIPS)
+        x=x,
+        y=y,
+        color=alt.Color("impl:N", title=None, scale=_palette(sorted(frame["impl"].unique()))),
+        tooltip=tips(*_TIPS),
     )
     return Figure(
         name=f"throughput-ranking-{mode}",
@@ -156,8 +158,8 @@ def _against_eager(frame: pd.DataFrame, mode: str) -> Figure:
     kinds = list(dict.fromkeys(shown["impl"]))
     dots = rows.mark_point(size=70).encode(
         x=x, y=y, tooltip=tips(*_TIPS, "speedup:Q"),
-        color=alt.Color("impl:N", title=None, sort=kinds, scale=_palette()),
-        shape=alt.Shape("impl:N", title=None, sort=kinds),
+        color=alt.Color("impl:N", title=None, sort=kinds, scale=_palette(kinds)),
+        shape=alt.Shape("impl:N", title=None, sort=kinds, scale=alt.Scale(domain=kinds)),
     )  # fmt: skip
     one = base("notes").mark_rule(strokeDash=[4, 3]).encode(x=x)
     return Figure(
@@ -178,7 +180,7 @@ def _joined(frame: pd.DataFrame, names: tuple[str, ...] = _NAMES) -> str:
     return " + ' ' + ".join(f"datum.{name}" for name in varying)
 
 
-def _palette() -> Any:
+def _palette(impls: list[str]) -> Any:
     import altair as alt
 
     return alt.Scale(range=list(COLOURS))
