@@ -180,7 +180,7 @@ def doctor(given: DoctorOptions) -> int:
 
 @_command(ReportOptions)
 def report(given: ReportOptions) -> None:
-    """Print and draw earlier sweeps again, as one page too.
+    """Print and draw earlier sweeps again, or as a page.
 
     With --out: one page of all files, its pictures and a summary.
     """

@@ -41,7 +41,7 @@ def test_a_pass_is_the_sum_of_its_launches(tmp_path: Path) -> None:
 def test_summary_ranks_and_names_the_farthest_off_first(tmp_path: Path) -> None:
     found = pairs(ROWS, csv(tmp_path / "m.csv", "a,fwd,bf16,10", "b,fwd,bf16,40", "c,fwd,bf16,50"))
     lines = summary(found).splitlines()
-    assert lines[1].split() == ["conv/b/fwd/bf16", "40.00", "20.00", "0.50"]
+    assert lines[1].split() == ["40.00", "20.00", "0.50", "conv/b/fwd/bf16"]
     assert lines[-1] == "3 launches: rank correlation 1.000, median modelled / measured 0.800"
     turned = pairs(ROWS, csv(tmp_path / "t.csv", "a,fwd,bf16,50", "b,fwd,bf16,40", "c,fwd,bf16,10"))
     assert rank_correlation(turned) == pytest.approx(-1.0)

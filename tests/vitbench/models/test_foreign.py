@@ -120,17 +120,18 @@ def test_what_fuse_cannot_serve_is_unsupported_and_untimed(timm: Any) -> None:
 def test_a_dry_run_says_what_is_unsupported(timm: Any, capsys: pytest.CaptureFixture[str]) -> None:
     asked = (("timm:resnet18", "eager"), ("timm:resnet18", "sdpa"), ("timm:resnet18", "fused"), ("resnet18", "fused"))
     command.print_plan([Case(name, impl, "infer", "fp32", "nchw", (32, 32), 1, "cpu") for name, impl in asked])
-    _, eager, sdpa, fused, own, _ = capsys.readouterr().out.splitlines()
+    _, eager, sdpa, fused, own, about, _ = capsys.readouterr().out.splitlines()
     assert "unsupported" not in eager
     assert sdpa.endswith("unsupported: timm chooses its own attention; its models have " + ", ".join(foreign.IMPLS))
     assert "unsupported: vitkernels.fuse finds no module in it that a kernel computes" in fused
     assert "  unsupported: it " in own
+    assert about.startswith("about 0m")
 
 
 def test_a_dry_run_goes_on_after_what_cannot_be_predicted(timm: Any, capsys: pytest.CaptureFixture[str]) -> None:
     asked = (("torchvision:vit_b_32", (32, 64)), ("timm:coat_tiny", (80, 80)), ("timm:resnet10t", (32, 32)))
     code = command.print_plan([Case(name, "eager", "infer", "fp32", "nchw", px, 1, "cpu") for name, px in asked])
-    _, torchvision, coat, resnet, last = capsys.readouterr().out.splitlines()
+    _, torchvision, coat, resnet, _, last = capsys.readouterr().out.splitlines()
     assert torchvision.split(maxsplit=1)[1] == "error: ValueError: the model takes square images"
     assert coat.startswith("timm:coat_tiny/eager/infer/fp32/nchw/80/b1/cpu ")
     assert coat.split(maxsplit=1)[1].startswith("error: RuntimeError: ")
