@@ -64,7 +64,7 @@ help:
 	@echo 'make certify              everything that only a GPU can prove, resumable (BUDGET= STAGE= OUT= DEVICE= ARGS=)'
 	@echo 'make wheels OUT=dir       what a GPU machine without network needs for that, as wheels'
 	@echo 'make report               results/ as one page, with pictures and a summary (RESULTS= OUT=build/report AGAINST=)'
-	@echo 'make readme               the tables of README.md and kernels/README.md from the results'
+	@echo 'make readme               the tables and pictures of README.md and kernels/README.md from the results'
 	@echo 'make setup                the virtual environment alone (VENV= PYTHON=)'
 
 setup: $(READY)
@@ -165,8 +165,11 @@ report: $(READY)
 	$(PY) -m vitbench report $(or $(RESULTS),$(filter-out results/verdict/%,$(wildcard results/*/*.csv))) \
 	  --out $(or $(OUT),build/report) $(call option,against,AGAINST) $(ARGS)
 
-readme: $(READY)
+# README's tables, and the pictures of the report that it shows.
+PICTURES := memory-over-batch-train pareto-macs
+readme: report
 	$(PY) -m vitbench.readme README.md kernels/README.md
+	cp $(PICTURES:%=$(or $(OUT),build/report)/%.png) results/report/
 
 clean:
 	rm -rf .venv .venv-oldest .venv-newest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

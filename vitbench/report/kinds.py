@@ -69,17 +69,17 @@ KINDS = {
             "kernel arch modelled_us",
         ),
         _kind(
-            "published memory", "Published memory, beside predicted",
+            "published memory", "Published memory",
             "model mode precision optimizer gpu source notes reason", "image batch measured_mib predicted_mib",
             "measured_mib predicted_mib",
         ),
         _kind(
-            "published kernel times", "Published kernel times, beside modelled",
+            "published kernel times", "Published kernel times",
             "kernel shape card source use bound bound_by fastest", "measured_us launch_us modelled_us ratio floor_us",
             "measured_us modelled_us",
         ),
         _kind(
-            "models", "What is published of the models", "model family resolution training_data source",
+            "models", "Published models", "model family resolution training_data source",
             "top1 coco_ap params_m gmacs images_m epochs exaflops", "no file",
         ),
     )

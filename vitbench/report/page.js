@@ -80,8 +80,10 @@ async function draw(figure) {
     ...structuredClone(figure.spec), datasets: { points, notes }, config: { ...figure.spec.config, legend, axisY },
   };
   for (const layer of spec.layer ?? [spec])
-    for (const channel of Object.values(layer.encoding))
+    for (const channel of Object.values(layer.encoding)) {
       if (channel.field === "series") channel.scale.domain = [...keep];
+      else if (narrow && channel.axis?.labelLimit) channel.axis.labelLimit = 130;
+    }
   const options = { actions: false, renderer: "svg", tooltip: { theme: dark.matches ? "dark" : "light" } };
   const { view } = await vegaEmbed(place, spec, options);
   view.addEventListener("click", (event, item) => item?.datum?.row !== undefined && go(item.datum.row));
@@ -157,7 +159,8 @@ function fill() {
     line.className = (status && status !== "ok" ? "bad" : "") + (row === here ? " here" : "");
     for (const c of columns) {
       const value = c.values[at];
-      line.append(make("td", value ?? "", { class: c.texts ? (String(value).length > 40 ? "long" : "text") : "" }));
+      const long = c.texts && value.length > 40;
+      line.append(make("td", value ?? "", { class: c.texts ? (long ? "long" : "text") : "", ...(long && { title: value }) }));
     }
     return line;
   });

@@ -142,7 +142,7 @@ def _pipes(frame: pd.DataFrame, arch: str) -> Figure:
                 "pipe:N",
                 sort=list(names.values()),
                 title=None,
-                axis=alt.Axis(orient="top", labelAngle=-30, ticks=False),
+                axis=alt.Axis(orient="top", labelAngle=-90, ticks=False),
             ),
             y=alt.Y("name:N", title=None, axis=alt.Axis(labelLimit=230, ticks=False)),
         )
@@ -152,11 +152,15 @@ def _pipes(frame: pd.DataFrame, arch: str) -> Figure:
         color=alt.Color("share:Q", scale=alt.Scale(scheme="blues", domain=[0, 1]), legend=None), tooltip=told
     )
     ink = alt.condition("datum.share > 0.55", alt.value("white"), alt.value("#222"))
-    text = cells.mark_text(fontSize=10).encode(text=alt.Text("share:Q", format=".0%"), color=ink)
+    text = (
+        cells.transform_calculate(percent="round(100 * datum.share)")
+        .mark_text(fontSize=10)
+        .encode(text="percent:Q", color=ink)
+    )
     return Figure(
         name=f"kernels-pipes-{arch}",
         title=f"Busy share of each pipe, {arch}, {', '.join(sorted(set(frame['card']) - {''})) or 'unknown card'}",
-        caption="Of the modelled time; the median over the launches of a pass. What no pipe fills is waiting.",
+        caption="Percent of the modelled time; the median over the launches of a pass. What no pipe fills is waiting.",
         kind="audit",
         chart=alt.layer(heat, text),
         rows=list(frame.index),

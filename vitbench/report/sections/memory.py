@@ -68,6 +68,10 @@ def _peak(kind: str, frame: pd.DataFrame) -> pd.Series:
     return frame["peak_mib"] if kind == "memory" else frame["predicted_mem_mib"].fillna(frame["peak_mem_mib"])
 
 
+def _cards(kind: str, frame: pd.DataFrame) -> str:
+    return ", " + ", ".join(frame["gpu"].unique()) if kind == "memory" else ""
+
+
 def _crossed(by_name: Mapping[str, list[Point]], x: str, y: str, alike: Mapping[str, str]) -> list[dict[str, Any]]:
     """A note at each crossing of the curves that are drawn and of which the same holds, by `alike`."""
     pairs = itertools.combinations(list(by_name.items())[:MOST], 2)
@@ -114,10 +118,9 @@ def _over_batch(kind: str, frame: pd.DataFrame, mode: str, facts: list[str]) -> 
         for note in notes
     ]
     where = "predicted" if kind == "memory" else "predicted and measured"
-    cards = f", {', '.join(frame['gpu'].unique())}" if kind == "memory" else ""
     return Figure(
         name=f"memory-{'card-' if kind == 'memory' else ''}over-batch-{mode}",
-        title=f"Peak memory over the batch, {word(mode)}{cards} ({where})",
+        title=f"Peak memory over the batch, {word(mode)}{_cards(kind, frame)} ({where})",
         caption=_WHAT if kind == "sweep" else "Predicted; a ring marks where two curves cross.",
         kind=kind,
         chart=_layers(kind, steps("batch", frame["batch"], "batch size"), y, "peak MiB", notes),
@@ -149,7 +152,7 @@ def _over_resolution(kind: str, frame: pd.DataFrame, mode: str) -> Figure:
     y = "predicted_mem_mib" if kind == "sweep" else "peak_mib"
     return Figure(
         name=f"memory-{'card-' if kind == 'memory' else ''}over-resolution-{mode}",
-        title=f"Peak memory over the resolution, {word(mode)}, batch {batch:.0f}",
+        title=f"Peak memory over the resolution, {word(mode)}, batch {batch:.0f}{_cards(kind, frame)}",
         caption=_WHAT if kind == "sweep" else "Predicted.",
         kind=kind,
         chart=_layers(kind, steps("side", sizes, "resolution, px"), y, "peak MiB", [], "side"),

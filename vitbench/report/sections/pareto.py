@@ -74,8 +74,8 @@ def front(frame: pd.DataFrame, column: str, less: bool) -> pd.DataFrame:
 def _figure(cost: Cost, frame: pd.DataFrame) -> Figure:
     import altair as alt
 
-    x = alt.X(f"{cost.column}:Q", title=cost.title, axis=alt.Axis(format="~s", tickCount=6, labelOverlap=True),
-              scale=alt.Scale(type="log", nice=False, padding=60))  # fmt: skip
+    x = alt.X(f"{cost.column}:Q", title=cost.title, axis=alt.Axis(format=",.3~r", tickCount=6, labelOverlap=True),
+              scale=alt.Scale(type="log", nice=False, padding=75))  # fmt: skip
     y = alt.Y("top1:Q", title="published ImageNet top-1, %", scale=alt.Scale(zero=False, padding=12))
     order: Literal["ascending", "descending"] = "ascending" if cost.less else "descending"
     cheapest_first = [alt.SortField(cost.column, order=order), alt.SortField("top1", order="descending")]
@@ -97,12 +97,15 @@ def _figure(cost: Cost, frame: pd.DataFrame) -> Figure:
     faded = others.mark_point(opacity=0.35, color=INK, size=40).encode(x=x, y=y, tooltip=tips(*told))
     line = best.mark_line(interpolate="step-after" if cost.less else "step-before", color=COLOURS[0], strokeWidth=1.5)
     dots = best.mark_point(color=COLOURS[0], size=70).encode(x=x, y=y, tooltip=tips(*told))
-    # A name where the next better point of the front leaves it room.
+    # A name where its neighbours on the front leave it room.
     named = (
         best.transform_window(above="lead(top1)", frame=[None, None], sort=[alt.SortField("top1", order="ascending")])
+        .transform_window(below="lag(top1)", sort=[alt.SortField("top1", order="ascending")])
         .transform_joinaggregate(highest="max(top1)", lowest="min(top1)")
-        .transform_filter("!isValid(datum.above) || datum.above - datum.top1 > 0.055 * (datum.highest - datum.lowest)")
-        .mark_text(align="right" if cost.less else "left", dx=-7 if cost.less else 7, dy=-5, fontSize=10, limit=120)
+        .transform_calculate(room="0.05 * (datum.highest - datum.lowest)")
+        .transform_filter("!isValid(datum.above) || datum.above - datum.top1 > datum.room")
+        .transform_filter("!isValid(datum.above) || !isValid(datum.below) || datum.top1 - datum.below > datum.room")
+        .mark_text(align="right" if cost.less else "left", dx=-7 if cost.less else 7, dy=-5, fontSize=10, limit=115)
         .encode(x=x, y=y, text="model:N")
     )
     return Figure(
