@@ -79,6 +79,15 @@ KINDS = {
             "measured_us modelled_us",
         ),
         _kind(
+            "predicted", "Predicted throughput",
+            "model family gpu resolution dtype layout fits top1_source note reason",
+            "batch img_per_s low high ms memory_gib params_m gmacs top1", "model gpu img_per_s low high",
+        ),
+        _kind(
+            "published throughput", "Published throughput", "model family gpu resolution layout held_out",
+            "batch measured_img_per_s predicted_img_per_s rare", "measured_img_per_s predicted_img_per_s",
+        ),
+        _kind(
             "models", "Published models", "model family resolution training_data source",
             "top1 coco_ap params_m gmacs images_m epochs exaflops", "no file",
         ),
@@ -92,6 +101,7 @@ _ALSO = {
     "kernels": "launches impls p95_us samples stop_reason device vitbench dirty threads started_at",
     "audit": "num_warps num_stages shared_bytes programs narrowest_hot_load_bytes issue_slots_per_element "
     "sfu_per_element overlapped_us modelled_low_us modelled_high_us launch_us loaded_bytes stored_bytes exact",
+    "predicted": "convolutions products attention memory_bound rare",
     "published kernel times": "modelled_low_us modelled_high_us occupancy overlapped_us",
 }
 ALSO = {name: frozenset(columns.split()) for name, columns in _ALSO.items()}

@@ -82,7 +82,7 @@ async function draw(figure) {
   for (const layer of spec.layer ?? [spec])
     for (const channel of Object.values(layer.encoding)) {
       if (channel.field === "series") channel.scale.domain = [...keep];
-      else if (narrow && channel.axis?.labelLimit) channel.axis.labelLimit = 130;
+      else if (narrow && channel.axis?.labelLimit) channel.axis.labelLimit = 165;
     }
   const options = { actions: false, renderer: "svg", tooltip: { theme: dark.matches ? "dark" : "light" } };
   const { view } = await vegaEmbed(place, spec, options);

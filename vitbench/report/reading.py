@@ -98,7 +98,7 @@ def _short(paths: Sequence[Path]) -> dict[Path, str]:
 def _file(path: Path, notes: list[str]) -> tuple[Kind, pd.DataFrame]:
     try:
         whole = lines.complete(path)
-        if path.stat().st_size != len(whole.encode()) and not path.read_bytes().startswith(b"\xef\xbb\xbf"):
+        if path.read_bytes()[-1:] not in (b"", b"\n"):
             notes.append(f"{path}: the last line is cut short; left out")
         header, *body = csv.reader(io.StringIO(whole)) if whole.strip() else [[]]
     except csv.Error as error:

@@ -82,7 +82,8 @@ def test_our_own_files_lose_nothing() -> None:
     results = reading.read(files)
     assert results.notes == []
     assert {name for name in KINDS if len(results.frames[name])} >= {
-        *("sweep", "memory", "audit", "published memory", "published kernel times", "models"),
+        *("sweep", "memory", "audit", "published memory", "published kernel times", "published throughput"),
+        *("predicted", "models"),
     }
 
 

@@ -151,6 +151,28 @@ def test_kernels_beside_peers(tmp_path: Path) -> None:
     assert scene.words("role-legend-label") == ["eager", "fused", "sdpa"]
 
 
+def test_predicted_throughput_has_a_front_for_each_card(tmp_path: Path) -> None:
+    header = ["model", "family", "gpu", "resolution", "batch", "dtype", "layout", "img_per_s", "low", "high", "top1"]
+    rows = [
+        dict(zip(header, (model, "x", gpu, 224, 256, "amp", "nchw", speed, speed - 9, speed + 9, top1), strict=True))
+        for gpu in ("RTX 4090", "L4")
+        for model, speed, top1 in (("a", 900, 70), ("b", 500, 80), ("c", 400, 75))
+    ]
+    published = [{"gpu": "L4", "model": "a", "measured_img_per_s": 900, "predicted_img_per_s": 990}]
+    files = [
+        problems.write(tmp_path / "predictions.csv", rows, header),
+        problems.write(tmp_path / "truth.csv", published, list(published[0])),
+    ]
+    results = reading.read(files)
+    parts = {part.name: part for part in page.sections(results)}
+    fronts = {f.name: f for f in parts["pareto"].figures if f.kind == "predicted"}
+    assert set(fronts) == {"pareto-predicted-throughput-l4", "pareto-predicted-throughput-rtx-4090"}
+    scene = Scene(fronts["pareto-predicted-throughput-l4"], results)
+    assert scene.words("mark-text role-mark") == ["a", "b"], "c is beaten by b"
+    assert "1 published throughputs: predicted / measured has the median 1.100" in parts["speed"].facts
+    assert Scene(parts["speed"].figures[0], results).marks("symbol") == 1
+
+
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     failed = problems.row(status="oom", reason="CUDA out of memory")
     parts = page.sections(reading.read([problems.write(tmp_path / "a.csv", [failed])]))

@@ -5,6 +5,7 @@ The front is found inside the picture, so that it is that of the rows which a fi
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +30,7 @@ COSTS = (
     Cost("params", "models", "params_m", "parameters, millions"),
     Cost("macs", "models", "gmacs", "multiply-accumulates of an image, 10^9"),
     Cost("throughput", "sweep", "img_per_s", "images per second", less=False),
+    Cost("predicted-throughput", "predicted", "img_per_s", "predicted images per second", less=False),
     Cost("latency", "sweep", "latency_ms_p50", "milliseconds, batch 1"),
     Cost("memory", "sweep", "peak_mem_mib", "peak MiB, batch 1"),
     Cost("energy", "sweep", "energy_j_per_img", "joules per image"),
@@ -45,6 +47,9 @@ def section(results: Results) -> Section:
         if cost.kind == "sweep" and frame["model"].nunique() < 2:
             missing.append(f"top-1 against {cost.title}: fewer than two models with published top-1 have it measured")
             continue
+        if cost.kind == "predicted":
+            figures += [_figure(cost, of_gpu, str(gpu)) for gpu, of_gpu in frame.groupby("gpu")]
+            continue
         figures.append(_figure(cost, frame))
         best = front(frame, cost.column, cost.less)
         told = ", ".join(
@@ -60,6 +65,8 @@ def _rows(results: Results, cost: Cost) -> pd.DataFrame:
     frame = frame[frame["top1"].gt(0) & frame[cost.column].gt(0)]
     if cost.kind == "models":
         return frame[frame["exaflops"].isna()]
+    if cost.kind == "predicted":
+        return frame
     frame = frame[frame["mode"] == "infer"]
     return frame[frame["batch"] == 1] if cost.name in ("latency", "memory") else frame
 
@@ -71,7 +78,7 @@ def front(frame: pd.DataFrame, column: str, less: bool) -> pd.DataFrame:
     return ordered[ordered["top1"] > before]
 
 
-def _figure(cost: Cost, frame: pd.DataFrame) -> Figure:
+def _figure(cost: Cost, frame: pd.DataFrame, gpu: str = "") -> Figure:
     import altair as alt
 
     x = alt.X(f"{cost.column}:Q", title=cost.title, axis=alt.Axis(format=",.3~r", tickCount=6, labelOverlap=True),
@@ -92,6 +99,18 @@ def _figure(cost: Cost, frame: pd.DataFrame) -> Figure:
         .transform_filter(f"datum.nth <= {FADED}")
     )
     told = ["model:N", "top1:Q", f"{cost.column}:Q", "resolution:N", "training_data:N", "source:N"]
+    if gpu:
+        told = [
+            "model:N",
+            "top1:Q",
+            "img_per_s:Q",
+            "low:Q",
+            "high:Q",
+            "resolution:N",
+            "dtype:N",
+            "batch:Q",
+            "top1_source:N",
+        ]
     if cost.kind == "sweep":
         told[1:1] = ["impl:N", "dtype:N", "batch:Q", "device_name:N"]
     faded = others.mark_point(opacity=0.35, color=INK, size=40).encode(x=x, y=y, tooltip=tips(*told))
@@ -109,8 +128,8 @@ def _figure(cost: Cost, frame: pd.DataFrame) -> Figure:
         .encode(x=x, y=y, text="model:N")
     )
     return Figure(
-        name=f"pareto-{cost.name}",
-        title=f"Top-1 against {cost.title}",
+        name=f"pareto-{cost.name}" + re.sub(r"[^a-z0-9]+", "-", f" {gpu}".lower()).rstrip("-"),
+        title=f"Top-1 against {cost.title}" + (f", {gpu}" if gpu else ""),
         caption="Blue: nothing is better on both axes. Grey: something is.",
         kind=cost.kind,
         chart=alt.layer(faded, line.encode(x=x, y=y), dots, named),

@@ -9,6 +9,7 @@ import pandas as pd
 
 from vitbench.report.figures import (
     COLOURS,
+    INK,
     MOST,
     SIDE,
     Figure,
@@ -31,6 +32,8 @@ from vitbench.report.reading import Results
 _NAMES = ("model", "impl", "dtype", "layout", "resolution", "device_name")
 _TIPS = ("model:N", "impl:N", "dtype:N", "resolution:N", "batch:Q", "img_per_s:Q", "latency_ms_p50:Q")
 _LOW, _HIGH = "1000 * datum.batch / datum.latency_ms_ci_high", "1000 * datum.batch / datum.latency_ms_ci_low"
+#: Published points that are drawn at most: each is a mark of its own.
+PUBLISHED = 1500
 _INTERVALS = "Whiskers are 95 % intervals of the median."
 
 
@@ -60,7 +63,13 @@ def section(results: Results) -> Section:
                 facts.append(f"{impl} over eager, {word(mode)}: median {ratios.median():.2f}, {ratios.min():.2f} to "
                              f"{ratios.max():.2f} in {len(ratios)} cases")  # fmt: skip
     missing = [] if figures else ["No row is timed: `vitbench bench` writes some."]
-    if figures and not any(figure.name.startswith("speedup") for figure in figures):
+    published = results.frames["published throughput"]
+    published = published[published["measured_img_per_s"].gt(0) & published["predicted_img_per_s"].gt(0)]
+    if len(published):
+        figures.append(_published(published, facts))
+    if any(figure.kind == "sweep" for figure in figures) and not any(
+        figure.name.startswith("speedup") for figure in figures
+    ):
         missing.append(
             "No case was timed with eager and another implementation: `vitbench bench --impl eager,compile`."
         )
@@ -105,6 +114,35 @@ def _over_resolution(frame: pd.DataFrame, mode: str, facts: list[str]) -> Figure
         chart=_layers(steps("side", sizes, "resolution, px"), "latency_ms_p50", "milliseconds per step", True),
         rows=found.rows,
         series=found.series,
+    )
+
+
+def _published(frame: pd.DataFrame, facts: list[str]) -> Figure:
+    import altair as alt
+
+    ratio = frame["predicted_img_per_s"] / frame["measured_img_per_s"]
+    facts.append(f"{len(frame)} published throughputs: predicted / measured has the median {ratio.median():.3f}")
+    step = -(-len(frame) // PUBLISHED)
+    shown = frame.iloc[::step]
+    low, high = frame["measured_img_per_s"].min(), frame["measured_img_per_s"].max()
+    x = alt.X("measured_img_per_s:Q", title="measured images per second, as published",
+              scale=alt.Scale(type="log", nice=False, padding=12), axis=alt.Axis(format="~s", tickCount=6))  # fmt: skip
+    y = upward("predicted_img_per_s", "predicted images per second")
+    dots = base().mark_point(size=14, opacity=0.6).encode(
+        x=x, y=y, color=colour(), shape=shape(),
+        tooltip=tips("model:N", "gpu:N", "resolution:N", "batch:Q", "measured_img_per_s:Q", "predicted_img_per_s:Q"),
+    )  # fmt: skip
+    line = base("notes").mark_line(color=INK, strokeDash=[4, 3], strokeWidth=1).encode(x=x, y=y)
+    return Figure(
+        name="throughput-published",
+        title="Predicted throughput beside published",
+        caption="On the dashed line they are equal."
+        + (f" One of {step} rows is drawn; the table has all." if step > 1 else ""),
+        kind="published throughput",
+        chart=alt.layer(line, dots),
+        rows=list(shown.index),
+        series=list(shown["gpu"]),
+        notes=[{"measured_img_per_s": end, "predicted_img_per_s": end} for end in (low, high)],
     )
 
 
