@@ -121,11 +121,11 @@ def _figure(cost: Cost, frame: pd.DataFrame, gpu: str = "") -> Figure:
         best.transform_window(above="lead(top1)", frame=[None, None], sort=[alt.SortField("top1", order="ascending")])
         .transform_window(below="lag(top1)", sort=[alt.SortField("top1", order="ascending")])
         .transform_joinaggregate(highest="max(top1)", lowest="min(top1)")
-        .transform_calculate(room="0.05 * (datum.highest - datum.lowest)")
+        .transform_calculate(name="replace(datum.model, 'timm:', '')", room="0.05 * (datum.highest - datum.lowest)")
         .transform_filter("!isValid(datum.above) || datum.above - datum.top1 > datum.room")
         .transform_filter("!isValid(datum.above) || !isValid(datum.below) || datum.top1 - datum.below > datum.room")
         .mark_text(align="right" if cost.less else "left", dx=-7 if cost.less else 7, dy=-5, fontSize=10, limit=115)
-        .encode(x=x, y=y, text="model:N")
+        .encode(x=x, y=y, text="name:N")
     )
     return Figure(
         name=f"pareto-{cost.name}" + re.sub(r"[^a-z0-9]+", "-", f" {gpu}".lower()).rstrip("-"),
