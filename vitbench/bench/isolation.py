@@ -43,10 +43,10 @@ def changed(before: dict[str, object]) -> list[str]:
     return [name for name in before if before[name] != now[name]]
 
 
-def holds_fakes() -> bool:
-    """Whether anything still holds a tensor without data."""
+def fakes_held() -> int:
+    """How many tensors without data anything still holds."""
     kinds = (Tensor, nn.Parameter)
-    return any(
+    return sum(
         type(one) is FakeTensor or (type(one) in kinds and one.layout is torch.strided and hollow.is_hollow(one))
         for one in gc.get_objects()
     )
@@ -59,4 +59,4 @@ def forget() -> None:
             cached.cache_clear()
 
 
-__all__ = ["LIBRARIES", "changed", "forget", "holds_fakes", "state"]
+__all__ = ["LIBRARIES", "changed", "fakes_held", "forget", "state"]

@@ -140,7 +140,7 @@ class Worker:
             return
         gc.collect()  # a cycle can hold what nothing else does
         # torch.compile keeps fake tensors for its own purposes
-        self.poisoned = bool(isolation.changed(self._state) or (not self._compiled and isolation.holds_fakes()))
+        self.poisoned = bool(isolation.changed(self._state) or (not self._compiled and isolation.fakes_held()))
 
     def _forget(self) -> None:
         self.workload.drop_modules()

@@ -29,10 +29,10 @@ def test_on_a_card_the_row_says_what_the_command_does(tmp_path: Path, monkeypatc
     predict.img_per_s.cache_clear()
     setting = Setting("resnet18", (224, 224), "nchw", "amp")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    before = isolation.state()
+    before, held = isolation.state(), isolation.fakes_held()
     predicted = predict.img_per_s(CASE)
     assert not isolation.changed(before)
-    assert not isolation.holds_fakes(), "which would cost the worker its process"
+    assert isolation.fakes_held() <= held, "which would cost the worker its process"
     assert predicted == forecast(ask(setting), setting, card, 64).img_per_s
     for other in (replace(CASE, impl="compile"), replace(CASE, mode="train")):
         assert predict.img_per_s(other) is None
