@@ -140,8 +140,8 @@ def memory(given: MemoryOptions) -> int:
 def predict(given: PredictOptions) -> int:
     """Images a second on any card, without the card.
 
-    Fitted to published measurements of 1,300 models; how far off it is stands above the table. Eager inference at large
-    batches. Exit code: 0, 1 where a model has no prediction, 2 bad input.
+    Fitted to timm's published measurements; how far off it is stands above the table. Eager inference at large batches.
+    Exit code: 0, 1 where a model has no prediction, 2 bad input.
     """
     from vitbench.predict import command
 

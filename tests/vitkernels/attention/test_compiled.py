@@ -58,6 +58,12 @@ def test_backward_is_fast(rows: list[Row]) -> None:
     assert time_us(launches(rows, "coatnet_0-s3-224", backward=True)) <= 126.0 * grace(rows)
 
 
+def test_backward_issues_at_most_two_and_a_half_forwards(rows: list[Row]) -> None:
+    passes = (launches(rows, "coatnet_0-s3-224", backward=backward) for backward in (True, False))
+    backward, forward = (sum(row.issue_slots_per_element for row in chosen) for chosen in passes)
+    assert backward <= 2.5 * forward
+
+
 def test_gated_attention_takes_at_most_1_3_times_bias_attention(rows: list[Row]) -> None:
     gated, bias = (launches(rows, "convit_small-224", op=op) for op in ("gated_attention", "bias_attention"))
     assert time_us(gated) <= 1.3 * time_us(bias)
