@@ -101,6 +101,17 @@ def test_hollow_tensors_share_storages_as_others_do_and_take_no_memory() -> None
     assert not hollow.is_hollow(torch.ones(3))
 
 
+def test_wrappers_without_a_storage_are_not_hollow() -> None:
+    seen = []
+
+    def look(x: Tensor) -> Tensor:
+        seen.append(hollow.is_hollow(x))
+        return x
+
+    torch.vmap(look)(torch.ones(3))
+    assert seen == [False]
+
+
 def test_results_that_depend_on_data_are_refused_and_constants_have_theirs() -> None:
     with Tracer():
         assert (torch.tensor([1.0, 2.0]) + 1).sum().item() == 5
