@@ -4,6 +4,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# Many processes import torch, which takes twice as long where compiled modules may not be kept.
+export PYTHONDONTWRITEBYTECODE :=
 
 AS_IT_IS := PYTHONPATH="$(CURDIR):$(CURDIR)/kernels:$$PYTHONPATH" $(PYTHON)
 ifeq ($(strip $(VENV)),)
