@@ -7,6 +7,7 @@ publishers' own. Tests hold every row against the model that is built.
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -48,7 +49,7 @@ def parse_resolution(text: str) -> Resolution:
     Raises: InputError when it is neither, or a side is not positive.
     """
     sides = text.lower().split("x")
-    if len(sides) not in (1, 2) or not all(side.isascii() and side.isdigit() and int(side) > 0 for side in sides):
+    if len(sides) not in (1, 2) or not all(re.fullmatch("0*[1-9][0-9]{0,8}", side) for side in sides):
         raise InputError(f"resolution {text!r} is neither a size such as 224 nor HEIGHTxWIDTH such as 800x1066")
     return int(sides[0]), int(sides[-1])
 

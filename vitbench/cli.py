@@ -247,6 +247,8 @@ def certify(given: CertifyOptions) -> int:
 def main() -> None:
     """The console script: bad input is one line on stderr and exit code 2; a cancelled job ends as by Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be text, and not every terminal has every letter
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         code = app(prog_name="vitbench", standalone_mode=False)
     except InputError as error:

@@ -15,6 +15,8 @@ from vitbench.errors import InputError, nearest
 MODES = ("infer", "train")
 DTYPES = ("fp32", "tf32", "bf16", "fp16", "amp")
 LAYOUTS = ("nchw", "nhwc")
+#: No number on a command line has more digits, and no range more sizes.
+_DIGITS, _SIZES = 9, 10_000
 
 
 def entry(name: str) -> CatalogEntry:
@@ -111,8 +113,8 @@ def split_batches(text: str) -> list[int]:
     """
     values = [value.strip() for value in text.split(",") if value.strip()]
     for value in values or [text]:
-        if not re.fullmatch(r"[0-9]+", value) or int(value) < 1:
-            raise InputError(f"batch {value!r} is not a positive whole number")
+        if not re.fullmatch(rf"[0-9]{{1,{_DIGITS}}}", value) or int(value) < 1:
+            raise InputError(f"batch {value!r} is not a positive whole number of at most {_DIGITS} digits")
     return list(dict.fromkeys(int(value) for value in values))
 
 
@@ -126,17 +128,23 @@ def split_resolutions(text: str) -> list[str]:
     if not values:
         raise InputError("resolution is empty; give a size such as 224, HEIGHTxWIDTH, or native")
     for value in values:
-        if value != "native" and not re.fullmatch(r"x[0-9.]+", value):
+        if value == "native":
+            continue
+        factor = re.fullmatch(r"x([0-9]{1,3}(?:\.[0-9]+)?|\.[0-9]+)", value)
+        if not factor:
             parse_resolution(value)
+        elif not float(factor[1]):
+            raise InputError(f"resolution {value!r} is no size: a factor is above zero, such as x0.75")
     return values
 
 
 def _sizes(word: str) -> list[str]:
     if ".." not in word:
         return [word]
-    found = re.fullmatch(r"([0-9]+)\.\.([0-9]+)(?::([0-9]+))?", word)
+    number = rf"([0-9]{{1,{_DIGITS}}})"
+    found = re.fullmatch(rf"{number}\.\.{number}(?::{number})?", word)
     first, last, step = (int(part or 32) for part in found.groups()) if found else (0, 0, 0)
-    if not 0 < first <= last or step < 1:
+    if not 0 < first <= last or step < 1 or (last - first) // step >= _SIZES:
         raise InputError(f"resolution {word!r} is no range: give FIRST..LAST or FIRST..LAST:STEP, such as 224..512:32")
     return [str(size) for size in range(first, last + 1, step)]
 

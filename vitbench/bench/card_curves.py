@@ -16,6 +16,7 @@ from vitbench.measure import device as devices
 from vitbench.memory import command
 from vitbench.memory.options import MemoryOptions
 from vitbench.memory.plan import Row
+from vitbench.names import file_name
 
 #: Over which the largest batch is drawn, unless sizes are given.
 RESOLUTIONS = "native,224..512:96"
@@ -29,7 +30,7 @@ def run(given: MemoryCurvesOptions) -> int:
     if given.device:
         raise InputError("--gpu names a card that need not be here, --device one that is: give one of them")
     names = [cards.find(name.strip()).name for name in given.gpu.split(",") if name.strip()]
-    out = given.out or Path("results") / devices.slug(names[0]) / f"memory-{devices.slug(given.model)}.csv"
+    out = given.out or Path("results") / devices.slug(names[0]) / f"memory-{file_name(devices.slug(given.model))}.csv"
     rows = command.predicted(
         MemoryOptions(
             model=given.model,

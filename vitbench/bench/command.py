@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from vitbench.console import console
 from vitbench.errors import InputError, nearest
 from vitbench.measure import device as devices
 from vitbench.measure import power
+from vitbench.names import file_name
 from vitbench.ops.names import IMPLS
 from vitbench.report import command as pages
 from vitbench.report import curves, page, timm
@@ -90,8 +90,7 @@ def _budget(given: BenchOptions, device: str) -> float | None:
 def default_out(models: str, cases: Sequence[Case]) -> Path:
     """results/<device>/<models>.csv under the current folder."""
     device = devices.slug(devices.environment(cases[0].device).device_name)
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", models.replace("*", "all")).strip("-")[:80]
-    return Path("results") / device / f"{name}.csv"
+    return Path("results") / device / f"{file_name(models.replace('*', 'all'))}.csv"
 
 
 def options(cases: Sequence[Case], given: BenchOptions) -> SweepOptions:

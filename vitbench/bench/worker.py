@@ -5,6 +5,7 @@ Run by `vitbench.bench.executor`; see messages.py for what the two tell each oth
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -268,18 +269,25 @@ class Worker:
             self._source, _ = power.find(device)
             if self._source is not None:
                 self._phase(None, "idle power")
-                self._idle_watts = power.idle_watts(self._source)
+                with contextlib.suppress(power.Unreadable):
+                    self._idle_watts = power.idle_watts(self._source)
 
     def _energy(self, one: Prepared) -> None:
         if "energy" not in self.options.passes or _without_gpu(one.case):
             return
-        if self._source is None or self._idle_watts is None:
+        if self._source is None:
             one.found.energy.energy_source = "none"
             return
         self._phase(one.case, "energy")
         device = torch.device(one.case.device)
         wait = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else lambda: None
-        energy = power.measure(one.step, self._source, wait)
+        try:
+            if self._idle_watts is None:
+                raise power.Unreadable("the counter failed while nothing ran")
+            energy = power.measure(one.step, self._source, wait)
+        except power.Unreadable as error:  # what else was measured stands
+            one.found.note(f"energy is not measured: {error}")
+            return
         one.found.energy = Energy(
             avg_power_w=energy.watts,
             idle_power_w=self._idle_watts,

@@ -20,13 +20,17 @@ MIN_SECONDS = 5.0
 IDLE_SECONDS = 2.0
 
 
+class Unreadable(Exception):
+    """The counter failed, or what it says cannot be energy; the message says which."""
+
+
 class EnergySource(Protocol):
     """A cumulative energy counter, and a power sensor where there is one besides."""
 
     name: str
 
     def joules(self) -> float:
-        """Energy in J since some fixed moment; never decreases."""
+        """Energy in J since some fixed moment. Raises: Unreadable."""
         ...
 
     def watts(self) -> float | None:
@@ -44,7 +48,10 @@ class NvmlSource:
         self._handle = handle
 
     def joules(self) -> float:
-        return float(self._library.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1e3
+        try:
+            return float(self._library.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1e3
+        except self._library.NVMLError as error:
+            raise Unreadable(f"NVML: {error}") from error
 
     def watts(self) -> float | None:
         try:
@@ -70,7 +77,10 @@ class PowercapSource:
 
     def joules(self) -> float:
         for i, zone in enumerate(self._zones):
-            now = self._read(zone)
+            try:
+                now = self._read(zone)
+            except (OSError, ValueError) as error:
+                raise Unreadable(f"{zone / 'energy_uj'}: {error}") from error
             self._total_uj += (now - self._last[i]) % (self._ranges[i] + 1)
             self._last[i] = now
         return self._total_uj / 1e6
@@ -96,10 +106,10 @@ def find(device: str, root: Path = POWERCAP) -> tuple[EnergySource | None, str]:
         library = devices.nvml()
         if library is None:
             return None, "no NVIDIA driver"
-        source = NvmlSource(library, devices.nvml_handle(device))
         try:
+            source = NvmlSource(library, devices.nvml_handle(device))
             source.joules()
-        except library.NVMLError as error:
+        except (library.NVMLError, Unreadable) as error:
             return None, f"this GPU has no energy counter ({error})"
         return source, ""
     zones = _package_zones(root)
@@ -170,12 +180,16 @@ def measure(
     synchronize: Callable[[], None],
     min_seconds: float = MIN_SECONDS,
 ) -> Energy:
-    """Energy of at least `min_seconds` of back-to-back calls, the device idle at both ends of the reading."""
+    """Energy of at least `min_seconds` of back-to-back calls, the device idle at both ends of the reading.
+
+    Raises: Unreadable.
+    """
     step()
     synchronize()
     calls = 0
     with _Poll(source) as poll:
         start_joules, start = source.joules(), time.perf_counter()
+        last = start_joules
         burst = 1
         while time.perf_counter() - start < min_seconds:
             began = time.perf_counter()
@@ -186,14 +200,25 @@ def measure(
             # Long bursts keep the device busy between waits; short ones keep the queue bounded.
             if time.perf_counter() - began < 0.1:
                 burst *= 2
-        seconds, joules = time.perf_counter() - start, source.joules() - start_joules
+            last = _later(source, last)
+        seconds, joules = time.perf_counter() - start, last - start_joules
+    if not joules:
+        raise Unreadable(f"the counter stood still for {seconds:.1f} s of work")
     polled = poll.mean_watts()
-    ratio = None if polled is None or joules <= 0 else polled / (joules / seconds)
+    ratio = None if polled is None else polled / (joules / seconds)
     return Energy(joules, seconds, calls, ratio)
 
 
+def _later(source: EnergySource, before: float) -> float:
+    """The counter, which has not gone back."""
+    now = source.joules()
+    if now < before:
+        raise Unreadable(f"the counter went back from {before:.6g} to {now:.6g} J")
+    return now
+
+
 def idle_watts(source: EnergySource, seconds: float = IDLE_SECONDS) -> float:
-    """Mean power in W with nothing of ours running."""
+    """Mean power in W with nothing of ours running. Raises: Unreadable."""
     start_joules, start = source.joules(), time.perf_counter()
     time.sleep(seconds)
-    return (source.joules() - start_joules) / (time.perf_counter() - start)
+    return (_later(source, start_joules) - start_joules) / (time.perf_counter() - start)

@@ -27,8 +27,9 @@ def run(files: Sequence[Path], out: Path, against: Path | None = None) -> None:
     changes = change.since(against, files) if against else []
     parts = page.sections(results)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "index.html").write_text(page.html(results, parts, TITLE, changes), encoding="utf-8")
-    (out / "summary.md").write_text(summary.markdown(results, parts, TITLE, changes), encoding="utf-8")
+    for name, make in (("index.html", page.html), ("summary.md", summary.markdown)):
+        text = make(results, parts, TITLE, changes)
+        (out / name).write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files need not be text
     figures = [figure for part in parts for figure in part.figures]
     for figure in figures:
         kind = KINDS[figure.kind]

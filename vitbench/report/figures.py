@@ -10,6 +10,8 @@ from typing import Any
 
 import pandas as pd
 
+from vitbench.names import file_name
+
 #: Seven colours that people of every colour vision tell apart, on white and on dark (Okabe and Ito, without their black
 #: and their yellow, and a grey), and a shape beside each.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#888888")
@@ -44,6 +46,9 @@ class Figure:
     series: Sequence[str] = ()
     notes: Sequence[dict[str, Any]] = ()
     height: int | None = HEIGHT
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", file_name(self.name))  # there are modes and cards in it, as files name them
 
     def spec(self) -> dict[str, Any]:
         """The Vega-Lite specification, without data and as wide as its place."""

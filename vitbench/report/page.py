@@ -38,7 +38,7 @@ def sections(results: Results) -> list[Section]:
 def write(rows: Sequence[Row], path: Path, title: str) -> None:
     """Writes the page of one sweep."""
     results = reading.of_rows(TABLE.texts(row) for row in rows)
-    path.write_text(html(results, sections(results), title), encoding="utf-8")
+    path.write_text(html(results, sections(results), title), encoding="utf-8", errors="backslashreplace")
 
 
 def html(results: Results, parts: Sequence[Section], title: str, changes: Sequence[Change] = ()) -> str:

@@ -8,6 +8,7 @@ with or without the tag of its weights.
 from __future__ import annotations
 
 import csv
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,8 +17,10 @@ from pathlib import Path
 from vitbench.catalog import parse_resolution
 from vitbench.errors import InputError
 from vitbench.measure.device import slug
+from vitbench.names import file_name
 from vitbench.results.journal import read
 from vitbench.results.row import HEADERS, Row
+from vitbench.selection import MODES
 
 _PREFIX = "timm:"
 INFER = (
@@ -55,11 +58,11 @@ def export(rows: Sequence[Row], folder: Path) -> list[Path]:
     """
     files: dict[Path, list[Row]] = defaultdict(list)
     for row in rows:
-        if row.status == "ok" and row.speed.img_per_s is not None:
+        if row.status == "ok" and row.speed.img_per_s is not None and row.mode in MODES:
             version = "".join((row.environment.torch or "").split("+")[0].split(".")[:2])
             device = slug(row.environment.device_name)
-            name = f"benchmark-{row.mode}-{row.dtype}-{row.layout}-pt{version}-{device}-{row.impl}.csv"
-            files[folder / name].append(row)
+            name = f"benchmark-{row.mode}-{row.dtype}-{row.layout}-pt{version}-{device}-{row.impl}"
+            files[folder / f"{file_name(name, 200)}.csv"].append(row)
     for path, members in files.items():
         header = INFER if members[0].mode == "infer" else TRAIN
         with path.open("w", newline="", encoding="utf-8") as file:
@@ -126,9 +129,11 @@ def read_baseline(path: Path) -> Baseline:
             header = tuple(reader.fieldnames or ())
             lines = {}
             for line in reader:
+                if None in line:
+                    raise InputError(f"baseline {path} line {reader.line_num} has more cells than the header")
                 if any((text or "").strip() for text in line.values()):
                     lines[reader.line_num] = line
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"baseline {path} cannot be read ({error})") from error
     if header in HEADERS.values():
         own = {_key(row, "vitbench"): row.speed.img_per_s for row in read(path)}
@@ -148,12 +153,14 @@ def read_baseline(path: Path) -> Baseline:
                     _put(baseline.img_per_s, line["model"], (mode, str(size), batch), float(speed))
             if not modes:
                 _put(baseline.top1, line["model"], (str(int(line["img_size"])),), float(line["top1"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"baseline {path} line {number} is damaged ({error})") from error
     return baseline
 
 
 def _put(numbers: dict[tuple[object, ...], float], model: str, rest: tuple[object, ...], number: float) -> None:
     """By the full name, and by that without its tag for the first line that has it: timm's default, or its fastest."""
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{number} is no rate and no accuracy")
     numbers[(model, *rest)] = number
     numbers.setdefault((model.partition(".")[0], *rest), number)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import json
 import os
@@ -22,8 +21,8 @@ def read(path: Path) -> list[Row]:
     """
     if not path.exists():
         raise InputError(f"results file {path} does not exist")
-    header = next(csv.reader(lines.complete(path).splitlines()[:1]), ())
-    schema = next((number for number, known in HEADERS.items() if known == tuple(header)), SCHEMA)
+    header = lines.complete(path).partition("\n")[0].replace('"', "").strip()
+    schema = next((number for number, known in HEADERS.items() if ",".join(known) == header), SCHEMA)
     rows = TABLES[schema].read(path)
     for number, row in enumerate(rows, start=2):
         if row.schema != schema:
@@ -48,12 +47,21 @@ def append(path: Path, row: Row, samples_ms: Sequence[float] = ()) -> None:
 
 
 def read_samples(path: Path) -> dict[str, list[float]]:
-    """Latency samples in ms by case id, from the file beside the CSV `path`; the last record of a case counts."""
+    """Latency samples in ms by case id, from the file beside the CSV `path`; the last record of a case counts.
+
+    Raises: InputError when a line of it is no such record.
+    """
     beside = samples_path(path)
     if not beside.exists():
         return {}
-    records = (json.loads(line) for line in lines.complete(beside).splitlines())
-    return {record["case"]: record["latency_ms"] for record in records}
+    samples: dict[str, list[float]] = {}
+    for number, line in enumerate(lines.complete(beside, "samples of a vitbench CSV").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            samples[str(record["case"])] = [float(sample) for sample in record["latency_ms"]]
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise InputError(f"{beside} line {number} is damaged; remove that line") from error
+    return samples
 
 
 @contextmanager
@@ -62,7 +70,8 @@ def locked(path: Path) -> Iterator[None]:
 
     Raises: InputError when the folder cannot be written or another run holds the file.
     """
-    lock = path.with_name(f".{path.name}.lock")
+    lock = path.resolve().with_name(f".{path.resolve().name}.lock")
+    busy = f"another run is writing {path}; wait for it or give another --out"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = lock.open("w")
@@ -72,13 +81,22 @@ def locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError(f"another run is writing {path}; wait for it or give another --out") from error
+            raise InputError(busy) from error
+        if not _is_at(handle.fileno(), lock):  # its holder took it away when it was done, since we opened it
+            raise InputError(busy)
         try:
             if path.exists() and not os.access(path, os.W_OK):
                 raise InputError(f"cannot write {path}: permission denied; give another --out")
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def set_aside(path: Path) -> Path | None:

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import io
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +23,7 @@ from vitbench.errors import InputError
 from vitbench.results import lines
 
 T = TypeVar("T")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,9 @@ class Table(Generic[T]):
             return self._booleans[value]
         if isinstance(value, float):
             return self._number(value)
-        return " ".join(str(value).split())  # one row is one line, whatever an error message holds
+        # One row is one line of UTF-8, whatever an error message or a file's name holds.
+        text = " ".join(_CONTROL.sub(" ", str(value)).split())
+        return text.encode(errors="backslashreplace").decode()
 
     def from_text(self, column: Column, text: str) -> Any:
         """Raises: ValueError when the text is no value of the column's type."""
@@ -152,18 +156,21 @@ class Table(Generic[T]):
 
         Raises: InputError when the file has another header or is damaged.
         """
-        found = csv.reader(io.StringIO(lines.complete(path, self.what)))
-        header = tuple(next(found, self.header))
-        if header != self.header:
-            raise InputError(f"{path} is not {self.what} ({self.difference(header)}); give another file")
+        text = lines.complete(path, self.what)
+        if not text and not self.header_line.encode().startswith(path.read_bytes()):
+            raise InputError(f"{path} is not {self.what} (it has no whole line); give another file")
+        found = csv.reader(io.StringIO(text))
         rows = []
-        for number, cells in enumerate(found, start=2):
-            if not any(cells):
-                continue  # an empty line, as editors leave them
-            try:
-                rows.append(self.parse(cells))
-            except ValueError as error:
-                raise InputError(f"{path} line {number} is damaged ({error}); repair or remove that line") from error
+        try:
+            header = tuple(next(found, self.header))
+            if header != self.header:
+                raise InputError(f"{path} is not {self.what} ({self.difference(header)}); give another file")
+            for cells in found:
+                if any(cells):  # else an empty line, as editors leave them
+                    rows.append(self.parse(cells))
+        except (ValueError, csv.Error) as error:
+            damage = f"{path} line {found.line_num} is damaged ({error})"
+            raise InputError(f"{damage}; repair or remove that line") from error
         return rows
 
     def difference(self, header: Sequence[str]) -> str:
