@@ -15,6 +15,7 @@ from vitbench.bench.options import BenchOptions, ListOptions, MaxBatchOptions, M
 from vitbench.certify.options import CertifyOptions
 from vitbench.doctor.options import DoctorOptions
 from vitbench.errors import InputError
+from vitbench.fuse_report.options import FuseReportOptions
 from vitbench.gate.options import CompareOptions, GateOptions
 from vitbench.memory.options import MemoryOptions
 from vitbench.predict.options import PredictOptions, ValidatePredictionsOptions
@@ -45,6 +46,7 @@ a CSV: a case that fails is a row too, with its reason. A sweep that was stopped
   vitbench bench --model cmt_s,resnet50 --batch 1,64      measure
   vitbench memory --model cmt_s --gpu 'A100 80GB,RTX 4090' what fits on cards that are not here
   vitbench predict --model 'timm:resnet*' --gpu 'RTX 4090' images/s on cards that are not here
+  vitbench fuse-report 'timm:swin*'                       what kernels serve in models of other libraries
   vitbench memory-curves --model vit_base_patch16_224,resnet50
   vitbench report results/gpu/cmt_s.csv                   print and draw an earlier sweep again
   vitbench report results/*/*.csv --out report            all of them as one page, pictures and a summary
@@ -165,6 +167,18 @@ def list_models(given: ListOptions) -> None:
     from vitbench.bench import listing
 
     listing.print_models(given)
+
+
+@_command(FuseReportOptions)
+def fuse_report(given: FuseReportOptions) -> int:
+    """What vitkernels.fuse does to models of a library.
+
+    Which modules run on kernels, which are left and why, and the share of multiply-accumulates that kernels compute;
+    models have no weights here. Exit code: 0, 1 where a model cannot be built or counted, 2 bad input.
+    """
+    from vitbench.fuse_report import command
+
+    return command.run(given)
 
 
 @_command(DoctorOptions)

@@ -34,7 +34,7 @@ class FlopCount:
     """Of one image: `gmacs` in 10^9 multiply-accumulates (1 MAC = 2 FLOPs), `macts` in 10^6 output elements
     of convolutions and matrix products, `params_m` in 10^6 parameters without buffers. `uncounted_ops`
     names operators that multiply and are in none of these numbers, `differences` those that the two counters
-    count differently.
+    count differently. `kernel_gmacs` are those of `gmacs` that operators of vitkernels compute.
     """
 
     gmacs: float
@@ -42,6 +42,7 @@ class FlopCount:
     params_m: float
     uncounted_ops: tuple[str, ...]
     differences: tuple[str, ...] = ()
+    kernel_gmacs: float = 0.0
 
 
 def count(model: nn.Module, resolution: Resolution, in_chans: int = 3) -> FlopCount:
@@ -60,7 +61,14 @@ def count(model: nn.Module, resolution: Resolution, in_chans: int = 3) -> FlopCo
     found = run_fake(eager, (1, in_chans, *resolution), counted)
     parameters = sum(parameter.numel() for parameter in eager.parameters())
     uncounted = tuple(sorted(found.uncounted))
-    return FlopCount(found.macs() / 1e9, found.activations / 1e6, parameters / 1e6, uncounted, found.differences())
+    return FlopCount(
+        found.macs() / 1e9,
+        found.activations / 1e6,
+        parameters / 1e6,
+        uncounted,
+        found.differences(),
+        found.macs("vitkernels::") / 1e9,
+    )
 
 
 @contextlib.contextmanager
@@ -90,8 +98,10 @@ class _Counting(TorchDispatchMode):
         self._called: Any = None  # the outermost operator
         self._ruled = False  # whether a rule has counted an operator around this one
 
-    def macs(self) -> int:
-        return sum(max(self._by_rule[op], self._by_torch[op]) for op in {*self._by_rule, *self._by_torch})
+    def macs(self, namespace: str = "") -> int:
+        """Of all operators, or of those whose names begin so."""
+        counted = {*self._by_rule, *self._by_torch}
+        return sum(max(self._by_rule[op], self._by_torch[op]) for op in counted if op.startswith(namespace))
 
     def differences(self) -> tuple[str, ...]:
         """A phrase for each operator of which both counters know all, and differ."""

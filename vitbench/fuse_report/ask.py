@@ -1,0 +1,61 @@
+"""What `vitkernels.fuse` does to a model, found once and kept for the next call. Imports no torch where it is known."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from vitbench.fuse_report.setting import Answer, Setting
+from vitbench.memory import pool, store
+
+
+@dataclass(frozen=True)
+class Question:
+    """As `pool` takes it."""
+
+    setting: Setting
+
+    @property
+    def known(self) -> bool:
+        return bool(store.read_file(_path(self.setting)))
+
+    def ask(self) -> Answer:
+        path = _path(self.setting)
+        kept = store.read_file(path)
+        if not kept:
+            from vitbench.fuse_report import find  # imports torch
+
+            kept = asdict(find.find(self.setting))
+            store.write_file(path, kept)
+        return Answer(**kept)
+
+
+def ask_all(settings: Sequence[Setting], told: Callable[[int, int], None]) -> list[Answer]:
+    """In as many processes as there are processors; `told` hears how many of how many are done."""
+    answers: list[Answer] = pool.ask([Question(one) for one in settings], lambda done: told(done, len(settings)))
+    return answers
+
+
+def _path(setting: Setting) -> Path:
+    name = hashlib.sha256(repr(setting).encode()).hexdigest()[:24]
+    return store.folder().parents[1] / "fuse-report" / _fingerprint() / f"{name}.json"
+
+
+@cache
+def _fingerprint() -> str:
+    digest = hashlib.sha256(store.fingerprint().encode())
+    here = Path(__file__)
+    for path in (
+        here,
+        here.with_name("setting.py"),
+        here.with_name("find.py"),
+        *sorted(here.parents[1].joinpath("measure").glob("*.py")),
+    ):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+__all__ = ["ask_all"]

@@ -1,0 +1,49 @@
+"""Builds a model without its weights, fuses it and counts what runs on kernels."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Sequence
+
+import vitkernels
+
+from vitbench.fuse_report.setting import Answer, Setting
+from vitbench.measure import flops
+from vitbench.models import spec_of
+from vitbench.ops.bundle import EAGER
+from vitbench.trace.skeleton import Unwritten
+
+
+def find(setting: Setting) -> Answer:
+    """What `fuse` does to a setting's model, or an answer that says why that is not known."""
+    try:
+        return _fused(setting)
+    except Exception as error:  # of a library's own code
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return Answer(reason=f"{type(error).__name__}: {lines[0][:200] if lines else ''}".rstrip(": "))
+    finally:
+        gc.collect()
+
+
+def _fused(setting: Setting) -> Answer:
+    spec = spec_of(setting.model)
+    with Unwritten():
+        model = spec.build(EAGER, setting.resolution, spec.num_classes)
+    report = vitkernels.fuse(model)
+    counted = flops.count(model, setting.resolution)
+    return Answer(
+        len(report.swapped),
+        _by_kind([one.class_name for one in report.swapped]),
+        len(report.left),
+        _by_kind([f"{one.class_name}: {one.text}" for one in report.left]),
+        counted.gmacs,
+        counted.kernel_gmacs,
+    )
+
+
+def _by_kind(names: Sequence[str]) -> str:
+    return "; ".join(f"{count} {name}" for name, count in Counter(names).most_common())
+
+
+__all__ = ["find"]

@@ -1,0 +1,26 @@
+"""What `vitbench fuse-report` is told, each option once: here. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from vitbench.columns import Columns, Filter, Sort
+
+
+@dataclass(frozen=True, kw_only=True)
+class FuseReportOptions:
+    """Of `vitbench fuse-report`."""
+
+    model: Annotated[
+        str, Argument(metavar="MODELS", help="Names or wildcards of a library, separated by commas: 'timm:swin*'.")
+    ]
+    resolution: Annotated[str, Option(help="Sizes such as 224, `native`, or factors of it such as x1.5.")] = "native"
+    format: Annotated[str, Option(help="table, csv or json.")] = "table"
+    out: Annotated[Path | None, Option(metavar="DIR", help="Also write fuse-report.csv there.")] = None
+    columns: Columns = ""
+    sort: Sort = ""
+    filter: Filter = ""
