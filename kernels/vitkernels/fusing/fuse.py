@@ -199,10 +199,12 @@ def _rule_of(fused: nn.Module) -> Rule:
 def fuse(model: nn.Module) -> FuseReport:
     """Makes the modules of a model that kernels of vitkernels serve run on them, in place.
 
-    Serves, of timm: Swin, BEiT, MaxViT, CoAtNet, ConViT, relative-position ViT, EfficientNet and MobileNet (v4 too),
-    ConvMixer, PVT-v2; of torchvision: Swin, and the depthwise convolutions, norms and activations of EfficientNet,
-    MobileNet and MaxViT; of transformers: Swin, BEiT, SegFormer; everywhere: depthwise convolutions, such as
-    ConvNeXt's. Inference and training, any layout, autocast; weights may be loaded before or after. A module with
+    Serves, of timm: Swin and both Swin V2, BEiT, MaxViT, CoAtNet, ConViT, relative-position ViT, GCViT, LeViT, TinyViT,
+    EfficientFormer, EfficientViT of MSRA, EfficientNet and MobileNet (v4 and TensorFlow's padding too), ConvMixer,
+    PVT-v2; of torchvision: Swin V1 and V2, MaxViT, and the depthwise convolutions, norms and activations of
+    EfficientNet, MobileNet and MaxViT; of transformers: Swin V1 and V2, BEiT, Data2Vec, LeViT, SegFormer, EfficientNet;
+    everywhere: depthwise convolutions, such as ConvNeXt's. Inference and training, any layout, autocast; weights may be
+    loaded before or after. A module with
     hooks, parametrisations, quantised or otherwise unusual tensors, in itself or inside, is left alone, and so is one
     of a derived class, one whose shapes no kernel takes, and attention with a bias that no rule knows. Fusing again is
     no change: what is fused already is in neither list.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -118,9 +119,30 @@ def grouped_by_channel(conv: Any) -> bool:
     return isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels == conv.out_channels > 1
 
 
-def refuse_pair(conv: nn.Module, norm: nn.Module) -> str | None:
-    """Why a convolution and the norm after it are not a depthwise one and a batch norm that the kernels know."""
-    if not is_depthwise(conv) or not is_conv2d(conv):
+def pads_as_tensorflow(conv: nn.Module) -> bool:
+    """Whether it is timm's Conv2dSame, whose padding depends on the size of its input."""
+    kind = parametrize.type_before_parametrizations(conv)
+    return (kind.__module__, kind.__qualname__) == ("timm.layers.conv2d_same", "Conv2dSame")
+
+
+def tensorflow_padding(x: Tensor, conv: nn.Conv2d) -> Grid | None:
+    """What is padded before and after both axes of x, so that every pixel of each stride has an output; None where the
+    axes differ.
+    """
+    (k, _), (stride, _) = conv.kernel_size, conv.stride
+    both = {max((-(-size // stride) - 1) * stride + k - size, 0) for size in x.shape[-2:]}
+    total = both.pop()
+    return None if both else (total // 2, total - total // 2)
+
+
+def refuse_pair(conv: nn.Module, norm: nn.Module, tensorflow: bool = False) -> str | None:
+    """Why a convolution and the norm after it are not a depthwise one and a batch norm that the kernels know.
+
+    Args:
+        tensorflow: whether the convolution may pad as TensorFlow does.
+    """
+    known = is_conv2d(conv) or (tensorflow and pads_as_tensorflow(conv))
+    if not is_depthwise(conv) or not known:
         return "its convolution is not a square, undilated, symmetrically padded depthwise one of 2 to 9"
     if norm_activation(norm) is None:
         return f"{type(norm).__name__} is not a batch norm with an activation that the kernels know"
@@ -136,6 +158,10 @@ def folds(conv: nn.Module, norm: nn.Module) -> bool:
 def conv_and_norm(x: Tensor, conv: nn.Module, norm: nn.Module, before: nn.Module | None = None) -> Tensor:
     """norm(conv(before(x))), fused where that is possible."""
     activation = norm_activation(norm)
+    if is_depthwise(conv) and pads_as_tensorflow(conv) and activation is not None and before is None:
+        padding = tensorflow_padding(x, cast(nn.Conv2d, conv))
+        if padding is not None:
+            return conv_norm_act(x, conv, norm, activation, padding=padding)  # type: ignore[arg-type]
     if not folds(conv, norm) or activation is None:
         return cast(Tensor, norm(conv(x if before is None else before(x))))
     if before is not None and norm_activation(before) != "none":
@@ -192,12 +218,30 @@ def window_attention(
     """
     if mask is None:
         return merge_heads(table_attention(owner, q, k, v, table, grid, scale))
-    windows, (many, heads, n, d) = mask.shape[0], q.shape
 
     def combine(table: Tensor, mask: Tensor) -> Tensor:
         return (table_bias(table, grid) + mask[:, None]).flatten(0, 1)
 
-    bias = derived(owner, "masked", combine, table, mask, key=grid)
+    return _masked_windows(q, k, v, derived(owner, "masked", combine, table, mask, key=grid), scale)
+
+
+def dense_window_attention(
+    owner: nn.Module, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    """`window_attention` with a dense bias [H, N, N] that the windows share."""
+    if mask is None:
+        return merge_heads(bias_attention(q, k, v, bias, scale))
+
+    def combine(bias: Tensor, mask: Tensor) -> Tensor:
+        return (bias.to(torch.promote_types(bias.dtype, torch.float32)) + mask[:, None]).flatten(0, 1)
+
+    return _masked_windows(q, k, v, derived(owner, "masked", combine, bias, mask), scale)
+
+
+def _masked_windows(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """Of [B * windows, H, N, D] with a bias [windows * H, N, N]; returns [B * windows, N, H * D]."""
+    many, heads, n, d = q.shape
+    windows = bias.shape[0] // heads
 
     def regroup(x: Tensor) -> Tensor:
         return x.reshape(many // windows, windows * heads, n, d)
@@ -223,3 +267,53 @@ def indexed_bias(owner: nn.Module, table: Tensor, index: Tensor) -> Tensor:
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
     """Attention with a bias [1, H, N, M] shared by the batch; returns [B, N, H * D]."""
     return merge_heads(bias_attention(q, k, v, bias[0], scale))
+
+
+def tokens(x: Tensor) -> Tensor:
+    """Maps [B, C, h, w] as [B, N, C], without a copy where they are channels_last; tokens as they are."""
+    return x.flatten(2).mT if x.ndim == 4 else x
+
+
+def parts_of_heads(packed: Tensor, heads: int, *sizes: int) -> list[Tensor]:
+    """Maps or tokens of heads * sum(sizes) channels, head by head, to [B, H, N, size] each."""
+    split = tokens(packed).unflatten(-1, (heads, sum(sizes))).split(sizes, -1)
+    return [part.transpose(1, 2) for part in split]
+
+
+def refuse_offsets(m: Any) -> str | None:
+    """Of attention with LeViT's biases."""
+    return refuse_head_dim(m.val_dim) if m.key_dim <= m.val_dim else "its keys have more channels than its values"
+
+
+def offset_bias(m: Any) -> Tensor:
+    """LeViT's bias [H, N, M]: a number for each head and absolute offset."""
+    return cast(
+        Tensor,
+        derived(m, "bias", lambda each, index: each[:, index], m.attention_biases, m.attention_bias_idxs),
+    )
+
+
+def widened_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """`bias_attention` whose queries and keys may have fewer channels than the values: zeros are added.
+
+    Returns: [B, N, H * D].
+    """
+    more = v.shape[-1] - q.shape[-1]
+    if more:
+        q, k = F.pad(q, (0, more)), F.pad(k, (0, more))
+    return merge_heads(bias_attention(q, k, v, bias, scale))
+
+
+def cosine_heads(q: Tensor, k: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """q and k whose product is SwinV2's score: the cosine times exp(logit_scale), at most 100, of each head."""
+    scale = logit_scale.clamp(max=math.log(100.0)).exp().view(-1, 1, 1)
+    return (F.normalize(q, dim=-1) * scale).to(q.dtype), F.normalize(k, dim=-1).to(k.dtype)
+
+
+def continuous_table(owner: nn.Module, network: nn.Module, coordinates: Tensor) -> Tensor:
+    """SwinV2's table of relative positions [(2h-1)(2w-1), H]: 16 sigmoid(network(coordinates [1, 2h-1, 2w-1, 2]))."""
+
+    def look(coordinates: Tensor, *_: Tensor) -> Tensor:
+        return 16 * network(coordinates).flatten(0, -2).sigmoid()
+
+    return cast(Tensor, derived(owner, "table", look, coordinates, *network.parameters()))

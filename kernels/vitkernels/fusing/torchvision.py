@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,13 +12,17 @@ from torch import Tensor
 from vitkernels.fusing.rules import (
     Rule,
     activation_name,
+    continuous_table,
+    cosine_heads,
     folds,
     grouped_by_channel,
+    merge_heads,
     plain,
     refuse_dropout,
     refuse_head_dim,
     refuse_pair,
     split_heads,
+    table_attention,
     window_attention,
 )
 from vitkernels.layers.convolution import conv_norm_act
@@ -48,6 +53,29 @@ def _mask(size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
 
 
 def _shifted_window(self: Any, x: Tensor) -> Tensor:
+    def project(windows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return split_heads(self.qkv(windows), self.num_heads)
+
+    scale = (self.qkv.out_features // (3 * self.num_heads)) ** -0.5
+    return _in_windows(self, x, project, self.relative_position_bias_table, scale)
+
+
+def _shifted_window2(self: Any, x: Tensor) -> Tensor:
+    def project(windows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        bias = self.qkv.bias
+        if bias is not None:
+            own, _, values = bias.chunk(3)
+            bias = torch.cat((own, torch.zeros_like(own), values))  # keys have none
+        q, k, v = split_heads(F.linear(windows, self.qkv.weight, bias), self.num_heads)
+        return *cosine_heads(q, k, self.logit_scale), v
+
+    return _in_windows(self, x, project, continuous_table(self, self.cpb_mlp, self.relative_coords_table), 1.0)
+
+
+def _in_windows(
+    self: Any, x: Tensor, project: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]], table: Tensor, scale: float
+) -> Tensor:
+    """Maps [B, H, W, C] through attention in shifted windows; project: windows [B, N, C] to q, k and v."""
     height, width = x.shape[1:3]
     window = (int(self.window_size[0]), int(self.window_size[1]))
     right, below = -width % window[1], -height % window[0]
@@ -60,15 +88,21 @@ def _shifted_window(self: Any, x: Tensor) -> Tensor:
     if any(shift):
         padded = padded.roll((-down, -across), (1, 2))
         mask = derived(self, "mask", lambda: _mask(size, window, shift, x.device), key=(size, window, shift, x.device))
-    q, k, v = split_heads(self.qkv(_to_windows(padded, window)), self.num_heads)
-    table = self.relative_position_bias_table
-    y = self.proj(window_attention(self, q, k, v, table, window, mask, q.shape[-1] ** -0.5))
+    q, k, v = project(_to_windows(padded, window))
+    y = self.proj(window_attention(self, q, k, v, table, window, mask, scale))
     y = F.dropout(y, self.dropout, self.training)
     y = y.unflatten(1, window).unflatten(0, (x.shape[0], size[0] // window[0], size[1] // window[1]))
     y = y.transpose(2, 3).flatten(3, 4).flatten(1, 2)
     if any(shift):
         y = y.roll(shift, (1, 2))
     return y[:, :height, :width].contiguous()
+
+
+def _maxvit(self: Any, x: Tensor) -> Tensor:
+    q, k, v = split_heads(self.to_qkv(x.flatten(0, 1)), self.n_heads)
+    grid = (self.size, self.size)
+    y = table_attention(self, q, k, v, self.relative_position_bias_table, grid, self.scale_factor)
+    return self.merge(merge_heads(y)).unflatten(0, x.shape[:2])
 
 
 def _refuse_sequence(m: Any) -> str | None:
@@ -105,9 +139,17 @@ RULES = (
     ),
     Rule(
         "torchvision.models.swin_transformer:ShiftedWindowAttentionV2",
-        "",
-        "",
-        lambda m: "its scores are scaled cosines, which no kernel computes",
-        _shifted_window,
+        "shifted-window attention by cosines",
+        "window_size shift_size qkv num_heads attention_dropout dropout logit_scale cpb_mlp relative_coords_table proj",
+        _refuse,
+        _shifted_window2,
+        ("qkv",),
+    ),
+    Rule(
+        "torchvision.models.maxvit:RelativePositionalMultiHeadAttention",
+        "attention with relative positions",
+        "n_heads head_dim size to_qkv scale_factor merge relative_position_bias_table",
+        lambda m: refuse_head_dim(m.head_dim),
+        _maxvit,
     ),
 )

@@ -12,6 +12,9 @@ from vitkernels.depthwise.conv import depthwise_conv2d, depthwise_conv2d_stats
 from vitkernels.layers.folding import compute_dtype, evaluated_norm, folded_conv, uses_batch
 from vitkernels.layers.norm_act import activate, affine_of_sums, norm_act
 
+#: Of all four sides alike, or (before, after) of both axes; None is the convolution's own.
+Padding = int | tuple[int, int] | None
+
 
 def is_depthwise(conv: nn.Module) -> bool:
     """Whether `depthwise_conv2d` computes this convolution: one filter a channel, square, 2 to 9 wide, undilated."""
@@ -36,16 +39,29 @@ def padding_of(conv: nn.Conv2d) -> int | None:
     return int(sides.pop()) if len(sides) == 1 else None
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d, padding: int | None) -> Tensor:
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d, padding: Padding) -> Tensor:
     around = conv.padding if padding is None else padding
     return F.conv2d(
         x, weight, None if bias is None else bias.to(weight.dtype), conv.stride, around, conv.dilation, conv.groups
     )
 
 
+def _alike(x: Tensor, weight: Tensor, padding: Padding) -> tuple[Tensor, Tensor, int | None]:
+    """x, filters and a padding of all four sides that give what a padding (before, after) of both axes does."""
+    if not isinstance(padding, tuple):
+        return x, weight, padding
+    before, after = padding
+    if before == after:
+        return x, weight, after
+    if after == before + 1 and weight.shape[-1] < 9:  # taps of zero are read in the place of a copy of x
+        return x, F.pad(weight, (1, 0, 1, 0)), after
+    return F.pad(x, (before, after, before, after)), weight, 0
+
+
 def _depthwise_act(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int | None, activation: str
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: Padding, activation: str
 ) -> Tensor:
+    x, weight, padding = _alike(x, weight, padding)
     if activation in EPILOGUES:
         return depthwise_conv2d(x, weight, bias, stride, padding, activation=activation)
     return activate(depthwise_conv2d(x, weight, bias, stride, padding), activation, inplace=not torch.is_grad_enabled())
@@ -57,7 +73,7 @@ def conv_norm_act(
     norm: nn.BatchNorm2d | None,
     activation: str = "none",
     *,
-    padding: int | None = None,
+    padding: Padding = None,
     before: nn.BatchNorm2d | None = None,
 ) -> Tensor:
     """act(norm(conv(before(x)))); in evaluation the norms are folded into the convolution, act too where depthwise and
@@ -66,7 +82,7 @@ def conv_norm_act(
     Args:
         x: [B, C, H, W].
         activation: "none", "relu", "relu6", "silu", "hardswish", "gelu" (exact) or "gelu_tanh".
-        padding: default the convolution's own.
+        padding: default the convolution's own; a pair pads before and after both axes, as TensorFlow does.
         before: a norm in front of a convolution that is neither padded nor grouped.
 
     Returns: [B, C', H', W'] in x's dtype, or autocast's.
@@ -74,11 +90,14 @@ def conv_norm_act(
     if before is not None and (uses_batch(before) or conv.groups > 1 or padding_of(conv) != 0):
         x, before = before(x), None
     depthwise = is_depthwise(conv)
+    if isinstance(padding, tuple) and not depthwise:
+        x, padding = F.pad(x, (*padding, *padding)), 0
     around = padding if padding is not None else padding_of(conv)
     if norm is None or uses_batch(norm):
         if norm is not None and depthwise:
             dtype = compute_dtype(x)
-            y, sums = depthwise_conv2d_stats(x.to(dtype), conv.weight.to(dtype), conv.bias, conv.stride[0], around)
+            x, weight, sides = _alike(x.to(dtype), conv.weight.to(dtype), around)
+            y, sums = depthwise_conv2d_stats(x, weight, conv.bias, conv.stride[0], sides)
             return norm_act(y, norm, activation, "norm_act", sums)
         if before is not None:
             weight, bias = folded_conv(conv, before, None, compute_dtype(x))

@@ -34,11 +34,13 @@ def positioned(rel_pos: str, **settings: Any) -> nn.Module:
     return model.eval()
 
 
-def windowed() -> nn.Module:
+def windowed(version: int = 1) -> nn.Module:
     from timm.models.swin_transformer import SwinTransformer
+    from timm.models.swin_transformer_v2 import SwinTransformerV2
 
     torch.manual_seed(0)
-    model = SwinTransformer((32, 64), 4, num_classes=3, embed_dim=32, depths=(2,), num_heads=(2,), window_size=4)
+    kind = {1: SwinTransformer, 2: SwinTransformerV2}[version]
+    model = kind((32, 64), 4, num_classes=3, embed_dim=32, depths=(2,), num_heads=(2,), window_size=4)
     for name, parameter in model.named_parameters():
         if "relative_position_bias_table" in name:
             nn.init.normal_(parameter)
@@ -50,6 +52,7 @@ MODELS = {
     "table": lambda: positioned("bias"),
     "table with a class token": lambda: positioned("bias", class_token=True, rel_pos_dim=None),
     "windows": windowed,
+    "windows by cosines": lambda: windowed(2),
 }
 
 
@@ -61,7 +64,7 @@ def test_other_input_sizes_after_a_pass(name: str, frozen: bool, timm: ModuleTyp
     assert vitkernels.fuse(fused).swapped
     if frozen:
         vitkernels.freeze(fused)
-    sizes = [(32, 64), (64, 32), (64, 64)] if name == "windows" else [(24, 48), (48, 24), (48, 48)]
+    sizes = [(32, 64), (64, 32), (64, 64)] if name.startswith("windows") else [(24, 48), (48, 24), (48, 48)]
     with torch.inference_mode():
         for size in sizes:
             for model in (plain, fused):

@@ -77,25 +77,47 @@ def test_a_parametrised_module_is_in_the_report() -> None:
 
 
 def test_attention_with_a_bias_that_no_rule_knows_is_in_the_report(timm: ModuleType) -> None:
-    from timm.models.levit import Attention
-    from timm.models.swin_transformer_v2 import WindowAttention
-    from timm.models.tiny_vit import Attention as TinyAttention
+    from timm.models.mvitv2 import MultiScaleAttention
     from timm.models.vision_transformer import Attention as Unbiased
-    from torchvision.models.maxvit import RelativePositionalMultiHeadAttention
+    from timm.models.vision_transformer_sam import Attention
+
+    class OwnAttention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention_biases = nn.Parameter(torch.zeros(2, 16))
 
     model = nn.ModuleDict(
         {
-            "levit": Attention(32, 16, resolution=4),
-            "tiny": TinyAttention(32, 16, resolution=(4, 4)),
-            "swin2": WindowAttention(32, (4, 4), 2),
-            "maxvit": RelativePositionalMultiHeadAttention(32, 16, 16),
+            "sam": Attention(32, 2, use_rel_pos=True, input_size=(4, 4)),
+            "mvit": MultiScaleAttention(32, 32, (4, 4), num_heads=2, rel_pos_type="spatial", has_cls_token=False),
+            "own": OwnAttention(),
             "unbiased": Unbiased(32, 2),
         }
     )
     report = vitkernels.fuse(model)
     assert report.swapped == ()
-    assert {one.name for one in report.left} == {"levit", "tiny", "swin2", "maxvit"}
+    assert {one.name for one in report.left} == {"sam", "mvit", "own"}
     assert all("no rule says how its attention computes its bias" in one.text for one in report.left)
+
+
+def test_attention_whose_bias_is_known_is_left_where_no_kernel_fits(timm: ModuleType) -> None:
+    from timm.models.efficientformer_v2 import Attention2d
+    from timm.models.levit import Attention
+    from timm.models.swin_transformer_v2 import WindowAttention
+
+    model = nn.ModuleDict(
+        {
+            "talking": Attention2d(32, 16, 2, resolution=4),
+            "wide keys": Attention(32, 32, 2, attn_ratio=0.5, resolution=4),
+            "narrow": Attention(32, 8, 2, attn_ratio=1, resolution=4),
+            "wide": WindowAttention(320, (4, 4), 2),
+        }
+    )
+    left = {one.name: one.text for one in vitkernels.fuse(model).left}
+    assert "talking heads" in left["talking"]
+    assert "more channels" in left["wide keys"]
+    assert "this is 8" in left["narrow"]
+    assert "this is 160" in left["wide"]
 
 
 def test_another_version_of_a_known_class_is_left(timm: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
