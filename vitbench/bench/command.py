@@ -132,21 +132,11 @@ def variant_of(given: BenchOptions, cases: Sequence[Case]) -> Variant:
 
     Raises: InputError on a number or a mode that cannot be, or that no case has a use for.
     """
-    modes, impls = {case.mode for case in cases}, {case.impl for case in cases}
-    if given.num_classes is not None and given.num_classes < 1:
-        raise InputError(f"--num-classes {given.num_classes} should be 1 or more")
-    if given.drop_path is not None and not 0 <= given.drop_path < 1:
-        raise InputError(f"--drop-path {given.drop_path} should be from 0 to below 1")
-    if given.reparam and modes != {"infer"}:
-        raise InputError("--reparam merges branches for inference: leave out --mode train")
-    for option, wanted in (("--checkpointing", given.checkpointing), ("--drop-path", given.drop_path is not None)):
-        if wanted and "train" not in modes:
-            raise InputError(f"{option} acts in training: add --mode train")
     if given.compile_mode and given.compile_mode not in COMPILE_MODES:
         raise InputError(
             f"--compile-mode {given.compile_mode!r} is unknown: {nearest(given.compile_mode, COMPILE_MODES)}"
         )
-    if given.compile_mode and not impls & {"compile", "fused+compile"}:
+    if given.compile_mode and not {case.impl for case in cases} & {"compile", "fused+compile"}:
         raise InputError("--compile-mode is for --impl compile or fused+compile")
     if given.config:
         _check_config(given.config, sorted({case.model for case in cases}))
@@ -157,7 +147,7 @@ def variant_of(given: BenchOptions, cases: Sequence[Case]) -> Variant:
         checkpointing=given.checkpointing,
         config=given.config,
         compile_mode=given.compile_mode,
-    )
+    ).check({case.mode for case in cases})
 
 
 def _check_config(path: str, models: list[str]) -> None:

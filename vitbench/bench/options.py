@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from vitbench.columns import Columns, Filter, Sort
 from vitbench.results.row import NOISE, RANDOM, Setup
-from vitbench.variant import PUBLISHED, Variant
+from vitbench.variant import PUBLISHED, DropPath, NumClasses, Reparam, Variant
 
 Model = Annotated[str, Option("--model", "-m", help="Names or wildcards, separated by commas; `all` is every model.")]
 Out = Annotated[Path | None, Option("--out", help="The CSV to write. Default: results/<device>/<models>.csv.")]
@@ -54,13 +54,9 @@ class BenchOptions:
     weights_resolution: Annotated[
         str, Option(help="The size that --weights was saved at, such as 224x384. Default: told from its tables.")
     ] = ""
-    num_classes: Annotated[int | None, Option(help="Outputs of the classifier. Default: the published model's.")] = None
-    drop_path: Annotated[
-        float | None, Option(help="Stochastic depth of the last block in training. Default: the model's own.")
-    ] = None
-    reparam: Annotated[
-        bool, Option("--reparam", help="Merge branches for inference (timm's reparameterised models).")
-    ] = False
+    num_classes: NumClasses = None
+    drop_path: DropPath = None
+    reparam: Reparam = False
     checkpointing: Annotated[
         bool, Option("--checkpointing", help="Gradient checkpointing in training: memory for time.")
     ] = False

@@ -8,6 +8,8 @@ from typing import Annotated
 
 from typer import Option
 
+from vitbench.variant import DropPath, NumClasses, Reparam
+
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryOptions:
@@ -39,6 +41,9 @@ class MemoryOptions:
     checkpointing: Annotated[
         bool, Option("--checkpointing", help="Repeated blocks keep their input alone and run twice.")
     ] = False
+    num_classes: NumClasses = None
+    drop_path: DropPath = None
+    reparam: Reparam = False
     format: Annotated[str, Option(help="table, csv or json.")] = "table"
     out: Annotated[
         Path | None, Option(metavar="DIR", help="Also write memory.csv, and curves as PNG, SVG and HTML.")

@@ -17,6 +17,7 @@ from vitbench.memory.predict import Answer, Prediction
 from vitbench.memory.reserve import CONTEXT_MIB
 from vitbench.memory.setting import DTYPES, MIB, OPTIMIZERS, Limit, Setting, prefers_cudnn, workspace_bytes
 from vitbench.ops.names import IMPLS
+from vitbench.variant import Variant
 
 DEFAULT_GPU = "A100 80GB"
 #: How far a prediction may be off: what most of the published figures are within (`truth.MOST`).
@@ -105,6 +106,7 @@ def settings(given: MemoryOptions, target: Target) -> list[Cell]:
     sizes = selection.split_resolutions(given.resolution)
     if given.gradient_as_bucket_view and not given.ddp:
         raise InputError("--gradient-as-bucket-view is an option of DistributedDataParallel: give --ddp too")
+    variant = Variant(num_classes=given.num_classes, drop_path=given.drop_path, reparam=given.reparam).check(modes)
     cells: list[Cell] = []
     for model in models:
         resolutions: dict[str, tuple[Resolution, str]] = {}
@@ -118,7 +120,17 @@ def settings(given: MemoryOptions, target: Target) -> list[Cell]:
         for (size, (resolution, reason)), dtype, layout, impl, mode, optimizer in itertools.product(
             resolutions.items(), dtypes, layouts, impls, modes, optimizers
         ):
-            setting = Setting(model, resolution, mode, dtype, impl, layout, optimizer, cudnn=prefers_cudnn(target.arch))
+            setting = Setting(
+                model,
+                resolution,
+                mode,
+                dtype,
+                impl,
+                layout,
+                optimizer,
+                cudnn=prefers_cudnn(target.arch),
+                variant=variant,
+            )
             if mode == "train":
                 setting = replace(
                     setting,

@@ -1,15 +1,16 @@
 """Tensors without data, and what operators make of them.
 
 A hollow tensor is a plain tensor of the CPU, so that torch treats it as one in all things: views, autograd, autocast.
-Its storage has a size and lies where nothing may be written and zeros are read, since no operator that computes is run.
-What such an operator gives is worked out once for its arguments' shapes, strides and dtypes, by torch's FakeTensorMode;
-that takes a hundred times as long as to look it up.
+Its storage has a size and lies where nothing may be written, since no operator that computes is run. Torch refuses its
+address, so that numpy and DLPack cannot read it; `refusing` keeps others from it. What an operator gives is worked out
+once for its arguments' shapes, strides and dtypes, by torch's FakeTensorMode; to look it up is a hundred times as fast.
 """
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from math import prod
 from typing import Any
@@ -17,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from vitbench.trace import known
+from vitbench.trace.autocast import registered
 
 _CPU = torch.device("cpu")
 _LENGTH = 2**45
@@ -42,15 +44,39 @@ def _storage(nbytes: int) -> Any:
 
 
 def _in_storage(storage: Any, shape: Any, stride: Any, dtype: torch.dtype, offset: int) -> Tensor:
-    return torch.empty(0, dtype=dtype, device=_CPU).set_(storage, offset, shape, stride)
+    made = torch.empty(0, dtype=dtype, device=_CPU).set_(storage, offset, shape, stride)
+    torch._C._set_throw_on_mutable_data_ptr(made)
+    return made
 
 
 def is_hollow(tensor: Tensor) -> bool:
     """False also of wrappers that have no storage of their own, such as vmap's."""
+    return torch._C._has_storage(tensor) and _START <= torch._C._data_address(tensor) < _END  # type: ignore[attr-defined]
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Meanwhile what reads data unseen by modes, `tolist` and numbers from tensors, refuses tensors that have none."""
+
+    def numbers(tensor: Tensor) -> Any:
+        if is_hollow(tensor):
+            raise DataDependentOutputException(torch.ops.aten._local_scalar_dense.default)
+        return torch._C.TensorBase.tolist(tensor)
+
+    def new(data: Any, **options: Any) -> Tensor:
+        if isinstance(data, Tensor) and is_hollow(data):
+            return data.detach().to(options.get("dtype"), copy=True)
+        return tensor(data, **options)
+
+    tensor = torch.tensor
+    torch.tensor = new  # type: ignore[assignment]
+    Tensor.tolist = numbers  # type: ignore[assignment, method-assign]
     try:
-        return _START <= tensor.data_ptr() < _END
-    except RuntimeError:
-        return False
+        with registered({"_local_scalar_dense": numbers}, "CPU"):
+            yield
+    finally:
+        torch.tensor = tensor
+        del Tensor.tolist
 
 
 def run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -61,6 +87,8 @@ def run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if _is_native(op) or (_takes_tensors(op) and not _any_hollow(args) and not _any_hollow(kwargs.values())):
         return op(*args, **kwargs)
     if gives_back(op):
+        if not is_hollow(args[0]) and args[0].is_cpu:
+            raise DataDependentOutputException(op)  # what is read of it later would be what was there before
         return args[0]
     key = (op, _key(args), tuple(kwargs), _key(tuple(kwargs.values())), torch.get_default_dtype())
     try:
@@ -103,7 +131,7 @@ def _takes_tensors(op: Any) -> bool:
 def _any_hollow(values: Iterable[Any]) -> bool:
     for value in values:
         if isinstance(value, Tensor):
-            if _START <= value.data_ptr() < _END or not value.is_cpu:
+            if not value.is_cpu or is_hollow(value):
                 return True
         elif isinstance(value, (list, tuple)) and _any_hollow(value):
             return True
@@ -177,4 +205,4 @@ def _recipe(parts: list[Any], sizes: list[int], kind: Any) -> Recipe:
     return give
 
 
-__all__ = ["gives_back", "is_hollow", "make", "run"]
+__all__ = ["gives_back", "is_hollow", "make", "refusing", "run"]

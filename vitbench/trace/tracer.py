@@ -54,6 +54,21 @@ class Tracer(TorchDispatchMode):
         self._watch = watch
         self._known: dict[int, tuple[int, weakref.ref[Any]]] = {}
         self._recording = False
+        self._entered = contextlib.ExitStack()
+        self._depth = 0
+
+    def __enter__(self) -> Tracer:
+        if not self._depth:
+            self._entered.enter_context(hollow.refusing())
+        self._depth += 1
+        super().__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        self._depth -= 1
+        if not self._depth:
+            self._entered.close()
 
     @contextlib.contextmanager
     def recording(self, held: Mapping[str, Iterable[Tensor]]) -> Iterator[None]:

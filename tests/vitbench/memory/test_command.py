@@ -130,6 +130,9 @@ def test_another_code_is_another_folder(monkeypatch: pytest.MonkeyPatch) -> None
         ({"resolution": "512..224"}, "224..512:32"),
         ({"gradient_as_bucket_view": True}, "give --ddp too"),
         ({"batch": "0"}, "not a positive whole number"),
+        ({"num_classes": 0}, "--num-classes 0 should be 1 or more"),
+        ({"drop_path": 0.1, "mode": "infer"}, "--drop-path acts in training"),
+        ({"reparam": True}, "give --mode infer"),
     ],
 )
 def test_bad_input_is_one_line_that_says_what_would_be_right(given: dict[str, object], words: str) -> None:
@@ -167,3 +170,17 @@ def test_the_list_of_cards_says_where_it_is_from(capsys: pytest.CaptureFixture[s
     said = capsys.readouterr().out
     assert "79.25  HiDream-ai/VAREdit#6" in said
     assert "estimated" in said
+
+
+def test_other_forms_are_options_as_benchs() -> None:
+    published, fewer = (
+        rows(model="vit_tiny_patch16_224", batch="1"),
+        rows(model="vit_tiny_patch16_224", batch="1", num_classes=10, drop_path=0.1),
+    )
+    for before, after in zip(published, fewer, strict=True):
+        assert (before.weights_mib or 0) - (after.weights_mib or 0) == pytest.approx(990 * 193 * 4 / MIB, abs=0.01)
+    assert (fewer[1].largest_batch or 0) < (
+        published[1].largest_batch or 0
+    )  # each block's masks take more than classes
+    (refused,) = rows(model="resnet18", batch="1", mode="infer", reparam=True)
+    assert refused.reason.startswith("--reparam: no branch of it can be merged")

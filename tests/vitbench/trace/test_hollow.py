@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -118,6 +120,38 @@ def test_results_that_depend_on_data_are_refused_and_constants_have_theirs() -> 
         for ask in (Tensor.item, torch.nonzero):
             with pytest.raises(Exception, match=r"aten|data"):
                 ask(torch.empty(1))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.tolist(),
+        lambda x: x.numpy(),
+        lambda x: np.asarray(x),
+        lambda x: np.from_dlpack(x),
+        lambda x: torch.utils.dlpack.to_dlpack(x),
+        lambda x: x.data_ptr(),
+        lambda x: torch.tensor([x[0], 1.0]),
+        lambda x: torch.as_tensor([x[0], x[1]]),
+        lambda x: x.new_tensor([x[0]]),
+        lambda x: copy.deepcopy(x),
+        lambda x: torch.tensor([1.0, 2.0]).copy_(x),
+        lambda x: torch.tensor([1.0, 2.0]).__setitem__(0, x[0]),
+    ],
+)
+def test_nothing_reads_what_is_not_there(read: Callable[[Tensor], Any]) -> None:
+    with Tracer(), pytest.raises(RuntimeError, match=r"aten|Cannot access data"):
+        read(torch.empty(2))
+
+
+def test_copies_are_hollow_and_torch_is_left_as_it_was() -> None:
+    with Tracer() as tracer, tracer:
+        half = torch.tensor(torch.empty(2), dtype=torch.half)
+        assert hollow.is_hollow(half)
+        assert half.dtype is torch.half
+        assert torch.tensor([[1, 2]]).tolist() == [[1, 2]]
+    assert "tolist" not in vars(Tensor)
+    assert (half + 1).tolist() == [1, 1]  # outside it is a tensor of zeros
 
 
 def test_gradients_arrive() -> None:
