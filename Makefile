@@ -66,7 +66,7 @@ help:
 	@echo 'make certify              everything that only a GPU can prove, resumable (BUDGET= STAGE= OUT= DEVICE= ARGS=)'
 	@echo 'make wheels OUT=dir       what a GPU machine without network needs for that, as wheels'
 	@echo 'make report               results/ as one page, with pictures and a summary (RESULTS= OUT=build/report AGAINST=)'
-	@echo 'make readme               the tables and pictures of README.md and kernels/README.md from the results'
+	@echo 'make readme               the tables and pictures of README.md and docs/ from the results'
 	@echo 'make setup                the virtual environment alone (VENV= PYTHON=)'
 
 setup: $(READY)
@@ -167,10 +167,10 @@ report: $(READY)
 	$(PY) -m vitbench report $(or $(RESULTS),$(filter-out results/verdict/%,$(wildcard results/*/*.csv))) \
 	  --out $(or $(OUT),build/report) $(call option,against,AGAINST) $(ARGS)
 
-# README's tables, and the pictures of the report that it shows.
+# The tables of README.md and docs/, and the pictures of the report that README shows.
 PICTURES := memory-over-batch-train pareto-macs
 readme: report
-	$(PY) -m vitbench.readme README.md kernels/README.md
+	$(PY) -m vitbench.readme README.md docs/*.md
 	cp $(PICTURES:%=$(or $(OUT),build/report)/%.png) results/report/
 
 clean:

@@ -5,44 +5,104 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+import shlex
 import subprocess
 import tokenize
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 
-from vitbench.readme import fill
+from vitbench.cli import app
+from vitbench.readme import KINDS, fill
 
 pytestmark = pytest.mark.fast
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_readme_tables_are_those_of_the_results() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert text.count("<!-- table:") == 2
-    assert text.count("<!-- verdict:") == 1
-    assert text.count("<!-- certified:") == 1
-    assert text.count("<!-- kernel times:") == text.count("<!-- memory:") == 1
-    assert fill(text, ROOT) == text, "run `make readme`"
+PAGES = [ROOT / "README.md", ROOT / "kernels/README.md", ROOT / "results/README.md", *sorted(ROOT.glob("docs/*.md"))]
 
 
-def test_table_of_kernels_is_the_audits() -> None:
-    """Empty until there is a committed audit to make it from."""
-    page = ROOT / "kernels" / "README.md"
-    text = page.read_text(encoding="utf-8")
-    [(audit, table)] = re.findall(r"<!-- kernels: (\S+) -->\n(.*?)<!-- end -->", text, re.DOTALL)
-    if (page.parent / audit).exists():
-        assert fill(text, page.parent) == text, "run `make readme`"
-    else:
-        assert table == ""
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
 
 
-def test_readme_links_and_pictures_exist() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    linked = re.findall(r"\]\(([^)#:]+)\)", text)
-    assert len(linked) >= 5
-    assert [name for name in linked if not (ROOT / name).exists()] == []
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_tables_are_those_of_the_results(page: Path) -> None:
+    text = text_of(page)
+    assert fill(text, page.parent) == text, "run `make readme`"
+
+
+def test_every_kind_of_table_is_shown() -> None:
+    shown = {kind for page in PAGES for kind in re.findall(r"<!-- ([a-z ]+): ", text_of(page))}
+    assert shown == {*KINDS}
+    readme = re.findall(r"<!-- ([a-z ]+): ", text_of(PAGES[0]))
+    assert {"table", "standouts", "memory", "throughput errors", "kernel times"} <= set(readme)
+
+
+def anchor(heading: str) -> str:
+    """As GitHub makes it of a heading."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_and_pictures_exist(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", text_of(page), flags=re.DOTALL | re.MULTILINE)
+    anchors = [anchor(heading) for heading in re.findall(r"^#+ (.+)", text, re.MULTILINE)]
+    linked = re.findall(r"\]\(([^):]+)\)", text)
+    assert len(linked) >= 20 or page != PAGES[0]
+    lost = [
+        name
+        for name in linked
+        if not (name[1:] in anchors if name.startswith("#") else (page.parent / name.partition("#")[0]).exists())
+    ]
+    assert lost == []
+
+
+def commands_of(page: Path, name: str) -> list[list[str]]:
+    """The words of every command of that name among a page's indented lines, what is said behind it left out."""
+    text = re.sub(r"\\\n\s*", "", text_of(page))
+    lines = re.findall(rf"^    ({name} .+)", text, re.MULTILINE)
+    return [shlex.split(re.split(r" {2,}|\s#", line)[0]) for line in lines]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_and_targets_are_there(page: Path) -> None:
+    """Every option that a page gives to a command is one, and every target that it makes."""
+    program = get_command(app)
+    found = [words for name in ("vitbench", "make") for words in commands_of(page, name)]
+    assert len(found) > 20 or page != PAGES[0]
+    targets = set(re.findall(r"^([a-z-]+)(?: [a-z-]+)*:(?!=)", text_of(ROOT / "Makefile"), re.MULTILINE))
+    for name, first, *rest in found:
+        if name == "make":
+            assert first in targets | {"test-oldest", "test-newest"}, (page, first)
+        else:
+            command = program.commands[first]  # type: ignore[attr-defined]
+            command.make_context(first, rest)
+
+
+def snippets() -> Iterator[Any]:
+    for page in PAGES:
+        for number, code in enumerate(re.findall(r"^```python\n(.*?)^```", text_of(page), re.DOTALL | re.MULTILINE)):
+            yield pytest.param(code, id=f"{name_of(page)}-{number}")
+
+
+@pytest.mark.parametrize("code", list(snippets()))
+def test_python_of_the_documents_runs(
+    code: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU as a reader's does: without Triton's interpreter, in which other tests run the kernels."""
+    monkeypatch.setattr("vitkernels.runtime.device.INTERPRETED", False)
+    if "import timm" in code:
+        request.getfixturevalue("timm")
+    exec(compile(code, "snippet", "exec"), {})
 
 
 def test_no_package_called_kernels() -> None:

@@ -1,46 +1,50 @@
-"""Fills the tables of a Markdown file from results: `make readme`. A number in README is never typed.
+"""Fills the tables of Markdown pages from results: `make readme`. A number in them is never typed.
 
-A block `<!-- table: FILE -->` ... `<!-- end -->` holds the table of a vitbench CSV or a pytest-benchmark JSON, a block
-`<!-- verdict: BEFORE AFTER -->` ... `<!-- end -->` what moved from one audit to another, a block
-`<!-- kernels: AUDIT -->` ... `<!-- end -->` the table of kernels from an audit, a block
-`<!-- kernel times: FILE -->` ... `<!-- end -->` how near modelled kernel times are to published ones, a block
-`<!-- certified: FOLDERS -->` ... `<!-- end -->` the summary of every certification in the folders that match, or
-nothing; blocks `<!-- memory: FILE -->` and `<!-- throughput: FILE -->` ... `<!-- end -->` how far predicted memory and
-images a second are from published figures. Files are named from the page's folder.
+A block `<!-- WHAT: FILES -->` ... `<!-- end -->` holds what is made of its files, named from the page's folder:
+
+- table: the rows of a vitbench CSV, those alone that a filter leaves where one follows it, or a pytest-benchmark JSON;
+- columns: what the columns of that CSV's table mean; standouts: what stands out in it;
+- verdict: what moved from one audit to another; kernels: the table of kernels from an audit;
+- kernel times, memory, throughput: how far what is modelled or predicted is from published figures;
+  throughput errors: the same without other layouts and the farthest families;
+- certified: the summary of every certification in the folders that match;
+- options: every command of the command line with its options.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import io
 import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from vitbench import columns, markdown
 from vitbench.audit import baseline
 from vitbench.audit.records import read_csv
 from vitbench.audit.table import kernel_table
-from vitbench.errors import InputError
+from vitbench.errors import InputError, nearest
 from vitbench.memory import truth
 from vitbench.predict import truth as throughput_truth
-from vitbench.report.tables import sweep_table
+from vitbench.report.standouts import standouts
+from vitbench.report.tables import explained, sweep_columns
 from vitbench.results import journal
 
-_VERDICT = re.compile(r"(<!-- verdict: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-_KERNELS = re.compile(r"(<!-- kernels: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-_CERTIFIED = re.compile(r"(<!-- certified: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-_MEMORY = re.compile(r"(<!-- memory: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-_THROUGHPUT = re.compile(r"(<!-- throughput: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-_KERNEL_TIMES = re.compile(r"(<!-- kernel times: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-_BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- ([a-z ]+): (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def _sweep(path: Path) -> str:
+def _table(path: Path, filter: str = "") -> str:
+    if path.suffix == ".json":
+        return _benchmarks(path)
     text = io.StringIO()
-    Console(file=text, width=200, markup=False, highlight=False).print(sweep_table(journal.read(path)))
+    shown = columns.choose(sweep_columns(journal.read(path)), filter=filter)
+    Console(file=text, width=200, markup=False, highlight=False).print(columns.table(shown))
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
@@ -53,13 +57,21 @@ def _benchmarks(path: Path) -> str:
     return "\n".join(lines)
 
 
-def _verdict(before: Path, after: Path) -> str:
-    return baseline.moved_table(baseline.compare(read_csv(before), read_csv(after)))
+def _kernel_times(path: Path) -> str:
+    from vitbench.audit.truth import times  # imports torch
+
+    return times.summary(times.TABLE.read(path))
 
 
-def _certified(root: Path, folders: str) -> str:
+def _throughput_errors(path: Path) -> str:
+    found = throughput_truth.statistics(throughput_truth.read(path))
+    return throughput_truth.told([one for one in found if one.rare == "all" and one.held_out != "layout"])
+
+
+def _certified(folders: Path) -> str:
     """Summaries, one heading for each, two levels below their own."""
-    found = sorted(path.parent for path in root.glob(f"{folders}/environment.csv"))
+    root = Path(folders.anchor or ".")
+    found = sorted(path.parent for path in root.glob(f"{folders.relative_to(root)}/environment.csv"))
     if not found:
         return ""
     from vitbench.certify.summary import of_folder  # imports torch
@@ -67,40 +79,64 @@ def _certified(root: Path, folders: str) -> str:
     return "\n".join(re.sub(r"^(#+) ", r"##\1 ", of_folder(out), flags=re.MULTILINE) for out in found)
 
 
+def _options(pattern: str) -> str:
+    """A section for each command that matches: what it does, and its options."""
+    from typer.main import get_command
+
+    from vitbench.cli import app
+
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    chosen = {name: about for name, about in commands.items() if fnmatch.fnmatchcase(name, pattern)}
+    return "\n\n".join(_section(name, about) for name, about in chosen.items())
+
+
+def _section(name: str, about: Any) -> str:
+    rows = []
+    for one in about.params:
+        called = one.metavar or one.name.upper() if one.param_type_name == "argument" else ", ".join(one.opts)
+        default = "" if one.default in (None, "", False, ()) else markdown.code(str(one.default))
+        rows.append((markdown.code(called), default, markdown.plain(one.help)))
+    told = ["", *markdown.table(("option", "default", ""), rows)] if rows else []
+    return "\n".join([f"## vitbench {name}", "", markdown.plain(about.help), *told])
+
+
+#: What fills a block, from its files; text, or Markdown.
+_TEXT: dict[str, Callable[..., str]] = {
+    "table": _table,
+    "columns": lambda path: "\n".join(explained(sweep_columns(journal.read(path)))),
+    "standouts": lambda path: "\n".join(standouts(journal.read(path))),
+    "verdict": lambda before, after: baseline.moved_table(baseline.compare(read_csv(before), read_csv(after))),
+    "kernel times": _kernel_times,
+    "memory": lambda path: truth.told(truth.read(path)),
+    "throughput": lambda path: throughput_truth.summary(throughput_truth.read(path)),
+    "throughput errors": _throughput_errors,
+}
+_MARKDOWN: dict[str, Callable[..., str]] = {
+    "kernels": lambda path: kernel_table(read_csv(path)),
+    "certified": _certified,
+    "options": lambda path: _options(path.name),
+}
+#: Every kind of block.
+KINDS = (*_TEXT, *_MARKDOWN)
+
+
 def fill(text: str, root: Path) -> str:
     """`text` with every block made anew from the files it names, relative to `root`.
 
-    Raises: InputError when an audit is missing or is of another version.
+    Raises: InputError on a block of no known kind, or when a file is missing or is of another version.
     """
 
     def block(match: re.Match[str]) -> str:
-        path = root / match[2]
-        table = _benchmarks(path) if path.suffix == ".json" else _sweep(path)
-        return f"{match[1]}```\n{table}\n```\n{match[3]}"
+        head, what, named, end = match.groups()
+        if what not in KINDS:
+            raise InputError(f"no block is called {what!r}: {nearest(what, KINDS)}")
+        words = [word if "=" in word else Path(os.path.normpath(root / word)) for word in named.split()]
+        if what in _TEXT:
+            return f"{head}```\n{_TEXT[what](*words)}\n```\n{end}"
+        made = _MARKDOWN[what](*words).rstrip("\n")
+        return f"{head}{made}\n{end}" if made else head + end
 
-    def verdict(match: re.Match[str]) -> str:
-        return f"{match[1]}```\n{_verdict(root / match[2], root / match[3])}\n```\n{match[4]}"
-
-    def kernels(match: re.Match[str]) -> str:
-        return f"{match[1]}{kernel_table(read_csv(Path(os.path.normpath(root / match[2]))))}\n{match[3]}"
-
-    def certified(match: re.Match[str]) -> str:
-        return f"{match[1]}{_certified(root, match[2])}{match[3]}"
-
-    def memory(match: re.Match[str]) -> str:
-        return f"{match[1]}```\n{truth.told(truth.read(root / match[2]))}\n```\n{match[3]}"
-
-    def throughput(match: re.Match[str]) -> str:
-        found = throughput_truth.read(root / match[2])
-        return f"{match[1]}```\n{throughput_truth.summary(found)}\n```\n{match[3]}"
-
-    def kernel_times(match: re.Match[str]) -> str:
-        from vitbench.audit.truth import times  # imports torch
-
-        return f"{match[1]}```\n{times.summary(times.TABLE.read(root / match[2]))}\n```\n{match[3]}"
-
-    filled = _KERNEL_TIMES.sub(kernel_times, _MEMORY.sub(memory, _THROUGHPUT.sub(throughput, text)))
-    return _CERTIFIED.sub(certified, _KERNELS.sub(kernels, _VERDICT.sub(verdict, _BLOCK.sub(block, filled))))
+    return _BLOCK.sub(block, text)
 
 
 if __name__ == "__main__":

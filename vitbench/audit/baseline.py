@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vitbench.audit.records import Row, read_csv, write_csv
 from vitbench.errors import InputError
+from vitbench.markdown import code, plain, table
 from vitbench.patterns import matches
 
 THRESHOLD = 0.02
@@ -210,11 +211,10 @@ def moved_markdown(result: Comparison) -> str:
     """The same as Markdown for a pull request."""
     lines = [f"**vitbench audit: {_conclusion(result)}**", ""]
     if moved := _moved(result):
-        lines += ["| verdict | launch | before us | after us | what moved |", "| --- | --- | ---: | ---: | --- |"]
-    lines += [
-        f"| {c.verdict} | `{c.key}` | {_time(c.before_us)} | {_time(c.after_us)} | {'; '.join(c.reasons)} |"
-        for c in moved
-    ]
-    lines += [f"- missing: `{key}` is in the baseline but was not audited" for key in result.missing]
-    lines += [f"- new: `{key}` is not in the baseline" for key in result.added]
+        rows = [
+            (c.verdict, code(c.key), _time(c.before_us), _time(c.after_us), plain("; ".join(c.reasons))) for c in moved
+        ]
+        lines += table(("verdict", "launch", "before us", "after us", "what moved"), rows, ("before us", "after us"))
+    lines += [f"- missing: {code(key)} is in the baseline but was not audited" for key in result.missing]
+    lines += [f"- new: {code(key)} is not in the baseline" for key in result.added]
     return "\n".join(lines) + "\n"

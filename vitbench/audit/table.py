@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from vitbench.audit.records import Row
 from vitbench.errors import InputError
+from vitbench.markdown import table
 
 #: (operation, case) in the order of the table.
 CASES = (
@@ -30,7 +31,7 @@ def kernel_table(rows: Sequence[Row]) -> str:
 
     Raises: InputError when the audit lacks one of the cases.
     """
-    lines = ["| " + " | ".join(_HEADER) + " |", "|" + " --- |" * len(_HEADER)]
+    lines = list[Sequence[str]]()
     for kernel, case in CASES:
         found = [row for row in rows if (row.kernel, row.case, row.status) == (kernel, case, "ok")]
         if not found:
@@ -40,13 +41,13 @@ def kernel_table(rows: Sequence[Row]) -> str:
             slowest.setdefault(re.sub(r"_\d+$", "", row.pass_), row)
         order = sorted(slowest, key=lambda name: (name.startswith("bwd"), name))
         lines += [_line(name, slowest[name]) for name in order]
-    return "\n".join(lines)
+    return "\n".join(table(_HEADER, lines))
 
 
-def _line(name: str, row: Row) -> str:
+def _line(name: str, row: Row) -> list[str]:
     cells = (
         row.kernel, row.case, name, row.registers, row.spill_bytes, f"{row.occupancy:.2f}",
         row.matrix_instruction or "none", f"{row.issue_slots_per_element:.3g}", f"{row.sfu_per_element:.3g}",
         f"{row.bytes_ratio:.3g}", f"{row.modelled_us:.3g}", f"{row.floor_share:.2f}", row.bound_by,
     )  # fmt: skip
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+    return [str(cell) for cell in cells]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vitbench.certify.stage import Context, Line, Stage
+from vitbench.markdown import plain
 
 #: Where a certification's folder says what it was measured on; a row under a header.
 ENVIRONMENT = "environment.csv"
@@ -16,15 +17,11 @@ _SHOWN = ("device_name", "driver", "torch", "triton", "vitbench", "commit", "dir
 def markdown(judged: Mapping[Stage, Sequence[Line]], environment: Mapping[str, object]) -> str:
     """Every line says pass, fail, or not run with the reason."""
     about = ", ".join(f"{name} {environment[name]}" for name in _SHOWN if environment.get(name) is not None)
-    text = [f"# Certification\n\n{about}\n"]
+    text = [f"# Certification\n\n{plain(about)}\n"]
     for stage, lines in judged.items():
         text.append(f"\n## {stage.name}: {stage.title}\n\n| | result | |\n| --- | --- | --- |\n")
-        text += [f"| {_cell(line.what)} | {line.verdict} | {_cell(line.detail)} |\n" for line in lines]
+        text += [f"| {plain(line.what)} | {line.verdict} | {plain(line.detail)} |\n" for line in lines]
     return "".join(text)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def write(judged: Mapping[Stage, Sequence[Line]], environment: Mapping[str, object], out: Path) -> Path:

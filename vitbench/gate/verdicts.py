@@ -11,6 +11,8 @@ from typing import Any
 from vitbench import columns
 from vitbench.columns import Column, Kind
 from vitbench.gate.compare import ORDER, SAME, Change, Comparison
+from vitbench.markdown import plain
+from vitbench.markdown import table as markdown_table
 
 _STYLE = {"slower": "red", "faster": "green", "unsure": "yellow", "same": ""}
 COLUMNS = ("verdict", "case", "metric", "base", "new", "change", "interval", "note")
@@ -67,7 +69,7 @@ def table(result: Comparison) -> list[Column]:
 def markdown(result: Comparison) -> str:
     """What moved as a table, what did not folded away beneath."""
     lines = [f"**vitbench compare: {conclusion(result)}**", ""]
-    lines += [f"- differs: {text}" for text in result.differences]
+    lines += [f"- differs: {plain(text)}" for text in result.differences]
     lines += [""] if result.differences else []
     moved = [change for change in result.changes if change.verdict != SAME]
     same = [change for change in result.changes if change.verdict == SAME]
@@ -80,9 +82,7 @@ def markdown(result: Comparison) -> str:
 def _markdown_table(changes: list[Change]) -> list[str]:
     if not changes:
         return []
-    rule = ["---:" if name in _RIGHT else "---" for name in COLUMNS]
-    rows = [[cell.replace("|", "\\|") for cell in cells(change)] for change in changes]
-    return ["| " + " | ".join(row) + " |" for row in (list(COLUMNS), rule, *rows)]
+    return markdown_table(COLUMNS, [[plain(cell) for cell in cells(change)] for change in changes], _RIGHT)
 
 
 def as_json(result: Comparison) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from html import escape
 
 import pandas as pd
 
+from vitbench.markdown import plain, table
 from vitbench.report.change import Change
 from vitbench.report.figures import Section
 from vitbench.report.kinds import KINDS
@@ -53,15 +53,7 @@ def _failure(row: pd.Series) -> list[str]:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    if not rows:
-        return []
-    lines = [columns, ["---"] * len(columns), *rows]
-    return ["| " + " | ".join(cells) + " |" for cells in lines] + [""]
+    return [*table(columns, rows), ""] if rows else []
 
 
-def plain(text: str) -> str:
-    """Text that no reader of Markdown takes for markup."""
-    return re.sub(r"([\\`*\[\]|~])", r"\\\1", escape(" ".join(text.split()), quote=False))
-
-
-__all__ = ["FAILED", "markdown", "plain"]
+__all__ = ["FAILED", "markdown"]
