@@ -12,6 +12,7 @@ from vitbench.bench.plan import Case
 from vitbench.columns import Column
 from vitbench.errors import InputError
 from vitbench.measure import device as devices
+from vitbench.memory.setting import batch_words
 
 LARGEST = 2**20
 
@@ -93,7 +94,7 @@ def table(lines: Sequence[Line]) -> list[Column]:
     found = [
         Column("case", [line.case for line in lines], "key"),
         Column("measured", [line.measured for line in lines]),
-        Column("predicted", [line.predicted for line in lines]),
+        Column("predicted", ["" if line.predicted is None else batch_words(line.predicted) for line in lines]),
         Column("measured / predicted", ratios, show=lambda ratio: "" if ratio is None else f"{ratio:.3f}"),
         Column("note", [line.reason for line in lines], "note"),
     ]

@@ -21,7 +21,7 @@ from vitbench.measure import flops, memory
 from vitbench.measure.flops import FlopCount
 from vitbench.memory.plan import DEFAULT_GPU, Target, target_of
 from vitbench.memory.predict import Answer, ask
-from vitbench.memory.setting import Limit, Setting, prefers_cudnn, workspace_bytes
+from vitbench.memory.setting import Limit, Setting, batch_words, prefers_cudnn, workspace_bytes
 from vitbench.models import spec_of, unserved
 from vitbench.ops.bundle import EAGER, Ops
 from vitbench.ops.implementations import ops_for
@@ -101,7 +101,7 @@ def verdict(case: Case, gpu: str, variant: Variant = PUBLISHED) -> str:
     limit = target.limit(case.mode)
     answer = _on_gpu(case, target, limit, variant=variant)
     fits = "fits" if answer.fits[case.batch, limit] else "will not fit"
-    return f"{fits} {target.name} (up to batch {answer.largest[limit]})"
+    return f"{fits} {target.name} (up to batch {batch_words(answer.largest[limit])})"
 
 
 def largest(case: Case, gpu: str) -> int:

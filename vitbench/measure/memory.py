@@ -63,37 +63,48 @@ def predict(
     """
     with torch.device("meta"), Unwritten():
         built = build()
-    kernels: list[tuple[int, Kernel]] = []
 
-    def watch(op: Any, args: tuple[Any, ...], out: Any) -> None:
-        if kernel := Kernel.of(op, args, out):
-            kernels.append((tracer.now, kernel))
+    def fake(tensor: Tensor) -> Tensor:
+        kind = dtype if tensor.is_floating_point() else tensor.dtype
+        if channels_last and tensor.ndim == 4:  # as Module.to(memory_format=...) lays it out
+            return torch.empty(tensor.shape, dtype=kind, memory_format=torch.channels_last)
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=kind)
 
-    tracer = Tracer(inside=_inside, watch=watch)
-    with quietly(), tracer:
+    def traced(idle: frozenset[int]) -> MemoryEstimate:
+        """Of a second step, where the parameters that are `idle`, by number, got no gradient in the first."""
+        kernels: list[tuple[int, Kernel]] = []
 
-        def fake(tensor: Tensor) -> Tensor:
-            kind = dtype if tensor.is_floating_point() else tensor.dtype
-            if channels_last and tensor.ndim == 4:  # as Module.to(memory_format=...) lays it out
-                return torch.empty(tensor.shape, dtype=kind, memory_format=torch.channels_last)
-            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=kind)
+        def watch(op: Any, args: tuple[Any, ...], out: Any) -> None:
+            if kernel := Kernel.of(op, args, out):
+                kernels.append((tracer.now, kernel))
 
-        model = replace_tensors(built, fake)
-        step = make_step(model, fake(torch.empty(batch, in_chans, *resolution)), mode, autocast)
-        if step.optimizer is not None:
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.grad = torch.empty_like(parameter)
-            step.update()
-        with tracer.recording({"held": step.held()}):
-            static = tracer.now
-            step()
-    peak = tracer.peak
-    for before, kernel in sorted(kernels, key=lambda seen: -seen[0] - seen[1].rise_bound()):
-        if before + kernel.rise_bound() <= peak:
-            break
-        peak = max(peak, before + kernel.rise())
-    return MemoryEstimate(static / MIB, peak / MIB)
+        reached: set[Tensor] = set()
+        tracer = Tracer(inside=_inside, watch=watch)
+        with quietly(), tracer:
+            model = replace_tensors(built, fake)
+            step = make_step(model, fake(torch.empty(batch, in_chans, *resolution)), mode, autocast)
+            learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            if step.optimizer is not None:
+                for number, parameter in enumerate(learned):
+                    if number not in idle:
+                        parameter.grad = torch.empty_like(parameter)
+                step.update()
+                for parameter in learned:
+                    parameter.register_post_accumulate_grad_hook(reached.add)
+            with tracer.recording({"held": step.held()}):
+                static = tracer.now
+                step()
+        missed = frozenset(number for number, parameter in enumerate(learned) if parameter not in reached)
+        if step.optimizer is not None and missed != idle:
+            return traced(missed)
+        peak = tracer.peak
+        for before, kernel in sorted(kernels, key=lambda seen: -seen[0] - seen[1].rise_bound()):
+            if before + kernel.rise_bound() <= peak:
+                break
+            peak = max(peak, before + kernel.rise())
+        return MemoryEstimate(static / MIB, peak / MIB)
+
+    return traced(frozenset())
 
 
 def _inside(op: Any, args: tuple[Any, ...], out: Any) -> int:

@@ -18,6 +18,7 @@ from vitbench.memory import curves, plan
 from vitbench.memory.options import MemoryOptions
 from vitbench.memory.plan import Row
 from vitbench.memory.reserve import SOURCE
+from vitbench.memory.setting import batch_words
 
 FORMATS = ("table", "csv", "json")
 COLUMNS = tuple(field.name for field in fields(Row))
@@ -116,7 +117,7 @@ def _whole(value: float | None) -> str:
 def _judged(row: Row) -> tuple[str, str]:
     if row.peak_mib is None:
         return "no prediction", ""
-    return row.verdict, f"{row.largest_batch:,}"
+    return row.verdict, batch_words(row.largest_batch or 0)
 
 
 def print_notes(rows: Sequence[Row]) -> None:

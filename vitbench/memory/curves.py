@@ -10,6 +10,7 @@ from typing import Any
 
 from vitbench import cards
 from vitbench.memory.plan import Row
+from vitbench.memory.setting import LARGEST_BATCH
 
 Point = tuple[float, float]
 #: What tells two curves of a panel apart.
@@ -140,7 +141,11 @@ def _over_resolution(rows: Sequence[Row], mode: str) -> Any:
     curves: dict[str, list[Point]] = {}
     records = []
     for name, members in _series(rows, (*_NAMES, "gpu")).items():
-        largest = {_side(row.resolution): row.largest_batch for row in members if row.largest_batch}
+        largest = {
+            _side(row.resolution): row.largest_batch
+            for row in members
+            if row.largest_batch and row.largest_batch < LARGEST_BATCH
+        }
         curves[name] = [(float(x), float(y)) for x, y in sorted(largest.items())]
         records += [{"px": x, "largest": y, "series": name} for x, y in curves[name]]
     data = pd.DataFrame(records, columns=["px", "largest", "series"])

@@ -14,7 +14,7 @@ from vitbench.errors import InputError, Unsupported
 from vitbench.memory import store
 from vitbench.memory.allocator import OutOfMemory
 from vitbench.memory.recording import PRIME, Recording, exact, fit, guess
-from vitbench.memory.setting import KINDS, Limit, Setting
+from vitbench.memory.setting import KINDS, LARGEST_BATCH, Limit, Setting
 from vitbench.memory.store import is_known
 from vitbench.memory.work import Storages, Training, Work, build, of_images, of_images_and_labels, trace
 from vitbench.models import spec_of, unserved
@@ -25,7 +25,6 @@ from vitbench.trace.precision import AUTOCAST, TORCH_DTYPES
 
 #: A trace beside those that a recording is made of, where the first attempt was wrong.
 _THIRD = 12
-LARGEST = 2**20
 
 
 def work_of(setting: Setting, batch: int) -> Work:
@@ -189,6 +188,7 @@ def _more(
         "peaks": peaks,
         "largest": largest,
         "convolutions": some.convolutions,
+        "recurrent": some.recurrent,
         "verified": sorted({*kept.get("verified", []), *traces.verified}),
     }
 
@@ -226,7 +226,7 @@ def _largest(traces: Traces, limit: Limit) -> int:
     general = traces.general
     needed = limit.workspace if general.products else 0
     low, high = 1, 2
-    while sum(general.parts(high).values()) + needed <= limit.capacity and high < LARGEST:
+    while sum(general.parts(high).values()) + needed <= limit.capacity and high <= LARGEST_BATCH:
         low, high = high, 2 * high
     while high - low > 1:  # by the tensors alone, which is fast and never too small
         middle = (low + high) // 2

@@ -31,7 +31,7 @@ class MemoryOptions:
     impl: Annotated[str, Option(help="eager, sdpa, fused; what compilers allocate is not predicted.")] = "eager"
     layout: Annotated[str, Option(help="nchw, nhwc (channels_last).")] = "nchw"
     optimizer: Annotated[
-        str, Option(help="adamw (fused), adamw-foreach, adamw-loop, sgd (momentum), lamb (timm's), none.")
+        str, Option(help="adamw (fused), adamw-foreach, adamw-capturable, adamw-loop, sgd (momentum), lamb, none.")
     ] = "adamw"
     ddp: Annotated[bool, Option("--ddp", help="DistributedDataParallel keeps buckets of gradients.")] = False
     gradient_as_bucket_view: Annotated[

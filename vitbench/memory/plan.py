@@ -15,7 +15,17 @@ from vitbench.memory.options import MemoryOptions
 from vitbench.memory.pool import Question
 from vitbench.memory.predict import Answer, Prediction
 from vitbench.memory.reserve import CONTEXT_MIB
-from vitbench.memory.setting import DTYPES, MIB, OPTIMIZERS, Limit, Setting, prefers_cudnn, workspace_bytes
+from vitbench.memory.setting import (
+    DTYPES,
+    LARGEST_BATCH,
+    MIB,
+    OPTIMIZERS,
+    Limit,
+    Setting,
+    batch_words,
+    prefers_cudnn,
+    workspace_bytes,
+)
 from vitbench.ops.names import IMPLS
 from vitbench.variant import Variant
 
@@ -176,13 +186,22 @@ def _row(cell: Cell, batch: int, answer: Answer | None) -> Row:
     if answer is None or answer.reason:
         return replace(row, reason=cell.reason if answer is None else answer.reason)
     found = answer.predictions[batch]
+    largest = answer.largest[_limits(cell)[0]]
     return replace(
         row,
         **_parts(found),
         reserve_mib=CONTEXT_MIB + found.cache,
         verdict=_verdict(cell, batch, answer),
-        largest_batch=answer.largest[_limits(cell)[0]],
-        reason="without the workspaces that cuDNN chooses for convolutions" if answer.convolutions else "",
+        largest_batch=largest,
+        reason="; ".join(
+            words
+            for words, said in (
+                ("without the workspaces that cuDNN chooses for convolutions", answer.convolutions),
+                ("without what cuDNN keeps of recurrent layers, which it alone knows", answer.recurrent),
+                (f"largest batch: {batch_words(largest)}, none larger was tried", largest >= LARGEST_BATCH),
+            )
+            if said
+        ),
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vitbench.memory import store
-from vitbench.memory.setting import MIB, Limit, Setting
+from vitbench.memory.setting import LARGEST_BATCH, MIB, Limit, Setting
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,13 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Answer:
-    """Of one setting: by batch what is predicted, by limit the largest batch (0: none fits); or why nothing is known.
+    """Of one setting: by batch what is predicted, by limit the largest batch (0: none fits, LARGEST_BATCH: or more); or
+    why nothing is known.
 
     Attributes:
         fits: for (batch, limit) whether the step runs in that capacity.
         convolutions: whether the step has convolutions, whose workspaces cuDNN chooses when it runs.
+        recurrent: whether the model has recurrent layers, of which cuDNN alone knows what it keeps.
         verified: batches at which a trace confirmed what was found from others.
     """
 
@@ -51,6 +53,7 @@ class Answer:
     largest: dict[Limit, int] = field(default_factory=dict)
     fits: dict[tuple[int, Limit], bool] = field(default_factory=dict)
     convolutions: bool = False
+    recurrent: bool = False
     verified: tuple[int, ...] = ()
     reason: str = ""
 
@@ -78,11 +81,19 @@ def _answer(kept: dict[str, Any], batches: Sequence[int], workspace: int, limits
     if kept.get("reason"):
         return Answer(reason=kept["reason"])
     largest = {limit: kept["largest"][limit.key] for limit in limits}
+    found = {batch: Prediction(*(v / MIB for v in kept["peaks"][f"{batch}/{workspace}"])) for batch in batches}
+
+    def fits(batch: int, limit: Limit) -> bool:
+        if batch > largest[limit] >= LARGEST_BATCH:
+            return (found[batch].peak + found[batch].cache) * MIB <= limit.capacity
+        return batch <= largest[limit]
+
     return Answer(
-        {batch: Prediction(*(v / MIB for v in kept["peaks"][f"{batch}/{workspace}"])) for batch in batches},
+        found,
         largest,
-        {(batch, limit): batch <= largest[limit] for batch in batches for limit in limits},
+        {(batch, limit): fits(batch, limit) for batch in batches for limit in limits},
         kept["convolutions"],
+        kept["recurrent"],
         tuple(kept["verified"]),
     )
 

@@ -26,6 +26,7 @@ class Recording:
     events: NDArray[np.int32]
     products: bool
     convolutions: bool
+    recurrent: bool
 
     def sizes(self, batch: int) -> NDArray[np.int64]:
         return self.constant + batch * self.slope
@@ -89,9 +90,10 @@ def exact(storages: Storages) -> Recording:
     return Recording(sizes, np.zeros_like(sizes), *_rest(storages))
 
 
-def _rest(storages: Storages) -> tuple[NDArray[np.uint8], int, NDArray[np.int32], bool, bool]:
+def _rest(storages: Storages) -> tuple[NDArray[np.uint8], int, NDArray[np.int32], bool, bool, bool]:
     kinds = np.array([KINDS.index(kind) for kind in storages.kinds], np.uint8)
-    return kinds, storages.held, np.array(storages.events, np.int32), storages.products, storages.convolutions
+    events = np.array(storages.events, np.int32)
+    return kinds, storages.held, events, storages.products, storages.convolutions, storages.recurrent
 
 
 __all__ = ["PRIME", "Recording", "exact", "fit", "guess"]

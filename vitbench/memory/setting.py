@@ -9,11 +9,14 @@ from vitbench.variant import PUBLISHED, Variant
 
 #: What is alive at the peak is one of these.
 KINDS = ("weights", "gradients", "optimizer", "activations")
-#: "adamw" is fused; "adamw-foreach" and "sgd" (with momentum) are torch's defaults on a GPU; "lamb" is timm's.
-OPTIMIZERS = ("adamw", "adamw-foreach", "adamw-loop", "sgd", "lamb", "none")
+#: "adamw" is fused; "adamw-foreach" and "sgd" (with momentum) are torch's defaults on a GPU, "adamw-capturable" is what
+#: CUDA graphs need; "lamb" is timm's.
+OPTIMIZERS = ("adamw", "adamw-foreach", "adamw-capturable", "adamw-loop", "sgd", "lamb", "none")
 #: The dtypes of `bench`, and mixed precision in fp16 with a gradient scaler.
 DTYPES = ("fp32", "tf32", "bf16", "fp16", "amp", "amp-fp16")
 MIB = 2**20
+#: No larger batch is tried.
+LARGEST_BATCH = 2**20 - 1
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,11 @@ class Limit:
         return f"{self.capacity}/{self.workspace}"
 
 
+def batch_words(largest: int) -> str:
+    """A largest batch as it is said: "1,024", and "at least 1,048,575" where none larger was tried."""
+    return f"at least {largest:,}" if largest >= LARGEST_BATCH else f"{largest:,}"
+
+
 def prefers_cudnn(arch: int) -> bool:
     """Whether torch's scaled_dot_product_attention tries cuDNN's kernel first on this architecture (90 for sm_90)."""
     return arch in (90, 100, 103)
@@ -64,4 +72,15 @@ def workspace_bytes(arch: int, mode: str) -> int:
     return one * (2 if mode == "train" else 1)
 
 
-__all__ = ["DTYPES", "KINDS", "MIB", "OPTIMIZERS", "Limit", "Setting", "prefers_cudnn", "workspace_bytes"]
+__all__ = [
+    "DTYPES",
+    "KINDS",
+    "LARGEST_BATCH",
+    "MIB",
+    "OPTIMIZERS",
+    "Limit",
+    "Setting",
+    "batch_words",
+    "prefers_cudnn",
+    "workspace_bytes",
+]

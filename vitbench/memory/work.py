@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,8 +23,9 @@ class Training:
     """How a model is trained.
 
     Attributes:
-        optimizer: "adamw" is fused, "adamw-foreach" torch's default on a GPU, "sgd" has momentum 0.9 and is foreach,
-            "lamb" is timm's; "none" leaves the gradients.
+        optimizer: "adamw" is fused, "adamw-foreach" torch's default on a GPU, "adamw-capturable" that with
+            counts of steps on the device, "sgd" has momentum 0.9 and is foreach, "lamb" is timm's; "none" leaves the
+            gradients.
         set_to_none: whether gradients are freed between steps.
         ddp: gradients are copied into DistributedDataParallel's buckets.
         bucket_view: they are views of the buckets instead.
@@ -76,7 +78,7 @@ class Storages:
     """Every storage of a step: its bytes and kind, how many lie there before it, and the order of coming and going.
 
     An event is the number of a storage that comes, or the complement (~number) of one that goes. `products`,
-    `convolutions`: whether the step has any; convolutions are those whose windows overlap.
+    `convolutions`, `recurrent`: whether the step has any; convolutions are those whose windows overlap.
     """
 
     sizes: list[int]
@@ -85,6 +87,7 @@ class Storages:
     events: list[int]
     products: bool
     convolutions: bool
+    recurrent: bool
 
 
 def of_images(model: nn.Module, x: Tensor) -> Any:
@@ -101,8 +104,11 @@ def build(work: Work) -> nn.Module:
         return work.build()
 
 
-def trace(work: Work, built: nn.Module | None = None) -> Storages:
+def trace(work: Work, built: nn.Module | None = None, idle: frozenset[int] = frozenset()) -> Storages:
     """Runs the second step of a model that is `built`, or built anew: the state of its optimizer is there.
+
+    Args:
+        idle: numbers of parameters that no gradient reaches, and for which there is no state; others are found out.
 
     Raises: whatever the model raises on tensors without data.
     """
@@ -119,7 +125,7 @@ def trace(work: Work, built: nn.Module | None = None) -> Storages:
     with quietly(), cuda.rules(instead), tracer:
         model = replace_tensors(built, lambda t: _fake(t, work))
         inputs = work.inputs()
-        step = _Step(work, model, inputs)
+        step = _Step(work, model, inputs, idle)
         step.prepare()
         held = step.held()
         for kind, tensors in held.items():
@@ -130,6 +136,8 @@ def trace(work: Work, built: nn.Module | None = None) -> Storages:
         with tracer.recording({}):
             result = step(tracer)
         del result
+    if step.idle != idle:
+        return trace(work, built, step.idle)
     kinds = [kind or "activations" for kind in tracer.kinds]
     return Storages(
         tracer.sizes,
@@ -138,6 +146,7 @@ def trace(work: Work, built: nn.Module | None = None) -> Storages:
         in_order(tracer.events),
         bool(seen & cuda.PRODUCTS.keys()),
         cuda.CONVOLUTION in seen,
+        any(isinstance(module, nn.RNNBase) for module in built.modules()),
     )
 
 
@@ -169,11 +178,12 @@ def _fake(tensor: Tensor, work: Work) -> Tensor:
 
 
 class _Step:
-    def __init__(self, work: Work, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def __init__(self, work: Work, model: nn.Module, inputs: tuple[Any, ...], idle: frozenset[int]) -> None:
         self.work = work
         self.training = work.training
         self.model = model.train(work.training is not None)
         self.inputs = inputs
+        self.idle = idle
         self.optimizer: torch.optim.Optimizer | None = None
         self.scale: Tensor | None = None
         self.beside: dict[str, list[Tensor]] = {}
@@ -191,10 +201,10 @@ class _Step:
             return
         self.optimizer = make_optimizer(self.training.optimizer, self.parameters)
         if self.optimizer is not None or not self.training.set_to_none:
-            for parameter in self.parameters:
-                parameter.grad = torch.empty_like(parameter)
-        if self.optimizer is not None:
-            self.optimizer.step()
+            for number, parameter in enumerate(self.parameters):
+                if number not in self.idle:
+                    parameter.grad = torch.empty_like(parameter)
+        self._update()
         if self.training.set_to_none:
             for parameter in self.parameters:
                 parameter.grad = None
@@ -249,10 +259,10 @@ class _Step:
         """By kind, every tensor that is alive between steps."""
         state: list[Tensor] = []
         if self.optimizer is not None:
-            fused = bool(self.optimizer.defaults.get("fused"))
+            counts = any(self.optimizer.defaults.get(name) for name in ("fused", "capturable"))
             for values in self.optimizer.state.values():
-                # Without fusing, the count of steps lies in the host's memory.
-                state += [v for name, v in values.items() if isinstance(v, Tensor) and (fused or name != "step")]
+                # The count of steps lies in the host's memory else.
+                state += [v for name, v in values.items() if isinstance(v, Tensor) and (counts or name != "step")]
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         tensors = [tensor for one in self.inputs for tensor in _tensors(one)]
         held = {
@@ -269,19 +279,35 @@ class _Step:
         if self.training is None:
             with self.work.no_grad(), as_on_cuda(self.work.autocast, self.work.also_fp32):
                 return self.work.call(self.model, *self.inputs)
+        reached: set[Tensor] = set()
+        hooks = [parameter.register_post_accumulate_grad_hook(reached.add) for parameter in self.parameters]
         with as_on_cuda(self.work.autocast, self.work.also_fp32):
             result = self.work.call(self.model, *self.inputs)
         loss = result[0] if isinstance(result, tuple) else result
         (loss if self.scale is None else loss * self.scale).backward()
+        self.idle = frozenset(number for number, one in enumerate(self.parameters) if one not in reached)
+        for hook in hooks:
+            hook.remove()
         for parameter in self.parameters:
             if parameter.grad is not None:
                 tracer.mark("gradients", parameter.grad)
-        if self.optimizer is not None:
-            self.optimizer.step()
+        self._update()
         if self.training.set_to_none:
             for parameter in self.parameters:
                 parameter.grad = None
         return loss.detach()
+
+    def _update(self) -> None:
+        """Torch refuses to step capturable optimizers on the CPU, where these tensors pretend to lie."""
+        if self.optimizer is None:
+            return
+        adam: Any = sys.modules[torch.optim.Adam.__module__]
+        where = adam._get_capturable_supported_devices
+        adam._get_capturable_supported_devices = lambda supports_xla=True: ["cpu"]
+        try:
+            self.optimizer.step()
+        finally:
+            adam._get_capturable_supported_devices = where
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -303,9 +329,10 @@ def make_optimizer(name: str, parameters: list[nn.Parameter]) -> torch.optim.Opt
     if name == "none":
         return None
     if name.startswith("adamw"):
-        fused = name == "adamw"
-        foreach = None if fused else name == "adamw-foreach"
-        return torch.optim.AdamW(parameters, lr=1e-6, fused=fused or None, foreach=foreach)
+        if name == "adamw":
+            return torch.optim.AdamW(parameters, lr=1e-6, fused=True)
+        loop, capturable = name == "adamw-loop", name == "adamw-capturable"
+        return torch.optim.AdamW(parameters, lr=1e-6, foreach=not loop, capturable=capturable)
     if name == "sgd":
         return torch.optim.SGD(parameters, lr=1e-6, momentum=0.9, foreach=True)
     made: torch.optim.Optimizer = foreign.load("timm").optim.Lamb(parameters, lr=1e-6)

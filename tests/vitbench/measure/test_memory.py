@@ -115,6 +115,18 @@ def test_frozen_weights_have_no_gradient_and_no_state() -> None:
     assert predict(frozen, (10, 10), 1, "train", F32).static_mib * MIB == size
 
 
+def test_weights_that_no_gradient_reaches_have_no_state() -> None:
+    def idle() -> nn.Module:
+        model = Dense()
+        model.register_parameter("unused", nn.Parameter(torch.empty(1000, 1000)))
+        return model
+
+    found = predict(idle, (10, 10), 2, "train", F32)
+    step = make_step(idle(), torch.randn(2, 3, 10, 10), "train")
+    step()
+    assert found.static_mib == measure(step).static_mib
+
+
 class Resized(nn.Module):
     def __init__(self, mode: str) -> None:
         super().__init__()

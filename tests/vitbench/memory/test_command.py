@@ -15,7 +15,7 @@ from vitbench.memory import command, plan, predict, store
 from vitbench.memory.options import MemoryOptions
 from vitbench.memory.predict import ask
 from vitbench.memory.reserve import CONTEXT_MIB, contexts_mib
-from vitbench.memory.setting import MIB, Limit, Setting, workspace_bytes
+from vitbench.memory.setting import LARGEST_BATCH, MIB, Limit, Setting, workspace_bytes
 from vitbench.variant import PUBLISHED, Variant
 
 SMALL = {"model": "vit_tiny_patch16_224,resnet18", "resolution": "64", "batch": "1,8"}
@@ -50,6 +50,7 @@ def test_a_row_for_every_case_and_card_adds_up(some: list[plan.Row]) -> None:
         assert (row.largest_batch or 0) > 1000
         assert (row.reserve_mib or 0) >= CONTEXT_MIB
         assert ("cuDNN" in row.reason) == row.model.startswith("resnet")
+        assert ("at least 1,048,575" in row.reason) == (row.largest_batch == LARGEST_BATCH)
 
 
 def test_cards_stand_beside_each_other(some: list[plan.Row]) -> None:
@@ -90,6 +91,16 @@ def test_other_forms_of_a_model_are_predicted() -> None:
     assert fewer == pytest.approx(990 * 193 * 4 / MIB, abs=990 * 4 / MIB)  # a row of the classifier and its bias each
     refused = ask(replace(published, variant=Variant(checkpointing=True)), [1], 0).reason
     assert refused.startswith("--checkpointing: it has no gradient checkpointing")
+
+
+def test_what_is_beyond_the_search_is_said_as_at_least(capsys: pytest.CaptureFixture[str]) -> None:
+    given = {**SMALL, "model": "vit_tiny_patch16_224", "mode": "infer", "dtype": "bf16", "gib": 300.0}
+    given["batch"] = f"{LARGEST_BATCH + 1},{2**40}"
+    assert command.run(MemoryOptions(**given)) == 0  # type: ignore[arg-type]
+    first, second, *_ = (line for line in capsys.readouterr().out.splitlines() if line.startswith("vit_tiny"))
+    assert "fits" in first
+    assert "does not fit" in second
+    assert "at least 1,048,575" in first
 
 
 def test_no_batch_fits_where_the_weights_do_not() -> None:

@@ -68,6 +68,7 @@ def test_training_of_one_layer_is_arithmetic() -> None:
     ("training", "kind", "more"),
     [
         (Training("adamw-foreach"), "optimizer", -512),  # the count of steps lies with the host
+        (Training("adamw-capturable"), "optimizer", 0),
         (Training("sgd"), "optimizer", -1_200_128 - 512),
         (Training("none"), "optimizer", -2 * 1_200_128 - 512),
         (Training(ema=True), "weights", 1_200_128),
@@ -83,6 +84,39 @@ def test_what_training_adds(training: Training, kind: str, more: int) -> None:
 def test_a_foreach_step_takes_as_much_as_the_parameters() -> None:
     fused, foreach = (parts(work(1, Training(name)))["activations"] for name in ("adamw", "adamw-foreach"))
     assert foreach - fused > 1_200_000 - 3 * 4096
+
+
+def test_a_capturable_step_corrects_the_bias_on_the_device() -> None:
+    foreach, capturable = (
+        parts(work(1, Training(name)))["activations"] for name in ("adamw-foreach", "adamw-capturable")
+    )
+    assert capturable - foreach == 2 * 512  # a number for each moment of the one parameter
+
+
+def test_weights_that_no_gradient_reaches_have_neither_state_nor_gradient() -> None:
+    def idle() -> nn.Module:
+        model = Dense()
+        model.register_parameter("unused", nn.Parameter(torch.empty(1000, 1000)))
+        return model
+
+    plain, more = parts(work(7, Training())), parts(work(7, Training(), idle))
+    assert (more["optimizer"], more["gradients"]) == (plain["optimizer"], plain["gradients"])
+    assert more["weights"] > plain["weights"]
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(10, 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lstm(x.flatten(1, 2))[0].flatten(1)
+
+
+@pytest.mark.parametrize("training", [None, Training()])
+def test_recurrent_layers_are_told_from_others(training: Training | None) -> None:
+    assert trace(work(2, training, Recurrent)).recurrent
+    assert not trace(work(2, training)).recurrent
 
 
 class Blocks(nn.Module):

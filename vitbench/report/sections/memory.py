@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from vitbench.memory.curves import Point, crossings
+from vitbench.memory.setting import batch_words
 from vitbench.report.figures import (
     INK,
     MOST,
@@ -172,7 +173,7 @@ def _largest(frame: pd.DataFrame, mode: str, facts: list[str]) -> Figure:
     notes = _crossed(points, "side", "largest_batch", {})
     facts += [
         f"{name}, {word(mode)}: the largest batch is "
-        + ", ".join(f"{largest:,.0f} at {size:.0f} px" for size, largest in curve)
+        + ", ".join(f"{batch_words(int(largest))} at {size:.0f} px" for size, largest in curve)
         for name, curve in list(points.items())[:MOST]
     ]
     for note in notes:
