@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
+from torch._C import DispatchKey
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitbench.trace import hollow
@@ -105,7 +106,7 @@ class Tracer(TorchDispatchMode):
                 return self._instead[func](*args, **kwargs)
         if is_composite(func) and not is_whole(func):
             with self:
-                return func.decompose(*args, **kwargs)
+                return func._op_dk(_COMPOSITE, *args, **kwargs)  # decompose would prefer Python's, which copies more
         out = hollow.run(func, args, kwargs)
         if self._recording:
             self._watch(func, args, out)
@@ -144,6 +145,7 @@ class Tracer(TorchDispatchMode):
         self.now -= self.sizes[number]
 
 
+_COMPOSITE = DispatchKey.CompositeImplicitAutograd
 _WHOLE = ("upsample", "max_pool1d", "lstm", "gru", "rnn_tanh", "rnn_relu")
 
 

@@ -165,6 +165,13 @@ class Encoder(nn.Module):
         return self.fc((x[0] if isinstance(x, tuple) else x).mean(1))
 
 
+def test_dropout_that_does_nothing_copies_nothing() -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(300, 4))
+
+    assert predict(build, (10, 10), 9, "infer").peak_mib * MIB == 4 * (9 * 300 + 4 * 301 + 9 * 4)
+
+
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_layers_that_torch_runs_whole_are_predicted(recurrent: bool) -> None:
     found = predict(lambda: Encoder(recurrent), (16, 16), 3, "infer", F32)
