@@ -34,7 +34,7 @@ option = $(if $(strip $($(2))),--$(1) '$(strip $($(2)))')
 SHARED = $(call option,model,MODEL) $(call option,resolution,RES) $(call option,batch,BATCH) \
   $(call option,dtype,DTYPE) $(call option,mode,MODE) $(call option,device,DEVICE) $(call option,out,OUT) $(ARGS)
 
-.PHONY: help setup bench memory-curves test test-fast test-oldest test-oldest-fast test-newest lint types bench-harness \
+.PHONY: help setup bench memory-curves test test-fast test-faults fault-table fuzz test-oldest test-oldest-fast test-newest lint types bench-harness \
   bench-compare report readme clean memory-truth throughput-truth fit-predictor trace-predictor audit-truth audit audit-all \
   audit-compile audit-accept audit-picture gate kernels-bench certify wheels
 
@@ -50,6 +50,9 @@ help:
 	@echo 'make fit-predictor        the parameters of `vitbench predict` from published figures (trace-predictor: their models)'
 	@echo 'make test                 the whole suite'
 	@echo 'make test-fast            a part of it, for every save'
+	@echo 'make test-faults          processes killed, disks full, models that hang: every fault (PART=1/8: some of the slow ones)'
+	@echo 'make fault-table          the same, and docs/faults.md of what survived'
+	@echo 'make fuzz                 thousands of random inputs for what reads command lines and files'
 	@echo 'make test-oldest          the main job, then the whole suite, with torch 2.11 and Triton 3.6 (test-oldest-fast: a part)'
 	@echo 'make test-newest          the same with torch 2.14 and Triton 3.8'
 	@echo 'make lint types           ruff, the walls between packages and rooms (import-linter), mypy'
@@ -104,12 +107,21 @@ test-fast: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m fast $(ARGS)
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal -m 'not slow_fault' $(ARGS)
+
+test-faults: $(READY)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal $(if $(PART),-m slow_fault --part $(PART),-m fault) $(ARGS)
+
+fault-table: $(READY)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal -m fault --fault-table docs/faults.md $(ARGS)
+
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal -m fuzz --hypothesis-profile fuzz --hypothesis-show-statistics $(ARGS)
 
 # The main job first: where that fails, the rest says little.
 test-oldest test-newest: test-%: $(or $(strip $(VENV)),.venv)-%/.ready
 	OMP_NUM_THREADS=1 $(<D)/bin/python -m pytest -x -m smoke
-	OMP_NUM_THREADS=1 $(<D)/bin/python -m pytest -n auto --dist worksteal -m 'not smoke' $(ARGS)
+	OMP_NUM_THREADS=1 $(<D)/bin/python -m pytest -n auto --dist worksteal -m 'not smoke and not slow_fault' $(ARGS)
 
 test-oldest-fast: $(OLDEST)/.ready
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n auto --dist worksteal -m smoke $(ARGS)

@@ -6,15 +6,22 @@ import importlib
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hypothesis import settings
 
 Done = subprocess.CompletedProcess[str]
+
+#: `make fuzz`: so many inputs for each test that is marked `fuzz`.
+settings.register_profile("fuzz", max_examples=2000, deadline=None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where kernel tests run")
+    parser.addoption("--fault-table", type=Path, metavar="FILE", help="write which faults were injected and survived")
+    parser.addoption("--part", metavar="K/N", help="of the tests chosen, every Nth from the Kth")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -22,12 +29,66 @@ def pytest_configure(config: pytest.Config) -> None:
     # kernels run in Triton's interpreter. Ahead-of-time compilation happens in processes without it.
     if config.getoption("--device") == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
+    if part := config.getoption("--part"):
+        config.pluginmanager.register(Part(*map(int, part.split("/"))))
+    table, in_a_process_of_xdist = config.getoption("--fault-table"), hasattr(config, "workerinput")
+    if table and not in_a_process_of_xdist:
+        config.pluginmanager.register(FaultTable(table))
+
+
+class Part:
+    """Keeps a part of the tests that are chosen; with fewer tests than parts, some are in several."""
+
+    def __init__(self, number: int, of: int) -> None:
+        self.number, self.of = number, of
+
+    @pytest.hookimpl(trylast=True)  # after pytest has chosen by marker
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        step = max(1, min(self.of, len(items)))
+        kept = items[(self.number - 1) % step :: step]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
+class FaultTable:
+    """Writes a line for each fault that a test injects: what survives, and whether it did."""
+
+    HEAD = (
+        "# Faults\n\nEach is injected by a test, into real processes and files wherever the machine allows it. Made by "
+        "`make fault-table`,\nwhich runs them all; `make test-faults` does without writing this.\n\n"
+        "| fault | injected | survives | result | test |\n| --- | --- | --- | --- | --- |\n"
+    )
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.results: dict[tuple[str, ...], list[str]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        told = [value for name, value in report.user_properties if name == "fault"]
+        if told and (report.when == "call" or not report.passed):
+            result = {"passed": "survived", "failed": "**failed**"}.get(report.outcome) or _why_skipped(report)
+            for one in told:
+                test = report.nodeid.partition("[")[0]
+                self.results.setdefault((*map(str, one), test), []).append(result)
+
+    def pytest_sessionfinish(self) -> None:
+        rows = [
+            f"| {name} | {injected} | {survives} | {'; '.join(sorted(set(results)))} | `{test}` |\n"
+            for (name, injected, survives, test), results in sorted(self.results.items())
+        ]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(self.HEAD + "".join(rows), encoding="utf-8")
+
+
+def _why_skipped(report: pytest.TestReport) -> str:
+    return f"not run: {report.longrepr[2]}" if isinstance(report.longrepr, tuple) else "not run"
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest chooses by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests that ask for `device` with `on_device`."""
+    """Marks the tests that ask for `device` with `on_device`; the reports of those with a fault say which."""
     for item in items:
+        item.user_properties += [("fault", list(mark.args)) for mark in item.iter_markers("fault")]
         if "device" in getattr(item, "fixturenames", ()):
             item.add_marker("on_device")
 

@@ -105,6 +105,21 @@ def test_python_of_the_documents_runs(
     exec(compile(code, "snippet", "exec"), {})
 
 
+def test_the_table_of_faults_is_that_of_the_tests() -> None:
+    """What is injected and what survives; that it does, `make fault-table` writes after running them."""
+    calls = (
+        node
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "fault"
+    )
+    told = {tuple(arg.value for arg in call.args[:3] if isinstance(arg, ast.Constant)) for call in calls}
+    lines = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8").splitlines()
+    tabled = {tuple(cell.strip() for cell in line.split("|")[1:4]) for line in lines if line.startswith("| ")}
+    assert len(told) > 20
+    assert told == tabled - {("fault", "injected", "survives"), ("---", "---", "---")}, "run `make fault-table`"
+
+
 def test_no_package_called_kernels() -> None:
     """It would shadow or collide with the `kernels` package of the package index."""
     assert not (ROOT / "kernels" / "__init__.py").exists()

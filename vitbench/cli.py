@@ -276,6 +276,8 @@ def main() -> None:
         if not hasattr(error, "format_message"):  # the parser's own usage errors
             raise
         code = _complain(error.format_message())
+    if code == 130:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Python's own end cannot be interrupted without a traceback
     sys.exit(code or 0)
 
 

@@ -9,7 +9,7 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECA
 
 def file_name(text: str, longest: int = 80) -> str:
     """A name for a file without its ending, which leads to no other folder, whatever the text is."""
-    name = re.sub(r"[^A-Za-z0-9_.+-]+", "-", text).strip("-.")[:longest] or "unnamed"
+    name = re.sub(r"[^A-Za-z0-9_.+-]+", "-", text).strip("-.")[:longest].rstrip("-.") or "unnamed"
     return f"_{name}" if _DEVICES.fullmatch(name) else name  # devices on Windows
 
 

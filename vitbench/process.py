@@ -117,7 +117,8 @@ class Process:
         if code == -signal.SIGKILL:
             how += " (the kernel does that when memory runs out)"
         lines = [line.strip() for line in self.said().splitlines() if line.strip()]
-        return f"{how}: {lines[-1][:300] if lines else 'no output'}"
+        last = "".join(letter if letter.isprintable() else " " for letter in lines[-1][:300]) if lines else "no output"
+        return f"{how}: {last.strip()}"
 
     def close(self, seconds: float = 5.0) -> None:
         """Tells it that there will be no more questions and lets it end by itself, or ends it after so many seconds."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from vitbench.bench import isolation, predict
+from vitbench.bench import compile_cache, isolation, predict
 from vitbench.bench.build import Workload, autocast_dtype, set_precision, use_device
 from vitbench.bench.check import Checker, Incorrect
 from vitbench.bench.failures import DoesNotFit, breaks_device, classify, is_out_of_memory
@@ -186,6 +186,7 @@ class Worker:
             found.note(swapped)
         if case.impl in COMPILED:
             self._compiled = True
+            compile_cache.guard()
             torch._dynamo.reset()  # else a ninth shape of the same module would silently run uncompiled
         if case.impl in WHOLLY_COMPILED:
             model = compiled(module, case.impl, mode=self.options.variant.compile_mode)

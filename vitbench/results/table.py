@@ -177,7 +177,7 @@ class Table(Generic[T]):
         """How a file's header is not this one, as a phrase."""
         told = []
         if unknown := [name for name in header if name not in self.header]:
-            told.append(f"unknown columns {', '.join(unknown[:3])}")
+            told.append(f"unknown columns {', '.join(self.to_text(name)[:60] for name in unknown[:3])}")
         if missing := [name for name in self.header if name not in header]:
             told.append(f"it lacks the columns {', '.join(missing[:3])}")
         return "; ".join(told) or "its columns are in another order"

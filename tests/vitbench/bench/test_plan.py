@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.vitbench.fuzzing import understood
 from vitbench import selection
-from vitbench.bench import plan
+from vitbench.bench import plan, telling
 from vitbench.bench.plan import Case, Grid
 from vitbench.catalog import catalog, format_resolution, parse_resolution
 from vitbench.errors import InputError
@@ -106,6 +107,48 @@ def test_match_keeps_catalog_order_and_drops_repeats() -> None:
     assert match("all") == list(catalog())
 
 
+#: What is typed on a command line, rightly and wrongly, and what nobody types.
+WORDS = (
+    "cmt_s", "resnet*", "all", "[", "native", "x0.75", "x1.2.3", "x.", "x0", "x999999", "224", "800x1066", "224x",
+    "224..512:32", "1..99999999999", "1..999999999:1", "0", "-1", "9" * 5000, "bf16", "both", "torch.half", "10m",
+    "1h30m", "\ud800", "²", "",
+)  # fmt: skip
+typed = st.lists(st.sampled_from(WORDS) | st.text(max_size=6), max_size=4).map(",".join)
+PARSERS = (
+    lambda text: selection.match(text.replace(":", "")),  # other libraries are imported
+    lambda text: selection.split(text, "dtype", selection.DTYPES),
+    selection.split_batches,
+    selection.split_resolutions,
+    parse_resolution,
+    telling.parse_duration,
+)
+
+
+@pytest.mark.fuzz
+@given(st.sampled_from(PARSERS), typed)
+def test_whatever_is_typed_is_understood_or_refused_in_one_line(parse, text: str) -> None:  # type: ignore[no-untyped-def]
+    found = understood(parse, text)
+    for word in (found or [])[:9] if parse is selection.split_resolutions else ():
+        assert min(understood(selection.resolve, "resnet50", word) or (1,)) > 0
+
+
+@pytest.mark.fuzz
+@given(
+    st.builds(
+        Case,
+        st.sampled_from(sorted(catalog())) | st.from_regex(r"(timm|transformers):[\w./-]+", fullmatch=True),
+        *(st.sampled_from(known) for known in (IMPLS, selection.MODES, selection.DTYPES, selection.LAYOUTS)),
+        st.tuples(st.integers(1, 9999), st.integers(1, 9999)),
+        st.integers(1, 10**9),
+        st.sampled_from(["cpu", "cuda", "cuda:7"]),
+    )
+)
+def test_an_id_says_which_case_it_is(case: Case) -> None:
+    model, impl, mode, dtype, layout, size, batch, device = case.id.rsplit("/", 7)
+    assert Case(model, impl, mode, dtype, layout, parse_resolution(size), int(batch[1:]), device) == case
+
+
+@pytest.mark.fuzz
 @given(st.integers(1, 5000), st.integers(1, 5000))
 def test_resolutions_round_trip(height: int, width: int) -> None:
     assert parse_resolution(format_resolution((height, width))) == (height, width)

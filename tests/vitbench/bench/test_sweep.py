@@ -122,6 +122,9 @@ def test_compiled_training_is_verified_and_timed(tmp_path: Path) -> None:
     assert row.verified.rel_err <= row.verified.rel_err_limit
 
 
+@pytest.mark.fault(
+    "out of host memory", "a batch larger than the machine", "the sweep goes on; the row says oom, before it runs"
+)
 def test_a_case_too_large_for_the_machine_is_oom_before_it_runs(tmp_path: Path) -> None:
     summary, _ = run([case(batch=3_000_000), case()], tmp_path / "a.csv")
     assert [row.status for row in summary.rows] == ["oom", "ok"]
@@ -172,6 +175,7 @@ class Killer(Recorder):
                 os.kill(worker, signal.SIGKILL)
 
 
+@pytest.mark.fault("kill -9 of the worker", "SIGKILL while it measures", "the sweep goes on; the row says crashed")
 def test_a_killed_worker_costs_one_row(tmp_path: Path) -> None:
     cases = [case(batch=batch, impl=impl) for batch in (1, 2, 3) for impl in ("eager", "sdpa")]
     killer = Killer(cases[3].id)
@@ -205,6 +209,10 @@ class Breakable(worker.Worker):
         super()._time(prepared)
 
 
+@pytest.mark.fault(
+    "CUDA-like sticky error", "an implementation that breaks the device for those timed with it",
+    "the rows of the others; the row of whoever broke it says error",
+)  # fmt: skip
 @pytest.mark.parametrize(("at", "workers"), [("building", 2), ("timing", 3)])
 def test_a_broken_device_costs_the_row_of_whoever_broke_it(
     at: str, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -284,6 +292,11 @@ def test_another_environment_is_refused_and_fresh_keeps_the_old_file(tmp_path: P
     assert "a.1.csv" in recorder.notes[0]
 
 
+@pytest.mark.fault(
+    "kill -9 of the parent",
+    "SIGKILL of the sweep",
+    "every row so far; the worker ends; a second run adds the rest",
+)
 def test_kill_9_of_the_sweep_and_a_second_run_give_every_row_once(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     command = [

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from tests.vitbench.fuzzing import understood
 from vitbench.errors import InputError
 from vitbench.report import timm
 from vitbench.results import journal
@@ -159,3 +163,28 @@ def test_other_files_are_refused(tmp_path: Path, text: str, says: str) -> None:
         timm.read_baseline(path)
     with pytest.raises(InputError, match="cannot be read"):
         timm.read_baseline(tmp_path / "missing.csv")
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that every example writes anew."""
+    return tmp_path_factory.mktemp("fuzz") / "timm.csv"
+
+
+NAMES = ("model", *timm.INFER, *timm.TRAIN, "img_size", "top1", "else")
+CELLS = ("resnet50.a1_in1k", "224", "64", "64.0", "1e3", "nan", "inf", "-1", "", '"', "\r", "\x00", "1_0", "9" * 5000)
+cells = st.lists(st.sampled_from(CELLS) | st.text(max_size=5), max_size=12).map(",".join)
+
+
+@pytest.mark.fuzz
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from(NAMES), max_size=12).map(",".join) | st.sampled_from([BOTH.strip(), ",".join(timm.INFER)]),
+    st.lists(cells, max_size=4).map("\n".join),
+    st.binary(max_size=3),
+)
+def test_any_file_is_a_baseline_or_refused_in_one_line(scratch: Path, header: str, body: str, junk: bytes) -> None:
+    scratch.write_bytes(f"{header}\n{body}".encode(errors="replace") + junk)
+    if baseline := understood(timm.read_baseline, scratch):
+        numbers = [*baseline.img_per_s.values(), *baseline.top1.values()]
+        assert all(0 <= number < math.inf for number in numbers)

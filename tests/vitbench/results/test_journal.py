@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.vitbench.fuzzing import understood
 from vitbench.errors import InputError
 from vitbench.results import journal
 from vitbench.results.row import ENVIRONMENT, HEADER, HEADERS, SCHEMA, TABLE, Row, changes, environment_of
@@ -36,6 +37,7 @@ words = st.text(st.characters(blacklist_categories=("Cs", "Cc")), max_size=40)
 numbers = st.none() | st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 
+@pytest.mark.fuzz
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # of a busy machine
 @given(words, words, numbers, st.none() | st.booleans(), st.none() | st.integers(0, 10**9), numbers)
 def test_any_row_survives_the_csv(
@@ -54,6 +56,70 @@ def test_any_row_survives_the_csv(
     else:
         assert math.isclose(float(back["img_per_s"]), speed, rel_tol=1e-6, abs_tol=1e-38)
     assert TABLE.format([row]).count("\n") == 1
+
+
+CASES = [f"case{number}" for number in range(5)]
+WHOLE = (TABLE.header_line + TABLE.format(make_row(case=case, reason='"a", b') for case in CASES)).encode()
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that every example writes anew."""
+    return tmp_path_factory.mktemp("fuzz") / "a.csv"
+
+
+@pytest.mark.fuzz
+@settings(deadline=None)
+@given(st.integers(0, len(WHOLE)))
+def test_a_file_cut_anywhere_has_the_rows_before(scratch: Path, size: int) -> None:
+    scratch.write_bytes(WHOLE[:size])
+    whole = max(0, WHOLE[:size].count(b"\n") - 1)
+    assert [row.case for row in journal.read(scratch)] == CASES[:whole]
+    journal.append(scratch, make_row(case="next"))
+    assert [row.case for row in journal.read(scratch)] == [*CASES[:whole], "next"]
+
+
+JUNK = (b"\n", b"\r", b'"', b",", bytes(50), b"nan", b"\xff", b"x" * 140_000)
+junk = st.binary(max_size=30) | st.sampled_from(JUNK)
+
+
+@pytest.mark.fuzz
+@settings(deadline=None)
+@given(st.integers(0, len(WHOLE)), st.integers(0, 100), junk)
+def test_any_bytes_are_rows_or_refused_in_one_line(scratch: Path, start: int, lost: int, junk: bytes) -> None:
+    scratch.write_bytes(WHOLE[:start] + junk + WHOLE[start + lost :])
+    rows = understood(journal.read, scratch) or []
+    assert TABLE.format(TABLE.parse([*TABLE.texts(row).values()]) for row in rows) == TABLE.format(rows)
+
+
+lives = st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.floats(0, 1)), max_size=4)
+
+
+@pytest.mark.fuzz
+@pytest.mark.fault(
+    "kill -9 of the parent", "a sweep that dies again and again, after any byte of what it writes", "every row, once"
+)
+@settings(deadline=None)
+@given(lives)
+def test_a_sweep_killed_anywhere_ends_with_every_row_once(scratch: Path, lives: list[tuple[int, bool, float]]) -> None:
+    """In each life it adds some rows that are not there, and dies in the last: in its samples, or in the row itself."""
+    samples = journal.samples_path(scratch)
+    for path in (scratch, samples):
+        path.unlink(missing_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        for count, in_samples, written in [*lives, (len(CASES), False, 1.0)]:
+            there = [row.case for row in journal.read(scratch)] if scratch.exists() else []
+            for case in [case for case in CASES if case not in there][:count]:
+                before = [path.read_bytes() if path.exists() else b"" for path in (scratch, samples)]
+                journal.append(scratch, make_row(case=case), [1.5])
+            if count and len(there) < len(CASES):
+                if in_samples:
+                    scratch.write_bytes(before[0])
+                path, old = (samples, before[1]) if in_samples else (scratch, before[0])
+                path.write_bytes(path.read_bytes()[: len(old) + round(written * (path.stat().st_size - len(old)))])
+    assert [row.case for row in journal.read(scratch)] == CASES
+    assert journal.read_samples(scratch) == {case: [1.5] for case in CASES}
 
 
 def test_empty_is_not_zero(tmp_path: Path) -> None:
@@ -82,6 +148,7 @@ def test_pandas_reads_it(tmp_path: Path) -> None:
     assert frame.loc[0, "reason"] == 'comma, "quote" new line'
 
 
+@pytest.mark.fault("truncated or garbage journal line", "a last line that is cut short", "all other rows, and the next")
 @pytest.mark.parametrize("cut", [1, 20, 100])
 def test_a_line_cut_short_is_dropped_and_overwritten(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "a.csv"
@@ -144,6 +211,7 @@ def test_binary_is_refused(tmp_path: Path) -> None:
         journal.read(path)
 
 
+@pytest.mark.fault("disk full on append", "RLIMIT_FSIZE in the middle of a line", "the file as it was")
 def test_full_disk_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     """A file-size limit makes the kernel cut the write in the middle of a line, as a full disk does."""
     path = tmp_path / "a.csv"

@@ -46,6 +46,7 @@ def test_the_header_is_the_fields_and_those_of_the_parts() -> None:
     assert TABLE.header == ("name", "pass", "count", "length", "right", "note")
 
 
+@pytest.mark.fuzz
 @given(st.lists(things, max_size=4))
 def test_what_is_added_is_read_back(tmp_path_factory: pytest.TempPathFactory, rows: list[Thing]) -> None:
     path = tmp_path_factory.mktemp("table") / "a.csv"
