@@ -13,6 +13,7 @@ import typer
 from vitbench.audit.options import AuditOptions
 from vitbench.bench.options import BenchOptions, ListOptions, MaxBatchOptions, MemoryCurvesOptions, ReportOptions
 from vitbench.certify.options import CertifyOptions
+from vitbench.columns import Shown
 from vitbench.doctor.options import DoctorOptions
 from vitbench.errors import InputError
 from vitbench.fuse_report.options import FuseReportOptions
@@ -80,7 +81,8 @@ def _command(
             raise typer.Exit(run(kind(**given)) or 0)
 
         hints = get_type_hints(kind, include_extras=True)
-        fields = inspect.signature(kind).parameters.values()
+        of_table = inspect.signature(Shown).parameters  # inherited, but said last
+        fields = sorted(inspect.signature(kind).parameters.values(), key=lambda field: field.name in of_table)
         command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [field.replace(annotation=hints[field.name]) for field in fields]
         )
@@ -211,13 +213,15 @@ def compare(given: CompareOptions) -> int:
     passes the threshold; a case that is missing or fails in NEW counts as slower. Exit code: 0 no regression, 1 a
     regression, 2 not comparable or bad input.
     """
+    from vitbench import columns
     from vitbench.gate import measurements, verdicts
-    from vitbench.gate.compare import compare, parse_thresholds
+    from vitbench.gate.compare import Comparison, compare, parse_thresholds
 
+    columns.check(verdicts.table(Comparison([])), given)
     thresholds = parse_thresholds(given.threshold or [])
     base, new = measurements.load(given.base), measurements.load(given.new)
     result = compare(base, new, thresholds, given.cross_environment)
-    verdicts.emit(result, given.markdown, given.json)
+    verdicts.emit(result, given.markdown, given.json, given)
     return result.exit_code
 
 

@@ -6,6 +6,7 @@ In a terminal a table is as wide as the terminal at most; in a pipe or a file it
 from __future__ import annotations
 
 import fnmatch
+import io
 import math
 import re
 import sys
@@ -36,6 +37,24 @@ Filter = Annotated[
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What is asked of a command's table; the options of such a command inherit it."""
+
+    columns: Columns = ""
+    sort: Sort = ""
+    filter: Filter = ""
+
+    @property
+    def arguments(self) -> list[str]:
+        """The same as another command of vitbench is given it."""
+        asked = {"columns": self.columns, "sort": self.sort, "filter": self.filter}
+        return [f"--{name}={text}" for name, text in asked.items() if text]
+
+
+ALL = Shown()
+
+
 def plain(value: object) -> str:
     return "" if value is None else str(value)
 
@@ -46,12 +65,16 @@ class Column:
 
     A `key` names the row, folds where it must and always stays; a `word` is short, and is told above the table where
     all rows have the same; a `number` is never cut; a `text` is cut, then left out; a `note` moves below the table.
+    `style` is what rich calls the colour of a row with that value. A `quiet` column is left out where all rows have
+    the same, unless it is named.
     """
 
     name: str
     values: Sequence[Any]
     kind: Kind = "number"
     show: Callable[[Any], str] = plain
+    style: Callable[[Any], str] = lambda value: ""
+    quiet: bool = False
 
     @property
     def cells(self) -> list[str]:
@@ -87,16 +110,39 @@ def choose(columns: Sequence[Column], names: str = "", sort: str = "", filter: s
     return [_named(found, name.strip(), "--columns") for name in names.split(",") if name.strip()]
 
 
+def chosen(columns: Sequence[Column], asked: Shown) -> list[Column]:
+    """The same, as the options of a command say; columns that hold nothing are left out, unless they are named."""
+    found = choose(columns, asked.columns, asked.sort, asked.filter)
+    if asked.columns:
+        return found
+    varied = {one.name for one in columns if len(set(one.cells)) > 1}
+    return [one for one in filled(found) if one.name in varied or not one.quiet]
+
+
+def check(columns: Sequence[Column], asked: Shown) -> None:
+    """Refuses beforehand what a table with these columns has not, where the rows take minutes.
+
+    Raises: InputError.
+    """
+    choose([replace(column, values=[]) for column in columns], asked.columns, asked.sort)
+    for condition in _conditions(asked.filter):
+        _parsed(columns, condition)
+
+
 def _named(columns: Sequence[Column], name: str, option: str) -> Column:
-    by_name = {column.name: column for column in columns}
-    if name not in by_name:
-        raise InputError(f"{option}: the table has no column {name!r}: {nearest(name, list(by_name))}")
-    return by_name[name]
+    for column in columns:  # names may repeat: the first
+        if column.name == name:
+            return column
+    raise InputError(f"{option}: the table has no column {name!r}: {nearest(name, [one.name for one in columns])}")
 
 
 def _as_number(value: object) -> float | None:
+    """Of a number, of one with a unit behind it ("12 ms", "+3.0%"), or of a size such as 224x384; None for others."""
+    if isinstance(value, (int, float)):
+        return float(value)
+    found = re.fullmatch(r"([-+]?[0-9.]+(?:e[-+]?[0-9]+)?)(?:%| [A-Za-z/]+|x[0-9]+)?", str(value))
     try:
-        return float(str(value).rstrip("%"))
+        return float(found[1]) if found else None
     except ValueError:
         return None
 
@@ -121,16 +167,24 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 }
 
 
+def _conditions(filter: str) -> list[str]:
+    return [condition.strip() for condition in filter.split(",") if condition.strip()]
+
+
 def _passes(columns: Sequence[Column], row: int, filter: str) -> bool:
-    return all(_holds(columns, row, condition.strip()) for condition in filter.split(",") if condition.strip())
+    return all(_holds(columns, row, condition) for condition in _conditions(filter))
 
 
-def _holds(columns: Sequence[Column], row: int, condition: str) -> bool:
+def _parsed(columns: Sequence[Column], condition: str) -> tuple[Column, str, str]:
     found = re.fullmatch(r"(.+?)\s*(<=|>=|!=|==|<|>|=)\s*(.*)", condition)
     if not found:
         raise InputError(f"--filter {condition!r} is no condition such as 'params_m<30' or 'family=cmt*'")
-    value = _named(columns, found[1].strip(), "--filter").values[row]
-    compare, wanted = found[2].replace("==", "="), found[3]
+    return _named(columns, found[1].strip(), "--filter"), found[2].replace("==", "="), found[3]
+
+
+def _holds(columns: Sequence[Column], row: int, condition: str) -> bool:
+    column, compare, wanted = _parsed(columns, condition)
+    value = column.values[row]
     number, limit = _as_number(value), _as_number(wanted)
     if number is not None and limit is not None:
         return _COMPARE[compare](number, limit)
@@ -166,23 +220,32 @@ def fit(columns: Sequence[Column], room: int | None) -> Fitted:
         kept, below = _notes_told_below(kept)
     texts = [one for one in kept if one.kind == "text"]
     while over() > 0 and texts:
-        widest = max(widths[id(one)] for one in texts)
-        shrinking = [one for one in texts if widths[id(one)] == widest]
-        if widest > NARROWEST["text"]:  # the widest down to the next one
-            next_one = max((widths[id(one)] for one in texts if widths[id(one)] < widest), default=0)
-            least = max(next_one, NARROWEST["text"], widest - math.ceil(over() / len(shrinking)))
-            widths.update({id(one): least for one in shrinking})
-        else:
+        if not _narrowed(texts, widths, over()):
             kept.remove(texts.pop())
-    for key in [one for one in kept if one.kind == "key"]:
-        if over() > 0:
-            widths[id(key)] = max(min(widths[id(key)], NARROWEST["key"]), widths[id(key)] - over())
+    keys = [one for one in kept if one.kind == "key"]
+    while over() > 0 and _narrowed(keys, widths, over()):
+        pass
     while over() > 0 and (rest := [one for one in kept[1:] if one.kind != "key"]):
         kept.remove(rest[-1])
     lost = [one.name for one in columns if not any(one is other for other in kept) and not _told(one, above)]
     if lost:
         below.append(f"left out at {room} columns: {', '.join(lost)}")
     return Fitted(kept, [widths[id(column)] for column in kept], above, below)
+
+
+def _narrowed(columns: Sequence[Column], widths: dict[int, int], over: int) -> bool:
+    """Takes from the widest of these columns of one kind, down to the next one; False where none can give way."""
+    if not columns:
+        return False
+    narrowest = NARROWEST[columns[0].kind]
+    widest = max(widths[id(one)] for one in columns)
+    if widest <= narrowest:
+        return False
+    shrinking = [one for one in columns if widths[id(one)] == widest]
+    next_one = max((widths[id(one)] for one in columns if widths[id(one)] < widest), default=0)
+    least = max(next_one, narrowest, widest - math.ceil(over / len(shrinking)))
+    widths.update({id(one): least for one in shrinking})
+    return True
 
 
 def _told(column: Column, above: str) -> bool:
@@ -215,7 +278,7 @@ def _notes_told_below(columns: list[Column]) -> tuple[list[Column], list[str]]:
     return rest, lines
 
 
-def table(columns: Sequence[Column], widths: Sequence[int] | None = None, styles: Sequence[str] = ()) -> Table:
+def table(columns: Sequence[Column], widths: Sequence[int] | None = None) -> Table:
     """The columns as rich draws them; without widths as wide as they are."""
     from rich.table import Table
 
@@ -228,28 +291,43 @@ def table(columns: Sequence[Column], widths: Sequence[int] | None = None, styles
             no_wrap=column.kind != "key",
             overflow="fold" if column.kind == "key" else "ellipsis",
         )
-    for row, cells in enumerate(zip(*(column.cells for column in columns), strict=True)):
-        drawn.add_row(*cells, style=styles[row] if styles else None)
+    styles = list(zip(*([column.style(value) for value in column.values] for column in columns), strict=True))
+    for style, cells in zip(styles, zip(*(column.cells for column in columns), strict=True), strict=True):
+        drawn.add_row(*cells, style=next(filter(None, style), None))
     return drawn
 
 
-def show(columns: Sequence[Column], styles: Sequence[str] = ()) -> None:
-    """Prints the table within the terminal, or as it is in a pipe.
+def text(columns: Sequence[Column]) -> str:
+    """The table as plain text, as wide as it is."""
+    from rich.console import Console
 
-    Args:
-        styles: a rich style for each row; none for a plain table.
+    out = Console(
+        file=io.StringIO(), width=sum(column.width + GAP for column in columns), markup=False, highlight=False
+    )
+    with out.capture() as drawn:
+        out.print(table(columns))
+    return "\n".join(line.rstrip() for line in drawn.get().splitlines())
+
+
+def show(columns: Sequence[Column], asked: Shown = ALL) -> None:
+    """Prints what is asked of the table within the terminal, or as wide as it is in a pipe.
+
+    Raises: InputError as `choose`.
     """
     out = console()
-    fitted = fit(columns, out.width if sys.stdout.isatty() else None)
+    fitted = fit(chosen(columns, asked), out.width if sys.stdout.isatty() else None)
     if not sys.stdout.isatty():
         out.width = max(sum(fitted.widths) + GAP * len(fitted.widths), 1)
     if fitted.above:
         out.print(fitted.above, soft_wrap=True)
     with out.capture() as drawn:
-        out.print(table(fitted.columns, fitted.widths, styles))
+        out.print(table(fitted.columns, fitted.widths))
     print("\n".join(line.rstrip() for line in drawn.get().splitlines()))
     for line in fitted.below:
         out.print(line, soft_wrap=True)
 
 
-__all__ = ["Column", "Columns", "Filter", "Fitted", "Sort", "choose", "filled", "fit", "plain", "show", "table"]
+__all__ = [
+    "ALL", "Column", "Columns", "Filter", "Fitted", "Shown", "Sort", "check", "choose", "chosen", "filled", "fit",
+    "plain", "show", "table", "text",
+]  # fmt: skip

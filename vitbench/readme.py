@@ -14,7 +14,6 @@ A block `<!-- WHAT: FILES -->` ... `<!-- end -->` holds what is made of its file
 from __future__ import annotations
 
 import fnmatch
-import io
 import json
 import os
 import re
@@ -23,12 +22,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from vitbench import columns, markdown
 from vitbench.audit import baseline
 from vitbench.audit.records import read_csv
 from vitbench.audit.table import kernel_table
+from vitbench.columns import Shown
 from vitbench.errors import InputError, nearest
 from vitbench.memory import truth
 from vitbench.predict import truth as throughput_truth
@@ -42,10 +40,7 @@ _BLOCK = re.compile(r"(<!-- ([a-z ]+): (.+?) -->\n).*?(<!-- end -->)", re.DOTALL
 def _table(path: Path, filter: str = "") -> str:
     if path.suffix == ".json":
         return _benchmarks(path)
-    text = io.StringIO()
-    shown = columns.choose(sweep_columns(journal.read(path)), filter=filter)
-    Console(file=text, width=200, markup=False, highlight=False).print(columns.table(shown))
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+    return columns.text(columns.chosen(sweep_columns(journal.read(path)), Shown(filter=filter)))
 
 
 def _benchmarks(path: Path) -> str:
@@ -103,7 +98,7 @@ def _section(name: str, about: Any) -> str:
 #: What fills a block, from its files; text, or Markdown.
 _TEXT: dict[str, Callable[..., str]] = {
     "table": _table,
-    "columns": lambda path: "\n".join(explained(sweep_columns(journal.read(path)))),
+    "columns": lambda path: "\n".join(explained(columns.filled(sweep_columns(journal.read(path))))),
     "standouts": lambda path: "\n".join(standouts(journal.read(path))),
     "verdict": lambda before, after: baseline.moved_table(baseline.compare(read_csv(before), read_csv(after))),
     "kernel times": _kernel_times,

@@ -6,19 +6,25 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import threading
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
 
 from vitbench import columns
+from vitbench.audit import baseline, validate
 from vitbench.audit.records import read_csv
 from vitbench.audit.show import table as audit_table
 from vitbench.bench import max_batch
 from vitbench.columns import Column
 from vitbench.errors import InputError
+from vitbench.kernel_bench.rows import KernelRow
+from vitbench.kernel_bench.table import table as kernel_table
+from vitbench.predict.validate import table as predicted_errors
 from vitbench.report.tables import sweep_columns
 from vitbench.results import journal
 
@@ -86,6 +92,27 @@ def report() -> None:
     columns.show(sweep_columns(journal.read(SWEEP)))
 
 
+def moved() -> None:
+    found = baseline.compare(*(read_csv(ROOT / f"results/verdict/audit-{name}.csv") for name in ("before", "after")))
+    columns.show(baseline.moved_columns(baseline.moved(found)))
+
+
+def validated() -> None:
+    columns.show(validate.table([validate.Pair(FIRST.launch_id, 12.5, FIRST.modelled_us)]))
+
+
+def predictions() -> None:
+    columns.show(predicted_errors([("NVIDIA GeForce RTX 4090", 256, "amp", 12, 0.041, 0.12, -0.021)]))
+
+
+def kernels() -> None:
+    common = {"kernel": "bias_attention", "case": "cmt_s-a-224", "pass_": "fwd+bwd", "dtype": "bf16", "impls": 2}
+    given = dict.fromkeys([field.name for field in fields(KernelRow) if field.default is MISSING], "") | common
+    fast = KernelRow(**{**given, "impl": "fused", "status": "ok", "median_us": 81.25, "speedup_over_eager": 1.5})  # type: ignore[arg-type]
+    wrong = KernelRow(**{**given, "impl": "compile", "status": "incorrect", "reason": "off by 0.3"})  # type: ignore[arg-type]
+    columns.show(kernel_table([fast, wrong]))
+
+
 FIRST = read_csv(AUDIT)[0]
 #: A call, and numbers that no width may take away.
 TABLES: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
@@ -99,6 +126,11 @@ TABLES: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "max-batch": (batches, ("1010", "1000", "1.010", "crashed at batch 900: worker: killed")),
     "audit": (launches, (f"{FIRST.modelled_us:.2f}", f"{FIRST.floor_us:.2f}")),
     "doctor": (run("doctor"), ("yes",)),
+    "predict": (run("predict", "--model", "cmt_ti", "--gpu", "RTX 4090"), ("cmt_ti",)),
+    "what moved in an audit": (moved, ("72.057", "55.529", "-22.9%")),
+    "measured beside audited": (validated, ("12.50", f"{FIRST.modelled_us:.2f}")),
+    "predictions beside measured": (predictions, ("4.1%", "12.0%", "-2.1%")),
+    "kernels": (kernels, ("81.2", "1.50", "incorrect: off by 0.3")),
 }
 
 
@@ -179,3 +211,74 @@ def test_list_takes_them(command: Callable[..., subprocess.CompletedProcess[str]
     assert command(*options).stdout.split()[:4] == ["model", "top1", "cmt_s", "83.5"]
     assert command(*options, "--format", "csv").stdout.splitlines()[:2] == ["model,top1", "cmt_s,83.5"]
     assert json.loads(command(*options, "--format", "json").stdout)[0] == {"model": "cmt_s", "top1": 83.5}
+
+
+#: A command with a table, and columns that it has: one of text, one of numbers, both ways round.
+ASKED = {
+    ("memory", "--gpu", "list"): ("card", "GB sold"),
+    ("predict", "--gpu", "list"): ("card", "W"),
+    ("audit", "--card", "list"): ("card", "GHz"),
+    ("memory", "--model", "cmt_ti,cmt_xs", "--gpu", "A100 80GB", "--batch", "8", "--mode", "infer"): ("model", "peak"),
+    ("predict", "--model", "cmt_ti,cmt_xs", "--gpu", "RTX 4090"): ("model", "img/s"),
+    ("compare", str(SWEEP), str(SWEEP)): ("case", "base"),
+    ("doctor",): ("topic", "topic"),
+}
+
+
+@pytest.mark.parametrize("command_line", ASKED, ids=" ".join)
+def test_every_command_with_a_table_takes_them(
+    command_line: tuple[str, ...], command: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    name, number = ASKED[command_line]
+    lines = command(*command_line, "--columns", f"{number},{name}", "--sort", number).stdout.splitlines()
+    header = next(line for line in lines if line.split() == f"{number} {name}".split())
+    first, second = lines[lines.index(header) + 1 :][:2]
+    turned = command(*command_line, "--columns", f"{number},{name}", "--sort", f"-{number}").stdout.splitlines()
+    assert turned[turned.index(header) + 1] != first or first == second
+    wrong = command(*command_line, "--filter", f"{name}x<3")
+    assert (wrong.returncode, wrong.stderr.splitlines()[-1].startswith("vitbench: --filter")) == (2, True)
+    assert name in wrong.stderr
+
+
+def test_report_takes_them(command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    shutil.copy(SWEEP, tmp_path / "a.csv")  # beside which it draws
+    asked = ("--columns", "px,dtype,img/s", "--sort", "-img/s", "--filter", "mode=train,batch<2")
+    lines = command("report", str(tmp_path / "a.csv"), *asked).stdout.splitlines()
+    assert lines[0].split() == ["px", "dtype", "img/s"]
+    assert [line.split()[2] for line in lines[1:5]] == ["1.759", "1.769", "3.792", "3.84"]
+    assert lines[5].startswith("fastest")
+
+
+def test_every_command_with_a_table_has_the_options() -> None:
+    from typer.main import get_command
+
+    from vitbench.cli import app
+
+    without = {"certify"}  # a table a stage in summary.md
+    for name, one in get_command(app).commands.items():  # type: ignore[attr-defined]
+        options = {option for param in one.params for option in param.opts}
+        assert ({"--columns", "--sort", "--filter"} <= options) == (name not in without), name
+
+
+def test_a_column_that_is_not_there_is_told_before_anything_is_measured(
+    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    out = tmp_path / "a.csv"
+    for arguments in (("bench", "--model", "cmt_ti"), ("memory-curves", "--model", "cmt_ti"), ("audit",)):
+        given = ("--out", str(out)) if arguments[0] != "audit" else ()
+        done = command(*arguments, *given, "--columns", "speed")
+        assert (done.returncode, "no column 'speed'" in done.stderr) == (2, True)
+    assert not out.exists()
+
+
+def test_a_quiet_column_is_there_when_it_is_named() -> None:
+    same = [*SOME, Column("dtype", ["amp"] * 3, "word", quiet=True)]
+    assert "dtype" not in [one.name for one in columns.chosen(same, columns.ALL)]
+    asked = columns.Shown(columns="model,dtype", filter="dtype=amp")
+    assert [one.name for one in columns.chosen(same, asked)] == ["model", "dtype"]
+
+
+def test_numbers_with_a_unit_sort_as_numbers() -> None:
+    some = [Column("base", ["9.5 ms", "1.2e+02 ms", "80 ms"]), Column("size", ["96x1333", "800x1066", "224x224"])]
+    assert of("base", columns.choose(some, sort="base")) == ["1.2e+02 ms", "80 ms", "9.5 ms"]
+    assert of("size", columns.choose(some, sort="-size")) == ["96x1333", "224x224", "800x1066"]

@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vitbench import columns
 from vitbench.audit.records import Row, read_csv, write_csv
+from vitbench.columns import Column
 from vitbench.errors import InputError
 from vitbench.markdown import code, plain, table
 from vitbench.patterns import matches
@@ -176,7 +178,7 @@ def _losses(before: Row, after: Row, forward: bool = True) -> list[str]:
     return lost
 
 
-def _moved(result: Comparison) -> list[Change]:
+def moved(result: Comparison) -> list[Change]:
     order = {SLOWER: 0, UNSURE: 1, FASTER: 2, SAME: 3}
     return sorted((c for c in result.changes if c.reasons), key=lambda c: (order[c.verdict], c.key))
 
@@ -185,16 +187,26 @@ def _time(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
+def moved_columns(changes: Sequence[Change]) -> list[Column]:
+    """A row for each of the changes that `moved` returns."""
+    return [
+        Column("verdict", [change.verdict for change in changes], "word"),
+        Column("before us", [change.before_us for change in changes], show=_time),
+        Column("after us", [change.after_us for change in changes], show=_time),
+        Column("launch", [change.key for change in changes], "key"),
+        Column("what moved", ["; ".join(change.reasons) for change in changes], "note"),
+    ]
+
+
 def moved_table(result: Comparison) -> str:
-    """What moved, both ways, worst first; one line says so when nothing did."""
-    moved = _moved(result)
-    lines = []
-    if moved:
-        lines.append(f"{'verdict':8} {'before us':>10} {'after us':>10}  launch: what moved")
-    for change in moved:
-        before, after = _time(change.before_us), _time(change.after_us)
-        lines.append(f"{change.verdict:8} {before:>10} {after:>10}  {change.key}: {'; '.join(change.reasons)}")
-    lines += [f"missing: {key} is in the baseline but was not audited" for key in result.missing]
+    """What moved, both ways, worst first, as plain text; one line says so when nothing did."""
+    changes = moved(result)
+    return "\n".join([*([columns.text(moved_columns(changes))] if changes else []), conclusion(result)])
+
+
+def conclusion(result: Comparison) -> str:
+    """What is only in one of the two, then the verdict in one line."""
+    lines = [f"missing: {key} is in the baseline but was not audited" for key in result.missing]
     lines += [f"new: {key} is not in the baseline; accept it to guard it" for key in result.added]
     lines.append(_conclusion(result))
     return "\n".join(lines)
@@ -210,9 +222,10 @@ def _conclusion(result: Comparison) -> str:
 def moved_markdown(result: Comparison) -> str:
     """The same as Markdown for a pull request."""
     lines = [f"**vitbench audit: {_conclusion(result)}**", ""]
-    if moved := _moved(result):
+    if changes := moved(result):
         rows = [
-            (c.verdict, code(c.key), _time(c.before_us), _time(c.after_us), plain("; ".join(c.reasons))) for c in moved
+            (c.verdict, code(c.key), _time(c.before_us), _time(c.after_us), plain("; ".join(c.reasons)))
+            for c in changes
         ]
         lines += table(("verdict", "launch", "before us", "after us", "what moved"), rows, ("before us", "after us"))
     lines += [f"- missing: {code(key)} is in the baseline but was not audited" for key in result.missing]

@@ -29,7 +29,7 @@ def run(given: AuditOptions) -> int:
     Raises: InputError on input that cannot be used.
     """
     if given.card == "list":
-        columns.show(cards.speed_columns())
+        columns.show(cards.speed_columns(), given)
         return 0
     chip = chip_named(given.card) if given.card else None
     archs = _archs(given.arch, chip)
@@ -55,16 +55,18 @@ def run(given: AuditOptions) -> int:
     if given.show:
         print("\n\n".join(show(item) for item in items))
     elif not given.baseline and not given.validate:
-        columns.show(table(rows))
+        columns.show(table(rows), given)
     code = int(any(row.status != "ok" for row in rows))
     if given.accept:
         print("\n".join(f"wrote {path}" for path in baseline.accept(rows, given.accept, given.kernel)))
     if given.baseline:
         left_out = {(launch.id, f"sm_{arch}") for launch, arch in planned(names, given.show or given.kernel, archs)}
         left_out -= {(row.launch_id, row.arch) for row in rows}
-        code = max(code, _gate(rows, given.baseline, given.show or given.kernel, left_out, given.markdown))
+        code = max(code, _gate(rows, given.baseline, given.show or given.kernel, left_out, given))
     if given.validate:
-        print(validate.summary(validate.pairs(rows, given.validate)))
+        found = validate.pairs(rows, given.validate)
+        columns.show(validate.table(found), given if not given.baseline else columns.ALL)
+        print(validate.conclusion(found))
     return code
 
 
@@ -92,6 +94,8 @@ def _check(given: AuditOptions) -> None:
     """Refuses what would only be noticed after minutes of compiling."""
     if given.processes < 0:
         raise InputError(f"--processes is a count of 1 or more, got {given.processes}")
+    of_table = baseline.moved_columns([]) if given.baseline else validate.table([]) if given.validate else table([])
+    columns.check(of_table, given)
     triton = given.triton
     if triton and not (triton / "triton" / "__init__.py").exists():
         raise InputError(f"--triton {triton} holds no triton package; `pip install --target {triton} triton==...` does")
@@ -130,7 +134,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
 
 
 def _gate(
-    rows: Sequence[Row], path: Path, pattern: str, left_out: Collection[tuple[str, str]], markdown: Path | None
+    rows: Sequence[Row], path: Path, pattern: str, left_out: Collection[tuple[str, str]], given: AuditOptions
 ) -> int:
     """The verdict on rows, and on launches of the baseline that are no more, but not on those that were left out."""
     archs = {row.arch for row in rows}
@@ -139,9 +143,11 @@ def _gate(
         rows,
         lambda row: row.arch in archs and matches(row.launch_id, pattern) and (row.launch_id, row.arch) not in left_out,
     )
-    print(baseline.moved_table(result))
-    if markdown:
-        markdown.write_text(baseline.moved_markdown(result), encoding="utf-8")
+    if moved := baseline.moved(result):
+        columns.show(baseline.moved_columns(moved), given)
+    print(baseline.conclusion(result))
+    if given.markdown:
+        given.markdown.write_text(baseline.moved_markdown(result), encoding="utf-8")
     return result.exit_code
 
 

@@ -8,9 +8,11 @@ from typing import Annotated
 
 from typer import Option
 
+from vitbench.columns import Shown
+
 
 @dataclass(frozen=True, kw_only=True)
-class AuditOptions:
+class AuditOptions(Shown):
     """Of `vitbench audit`."""
 
     kernel: Annotated[

@@ -24,7 +24,7 @@ def table(rows: Sequence[Row]) -> list[Column]:
         return lambda value: "" if value is None else f"{value:.{count}f}"
 
     failed = [f"{row.status}: {row.reason}" if row.status != "ok" else row.reason for row in rows]
-    found = [
+    return [
         Column("launch", [row.launch_id for row in rows], "key"),
         Column("arch", [row.arch for row in rows], "word"),
         Column("model", of(lambda r: r.modelled_us), show=digits(2)),
@@ -44,7 +44,6 @@ def table(rows: Sequence[Row]) -> list[Column]:
         Column("bound", of(lambda r: r.bound_by), "text"),
         Column("note", failed, "note"),
     ]
-    return found if any(failed) else found[:-1]
 
 
 def show(item: Audited) -> str:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from vitbench import columns
 from vitbench.audit.records import Row
+from vitbench.columns import Column
 from vitbench.errors import InputError
 
 COLUMNS = ("kernel", "case", "pass", "dtype", "median_us")
@@ -106,14 +108,26 @@ def _ranks(values: Sequence[float]) -> list[float]:
     return [ordered.index(v) + (ordered.count(v) - 1) / 2 for v in values]
 
 
+def table(pairs: Sequence[Pair]) -> list[Column]:
+    """A row for each pair, the farthest off first."""
+    ordered = sorted(pairs, key=lambda p: p.modelled_us / p.measured_us)
+    two = "{:.2f}".format
+    return [
+        Column("measured us", [p.measured_us for p in ordered], show=two),
+        Column("modelled us", [p.modelled_us for p in ordered], show=two),
+        Column("ratio", [p.modelled_us / p.measured_us for p in ordered], show=two),
+        Column("launch", [p.name for p in ordered], "key"),
+    ]
+
+
 def summary(pairs: Sequence[Pair]) -> str:
-    """A line for each pair, the farthest off first, then rank correlation and median ratio."""
-    lines = [f"{'measured us':>12} {'modelled us':>12} {'ratio':>6}  launch"]
-    for p in sorted(pairs, key=lambda p: p.modelled_us / p.measured_us):
-        ratio = p.modelled_us / p.measured_us
-        lines.append(f"{p.measured_us:12.2f} {p.modelled_us:12.2f} {ratio:6.2f}  {p.name}")
+    """The table as plain text, and the conclusion."""
+    return f"{columns.text(table(pairs))}\n{conclusion(pairs)}"
+
+
+def conclusion(pairs: Sequence[Pair]) -> str:
+    """Rank correlation and median ratio."""
     correlation = rank_correlation(pairs)
     ratio = statistics.median(p.modelled_us / p.measured_us for p in pairs)
     told = "not defined" if correlation is None else f"{correlation:.3f}"
-    lines.append(f"{len(pairs)} launches: rank correlation {told}, median modelled / measured {ratio:.3f}")
-    return "\n".join(lines)
+    return f"{len(pairs)} launches: rank correlation {told}, median modelled / measured {ratio:.3f}"

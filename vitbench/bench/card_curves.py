@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitbench import cards, selection
+from vitbench import cards, columns, selection
 from vitbench.bench import sweep
 from vitbench.bench.options import MemoryCurvesOptions, SweepOptions
 from vitbench.bench.plan import Case
@@ -43,7 +43,7 @@ def run(given: MemoryCurvesOptions) -> int:
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     files = command.write(rows, out.with_suffix(""), f"Peak memory on {', '.join(names)}", measured(rows, given, out))
-    console().print(command.table(rows))
+    columns.show(command.table(rows), given)
     command.print_notes(rows)
     console().print("wrote " + ", ".join(map(str, files)), soft_wrap=True)
     return int(any(row.peak_mib is None for row in rows))

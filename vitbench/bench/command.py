@@ -16,6 +16,7 @@ from vitbench.bench.plan import Case, Grid
 from vitbench.bench.progress import ConsoleProgress, duration
 from vitbench.bench.sweep import Summary
 from vitbench.catalog import Resolution, parse_resolution
+from vitbench.columns import Shown
 from vitbench.console import console
 from vitbench.errors import InputError, nearest
 from vitbench.measure import device as devices
@@ -282,6 +283,7 @@ def bench(given: BenchOptions) -> int:
 
     Raises: InputError on options that cannot be used.
     """
+    columns.check(sweep_columns([]), given)
     cases = plan(given)
     checked = options(cases, given)
     budget = _budget(given, cases[0].device)
@@ -294,7 +296,7 @@ def bench(given: BenchOptions) -> int:
     summary = _sweep(cases, out, checked, budget)
     files = [out, journal.samples_path(out)]
     if summary.rows:
-        _tell(summary.rows, held_against, given.explain)
+        _tell(summary.rows, held_against, given.explain, given)
         files += _export(summary.rows, out, given.export)
         if len(summary.rows) > 1:
             files += _draw(summary.rows, out, curves.throughput_chart)
@@ -316,6 +318,7 @@ def memory_curves(given: MemoryCurvesOptions) -> int:
         if given.budget:
             raise InputError("--budget is for what is measured: leave out --gpu")
         return card_curves.run(given)
+    columns.check(sweep_columns([]), given)
     cases = plan(
         BenchOptions(
             model=given.model,
@@ -335,7 +338,7 @@ def memory_curves(given: MemoryCurvesOptions) -> int:
     summary = _sweep(cases, out, options, telling.parse_duration(given.budget) if given.budget else None)
     files = [out]
     if summary.rows:
-        columns.show(sweep_columns(summary.rows))
+        columns.show(sweep_columns(summary.rows), given)
         files += _draw(summary.rows, out, curves.memory_chart)
     return _finish(summary, out, files, len(cases))
 
@@ -357,7 +360,7 @@ def report(given: ReportOptions) -> None:
     if not rows:
         raise InputError(f"{csv} holds no row")
     timed = any(row.speed.img_per_s is not None for row in rows)
-    _tell(rows, held_against, given.explain, given.columns, given.sort, given.filter)
+    _tell(rows, held_against, given.explain, given)
     draw = curves.throughput_chart if timed else curves.memory_chart
     files = _export(rows, csv, given.export) + _draw(rows, csv, draw)
     if files:
@@ -365,17 +368,10 @@ def report(given: ReportOptions) -> None:
     return None
 
 
-def _tell(
-    rows: Sequence[Row],
-    held_against: timm.Baseline | None,
-    explain: bool,
-    names: str = "",
-    sort: str = "",
-    filter: str = "",
-) -> None:
+def _tell(rows: Sequence[Row], held_against: timm.Baseline | None, explain: bool, asked: Shown) -> None:
     """The table, what its columns mean where asked, and what stands out."""
     out = console()
-    shown = columns.choose(sweep_columns(rows, held_against), names, sort, filter)
+    shown = columns.chosen(sweep_columns(rows, held_against), asked)
     columns.show(shown)
     for line in explained(shown) if explain else ():
         out.print(line, soft_wrap=True)

@@ -40,10 +40,10 @@ def print_models(given: ListOptions) -> None:
         raise InputError(f"format {given.format!r} is unknown: {nearest(given.format, FORMATS)}")
     entries = published()
     found = _columns([entries[name] for name in match(given.pattern, only_published=True)])
-    chosen = columns.choose(found, given.columns, given.sort, given.filter)
     if given.format == "table":
-        columns.show(chosen if given.columns else columns.filled(chosen))
+        columns.show(found, given)
         return
+    chosen = columns.choose(found, given.columns, given.sort, given.filter)
     names = [column.name for column in chosen]
     rows = list(zip(*(column.values for column in chosen), strict=True))
     if given.format == "json":

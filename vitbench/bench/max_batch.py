@@ -61,6 +61,7 @@ def run(given: MaxBatchOptions) -> int:
             device=device,
         )
     )
+    columns.check(table([]), given)
     here = cards.of_device(devices.environment(device).device_name)
     lines: list[Line] = []
     for case in cases:
@@ -74,7 +75,7 @@ def run(given: MaxBatchOptions) -> int:
             lines.append(Line(case.id.replace("/b1/", "/"), None, predicted, str(error)))
         else:
             lines.append(Line(case.id.replace("/b1/", "/"), found, predicted))
-    columns.show(table(lines))
+    columns.show(table(lines), given)
     return int(any(line.reason for line in lines))
 
 
@@ -91,14 +92,13 @@ class Line:
 def table(lines: Sequence[Line]) -> list[Column]:
     """A row for each case; one that could not be measured has a note."""
     ratios = [line.measured / line.predicted if line.measured and line.predicted else None for line in lines]
-    found = [
+    return [
         Column("case", [line.case for line in lines], "key"),
         Column("measured", [line.measured for line in lines]),
         Column("predicted", ["" if line.predicted is None else batch_words(line.predicted) for line in lines]),
         Column("measured / predicted", ratios, show=lambda ratio: "" if ratio is None else f"{ratio:.3f}"),
         Column("note", [line.reason for line in lines], "note"),
     ]
-    return found if any(line.reason for line in lines) else found[:-1]
 
 
 def measure(case: Case, first: int, time_limit: float) -> int:

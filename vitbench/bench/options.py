@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from vitbench.columns import Columns, Filter, Sort
+from vitbench.columns import Shown
 from vitbench.results.row import NOISE, RANDOM, Setup
 from vitbench.variant import PUBLISHED, DropPath, NumClasses, Reparam, Variant
 
@@ -28,7 +28,7 @@ Baseline = Annotated[Path | None, Option(help="A vitbench or timm CSV; the table
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchOptions:
+class BenchOptions(Shown):
     """Of `vitbench bench`, as typed."""
 
     model: Model = "vit_base_patch16_224,resnet50,cmt_s"
@@ -84,7 +84,7 @@ class BenchOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaxBatchOptions:
+class MaxBatchOptions(Shown):
     """Of `vitbench max-batch`, as typed."""
 
     model: Model = "vit_base_patch16_224,resnet50"
@@ -98,7 +98,7 @@ class MaxBatchOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryCurvesOptions:
+class MemoryCurvesOptions(Shown):
     """Of `vitbench memory-curves`, as typed."""
 
     model: Model = "vit_base_patch16_224,resnet50"
@@ -121,18 +121,15 @@ class MemoryCurvesOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ListOptions:
+class ListOptions(Shown):
     """Of `vitbench list`, as typed."""
 
     pattern: Annotated[str, Argument(help="Names or wildcards, separated by commas.")] = "all"
     format: Annotated[str, Option(help="table, csv or json.")] = "table"
-    columns: Columns = ""
-    sort: Sort = ""
-    filter: Filter = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportOptions:
+class ReportOptions(Shown):
     """Of `vitbench report`, as typed."""
 
     csv: Annotated[list[Path], Argument(metavar="RESULTS.csv...", help="CSVs that commands of vitbench wrote.")]
@@ -145,9 +142,6 @@ class ReportOptions:
     export: Export = ""
     baseline: Baseline = None
     explain: Explain = False
-    columns: Columns = ""
-    sort: Sort = ""
-    filter: Filter = ""
 
 
 @dataclass(frozen=True)

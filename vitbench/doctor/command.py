@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vitbench import columns
 from vitbench.console import console
 from vitbench.doctor import machine
 from vitbench.doctor.check import FAILED, LATE, Check
@@ -15,7 +16,8 @@ def run(given: DoctorOptions) -> int:
     Raises: InputError on a device that is not there.
     """
     device = devices.check_device(given.device) if given.device else devices.default_device()
-    machine.print_report()
+    columns.check(machine.table([]), given)
+    columns.show(machine.table(list(machine.findings())), given)
     if not given.deep:
         return 0
     from vitbench.doctor.deep import checks  # imports torch

@@ -7,13 +7,11 @@ import importlib.util
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rich.table import Table
-
 from vitbench import catalog
-from vitbench.console import console
+from vitbench.columns import Column
 from vitbench.measure import device as devices
 from vitbench.measure import power
 
@@ -108,10 +106,11 @@ def _packages() -> Iterator[Finding]:
         yield Finding(package, there, version, "" if there else f"{lost}; pip install {package}")
 
 
-def print_report() -> None:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for _ in range(4):
-        table.add_column(overflow="fold")
-    for finding in findings():
-        table.add_row(finding.topic, "yes" if finding.ok else "NO", finding.found, finding.means)
-    console().print(table)
+def table(found: Sequence[Finding]) -> list[Column]:
+    """A row for each; what was found folds and is not cut, as there are no numbers to make room for."""
+    return [
+        Column("topic", [one.topic for one in found], "word"),
+        Column("here", ["yes" if one.ok else "NO" for one in found], "word"),
+        Column("found", [one.found for one in found], "key"),
+        Column("means", [one.means for one in found], "key"),
+    ]

@@ -7,9 +7,11 @@ from typing import Annotated
 
 from typer import Option
 
+from vitbench.columns import Shown
+
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorOptions:
+class DoctorOptions(Shown):
     """Of `vitbench doctor`."""
 
     deep: Annotated[

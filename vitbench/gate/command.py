@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vitbench import columns
+from vitbench.columns import Shown
 from vitbench.errors import InputError
 from vitbench.gate import measurements, verdicts
 from vitbench.gate.compare import Comparison, Thresholds, compare, parse_thresholds
@@ -47,7 +49,9 @@ def run(given: GateOptions) -> int:
             raise InputError(
                 "there is no GPU here, so machine code is audited, which takes neither --json nor --threshold"
             )
-        return audit_gate(checkout, against, given.audited, given.markdown)
+        return audit_gate(checkout, against, given.audited, given.markdown, given)
+
+    columns.check(verdicts.table(Comparison([])), given)
 
     def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -56,7 +60,7 @@ def run(given: GateOptions) -> int:
         result = fixed_gate(checkout, baseline, device or "cpu", thresholds, given.benchmarks)
     else:
         result = measured_gate(checkout, against, device, thresholds, given.rounds, tell, given.benchmarks)
-    verdicts.emit(result, given.markdown, given.json)
+    verdicts.emit(result, given.markdown, given.json, given)
     return result.exit_code
 
 
@@ -198,7 +202,9 @@ def fixed_gate(
         return compare(before, measurements.load(out), thresholds)
 
 
-def audit_gate(checkout: Path, reference: str, arguments: Sequence[str], markdown: Path | None = None) -> int:
+def audit_gate(
+    checkout: Path, reference: str, arguments: Sequence[str], markdown: Path | None = None, asked: Shown = columns.ALL
+) -> int:
     """Audits the kernels of `reference` and of this checkout, both with the vitbench that runs; prints what moved.
 
     Args:
@@ -214,7 +220,7 @@ def audit_gate(checkout: Path, reference: str, arguments: Sequence[str], markdow
         if not before.exists():
             said = first.stderr.strip().splitlines()[-1:] or [f"exit code {first.returncode}"]
             raise InputError(f"the kernels of {reference} could not be audited: {said[0].removeprefix('vitbench: ')}")
-        options = ["--markdown", str(markdown.resolve())] if markdown else []
+        options = [*(["--markdown", str(markdown.resolve())] if markdown else []), *asked.arguments]
         return _audit(checkout, [*arguments, "--baseline", str(before), *options]).returncode
 
 

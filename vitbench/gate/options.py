@@ -8,6 +8,8 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from vitbench.columns import Shown
+
 #: vitbench's own, which take the device as an option.
 BENCHMARKS = Path("tests/vitkernels/bench_kernels.py")
 
@@ -22,7 +24,7 @@ Json = Annotated[Path | None, Option("--json", metavar="FILE", help="Also write 
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions:
+class CompareOptions(Shown):
     """Of `vitbench compare`."""
 
     base: Annotated[Path, Argument(metavar="BASE", help="A vitbench CSV or a pytest-benchmark JSON.")]
@@ -36,7 +38,7 @@ class CompareOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateOptions:
+class GateOptions(Shown):
     """Of `vitbench gate`."""
 
     against: Annotated[str, Option(metavar="REF", help="The commit, branch or tag to compare with.")] = ""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vitbench import columns
-from vitbench.columns import Column, Kind
+from vitbench.columns import Column, Kind, Shown
 from vitbench.gate.compare import ORDER, SAME, Change, Comparison
 from vitbench.markdown import plain
 from vitbench.markdown import table as markdown_table
@@ -63,6 +64,7 @@ def table(result: Comparison) -> list[Column]:
     found = {
         name: Column(name, of_all, kinds.get(name, "number")) for name, of_all in zip(COLUMNS, values, strict=True)
     }
+    found["verdict"] = replace(found["verdict"], style=lambda verdict: _STYLE[verdict])
     return [found[name] for name in ("verdict", "case", "metric", "change", "interval", "base", "new", "note")]
 
 
@@ -96,8 +98,10 @@ def as_json(result: Comparison) -> str:
     return json.dumps(record, indent=1) + "\n"
 
 
-def emit(result: Comparison, markdown_to: Path | None = None, json_to: Path | None = None) -> None:
-    """Prints the table, or in its place whichever of the others is to go to `-`; writes the files asked for."""
+def emit(
+    result: Comparison, markdown_to: Path | None = None, json_to: Path | None = None, asked: Shown = columns.ALL
+) -> None:
+    """Prints what is asked of the table, or in its place what is to go to `-`; writes the files asked for."""
     from vitbench.console import console
 
     texts = [(path, make) for path, make in ((markdown_to, markdown), (json_to, as_json)) if path]
@@ -110,5 +114,5 @@ def emit(result: Comparison, markdown_to: Path | None = None, json_to: Path | No
         out = console()
         for text in result.differences:
             out.print(f"differs: {text}")
-        columns.show(table(result), [_STYLE[change.verdict] for change in result.changes])
+        columns.show(table(result), asked)
         out.print(conclusion(result))

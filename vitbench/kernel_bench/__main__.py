@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from vitbench.columns import Columns, Filter, Shown, Sort, check, show
 from vitbench.errors import InputError
 
 
@@ -22,6 +23,9 @@ def main(
     out: Annotated[Path | None, typer.Option(help="The CSV. Default: results/<device>/kernels.csv.")] = None,
     budget: Annotated[float, typer.Option(help="Seconds after which no further problem is begun.")] = math.inf,
     max_time: Annotated[float, typer.Option(help="Seconds that timing one implementation may take.")] = 2.0,
+    columns: Columns = "",
+    sort: Sort = "",
+    filter: Filter = "",
 ) -> None:
     """Time the fused kernels beside eager, SDPA, FlexAttention, torch.compile and cuDNN, each verified before.
 
@@ -29,7 +33,12 @@ def main(
     budget was spent, 2 bad input, 3 it failed itself.
     """
     from vitbench.kernel_bench import run
+    from vitbench.kernel_bench.rows import read
+    from vitbench.kernel_bench.table import table
     from vitbench.measure import device as devices
+
+    asked = Shown(columns=columns, sort=sort, filter=filter)
+    check(table([]), asked)
 
     device = devices.check_device(device) if device else devices.default_device()
     dtypes = [name.strip() for name in (dtype or ("fp32" if device == "cpu" else "bf16")).split(",")]
@@ -37,6 +46,8 @@ def main(
         out = Path("results") / devices.slug(devices.environment(device).device_name) / "kernels.csv"
     done = run(kernel, device, dtypes, budget, out, tell=lambda text: print(text, flush=True), max_seconds=max_time)
     print(f"{done.measured} problems measured, {done.resumed} found in {out}, {done.left} left ({done.stopped})")
+    if rows := read(out):
+        show(table(rows), asked)
     failed = [row for row in done.rows if row.status not in ("ok", "unsupported")]
     for row in failed:
         print(f"{row.status}: {row.id}: {row.reason}")

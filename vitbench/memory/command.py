@@ -30,7 +30,7 @@ def run(given: MemoryOptions) -> int:
     Raises: InputError on options that cannot be used.
     """
     if given.gpu.strip() == "list":
-        columns.show(cards.memory_columns())
+        columns.show(cards.memory_columns(), given)
         return 0
     if given.format not in FORMATS:
         raise InputError(f"--format {given.format!r} is unknown: {nearest(given.format, FORMATS)}")
@@ -38,7 +38,7 @@ def run(given: MemoryOptions) -> int:
         raise InputError(f"--out {given.out} is a file: name a folder")
     rows = predicted(given)
     if given.format == "table":
-        columns.show(table(rows))
+        columns.show(table(rows), given)
         print_notes(rows)
     else:
         sys.stdout.write(as_csv(rows) if given.format == "csv" else as_json(rows))
@@ -95,18 +95,25 @@ def table(rows: Sequence[Row]) -> list[Column]:
     """A row for each case; what is the same for all cases is left out, and each card has two columns."""
     gpus = list(dict.fromkeys(row.gpu for row in rows))
     keys = ("model", "resolution", "batch", "mode", "dtype", "impl", "optimizer")
-    names = [key for key in keys if key in keys[:4] or len({getattr(row, key) for row in rows}) > 1]
     kinds: dict[str, Kind] = {"model": "key", "resolution": "number", "batch": "number"}
     first = rows[:: len(gpus)]
     found = [
-        Column("px" if name == "resolution" else name, [getattr(row, name) for row in first], kinds.get(name, "word"))
-        for name in names
+        Column(
+            "px" if name == "resolution" else name,
+            [getattr(row, name) for row in first],
+            kinds.get(name, "word"),
+            quiet=name not in keys[:4],
+        )
+        for name in keys
     ]
-    peak, *parts = (Column(name, [getattr(row, f"{name}_mib") for row in first], show=_whole) for name in _SHOWN)
+    named = {"optimizer": "optimizer MiB"}
+    peak, *parts = (
+        Column(named.get(name, name), [getattr(row, f"{name}_mib") for row in first], show=_whole) for name in _SHOWN
+    )
     found.append(peak)
     for number, gpu in enumerate(gpus):
         verdicts, largest = zip(*map(_judged, rows[number :: len(gpus)]), strict=True)
-        found += [Column(gpu, verdicts, "word"), Column("largest", largest)]
+        found += [Column(gpu, verdicts, "word"), Column("largest" if len(gpus) == 1 else f"{gpu} max", largest)]
     return [*found, *parts]
 
 
@@ -124,7 +131,7 @@ def print_notes(rows: Sequence[Row]) -> None:
     """Units, where the reserve is from, and every reason once."""
     out = console()
     out.print(
-        "MiB alive at the peak, as torch.cuda.max_memory_allocated counts; largest: the largest batch that runs\n"
+        "MiB alive at the peak, as torch.cuda.max_memory_allocated counts; largest, max: the largest batch that runs\n"
         f"reserve: {SOURCE}\n"
         f"borderline: within {plan.MARGIN:.0%} of what the card has",
         soft_wrap=True,

@@ -8,11 +8,12 @@ from typing import Annotated
 
 from typer import Option
 
+from vitbench.columns import Shown
 from vitbench.variant import DropPath, NumClasses, Reparam
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryOptions:
+class MemoryOptions(Shown):
     """Of `vitbench memory`."""
 
     model: Annotated[

@@ -7,11 +7,11 @@ import io
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from vitbench import cards, columns, drawing, selection
-from vitbench.columns import Column, Kind
+from vitbench.columns import Column, Kind, Shown
 from vitbench.console import console
 from vitbench.errors import InputError, nearest
 from vitbench.predict import anchors, calibration, explain, picture, plan
@@ -29,12 +29,16 @@ def run(given: PredictOptions) -> int:
     Raises: InputError on options that cannot be used.
     """
     if given.gpu.strip() == "list":
-        columns.show(cards.speed_columns())
+        columns.show(cards.speed_columns(), _asked(given))
         return 0
     if given.format not in FORMATS:
         raise InputError(f"--format {given.format!r} is unknown: {nearest(given.format, FORMATS)}")
     if given.out is not None and given.out.exists() and not given.out.is_dir():
         raise InputError(f"--out {given.out} is a file: name a folder")
+    if given.sort not in (*plan.SORTS, *(f"{sign}{one.name}" for one in table(()) for sign in ("", "-"))):
+        known = [*plan.SORTS, *(one.name for one in table(()))]
+        raise InputError(f"--sort {given.sort!r} is unknown: {nearest(given.sort, known)}")
+    columns.check(table(()), _asked(given))
     plan.check(given)
     factors = _factors(given)
     print(calibration.statement(), file=sys.stderr)
@@ -42,13 +46,18 @@ def run(given: PredictOptions) -> int:
         return _explain(given, factors)
     rows = plan.rows(given, factors, _told)
     if given.format == "table":
-        columns.show(table(rows))
+        columns.show(table(rows), _asked(given))
         _print_notes(rows)
     else:
         sys.stdout.write(as_csv(rows) if given.format == "csv" else as_json(rows))
     if given.out is not None:
         print("wrote " + ", ".join(map(str, write(rows, given.out))), file=sys.stderr)
     return int(any(row.img_per_s is None for row in rows))
+
+
+def _asked(given: PredictOptions) -> Shown:
+    """Of the table; what the plan sorts by is sorted there, in CSV and JSON too."""
+    return replace(given, sort="") if given.sort in plan.SORTS else given
 
 
 def _factors(given: PredictOptions) -> dict[str, tuple[float, float]]:
@@ -111,12 +120,11 @@ def _plain(value: object) -> object:
 def table(rows: Sequence[Row]) -> list[Column]:
     """A row for each model and card; what is the same for all is left out."""
     keys = ("model", "gpu", "resolution", "batch", "dtype", "layout")
-    names = [key for key in keys if key in ("model", "gpu") or len({getattr(row, key) for row in rows}) > 1]
     kinds: dict[str, Kind] = {"model": "key", "resolution": "number", "batch": "number"}
     shares = ("convolutions", "products", "attention", "memory_bound", "rare")
     return [
-        *(Column("px" if n == "resolution" else n, [getattr(row, n) for row in rows], kinds.get(n, "word"))
-          for n in names),
+        *(Column("px" if n == "resolution" else n, [getattr(row, n) for row in rows], kinds.get(n, "word"),
+                 quiet=n not in ("model", "gpu")) for n in keys),
         Column("img/s", [row.img_per_s for row in rows], show=_whole),
         Column("80 % within", ["" if row.low is None else f"{row.low:,.0f}-{row.high:,.0f}" for row in rows]),
         Column("ms", [row.ms for row in rows], show=_tenth),

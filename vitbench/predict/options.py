@@ -8,9 +8,11 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from vitbench.columns import Shown
+
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions:
+class PredictOptions(Shown):
     """Of `vitbench predict`."""
 
     gpu: Annotated[
@@ -34,7 +36,9 @@ class PredictOptions:
         Path | None,
         Option(metavar="CSV", help="Measured rows of the card, of vitbench or timm, that correct two factors; 8 do."),
     ] = None
-    sort: Annotated[str, Option(help="img_per_s, top1, memory, model.")] = "img_per_s"
+    sort: Annotated[
+        str, Option(help="img_per_s, top1, memory, model, or a column of the table; -COLUMN turns it round.")
+    ] = "img_per_s"
     explain: Annotated[
         str, Option(metavar="MODEL", help="Where this model's time goes, kernel by kernel, and what would change it.")
     ] = ""
@@ -45,7 +49,7 @@ class PredictOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValidatePredictionsOptions:
+class ValidatePredictionsOptions(Shown):
     """Of `vitbench validate-predictions`."""
 
     results: Annotated[Path, Argument(metavar="RESULTS.csv", help="Rows that `vitbench bench` measured on a GPU.")]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from vitbench import cards, selection
 from vitbench.cards import Card
 from vitbench.catalog import Resolution, format_resolution
-from vitbench.errors import InputError, nearest
+from vitbench.errors import InputError
 from vitbench.memory import store
 from vitbench.predict import accuracy, ask
 from vitbench.predict.forecast import Forecast, forecast
@@ -69,8 +69,6 @@ def cards_of(given: PredictOptions) -> list[Card]:
 
 def check(given: PredictOptions) -> None:
     """Raises: InputError on what cannot be used, before anything is traced."""
-    if given.sort not in SORTS:
-        raise InputError(f"--sort {given.sort!r} is unknown: {nearest(given.sort, SORTS)}")
     for option in ("min_top1", "min_img_per_s", "max_mem"):
         value = getattr(given, option)
         if value is not None and not 0 < value < float("inf"):
@@ -150,7 +148,7 @@ def rows(given: PredictOptions, factors: Factors, told: Callable[[int, int], Non
         for card in cards_of(given)
         for batch in selection.split_batches(given.batch)
     ]
-    return sorted((row for row in made if _passes(row, given)), key=SORTS[given.sort])
+    return sorted((row for row in made if _passes(row, given)), key=SORTS.get(given.sort, SORTS["img_per_s"]))
 
 
 def row_of(

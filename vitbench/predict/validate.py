@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vitbench import columns
+from vitbench.columns import Column, Kind
 from vitbench.errors import InputError
 from vitbench.predict.options import ValidatePredictionsOptions
 from vitbench.results import journal
@@ -26,18 +28,29 @@ def run(given: ValidatePredictionsOptions) -> int:
     groups: dict[tuple[str, int, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.environment.device_name, row.batch, row.dtype), []).append(row)
-    print(f"{'device':32} {'batch':>5} {'dtype':8} {'rows':>5} {'median':>7} {'p90':>7} {'bias':>7}")
-    for (device, batch, dtype), members in groups.items():
-        print(f"{device:32} {batch:5} {dtype:8} {_told(members)}")
-    if len(groups) > 1:
-        print(f"{'all':32} {'':5} {'':8} {_told(rows)}")
+    lines = [(*key, *_errors(members)) for key, members in groups.items()]
+    columns.show(table([*lines, ("all", None, "", *_errors(rows))] if len(groups) > 1 else lines), given)
     return 0
 
 
-def _told(rows: Sequence[Row]) -> str:
+_HEADER = ("device", "batch", "dtype", "rows", "median", "p90", "bias")
+
+
+def table(lines: Sequence[tuple[object, ...]]) -> list[Column]:
+    """A line for each card, batch and dtype; errors are of the logarithm of predicted over measured."""
+    values = list(zip(*lines, strict=True)) or [()] * len(_HEADER)
+    kinds: dict[str, Kind] = {"device": "key", "dtype": "word"}
+    shows = {"median": "{:.1%}".format, "p90": "{:.1%}".format, "bias": "{:+.1%}".format}
+    return [
+        Column(name, of_all, kinds.get(name, "number"), shows.get(name, columns.plain))
+        for name, of_all in zip(_HEADER, values, strict=True)
+    ]
+
+
+def _errors(rows: Sequence[Row]) -> tuple[int, float, float, float]:
     errors = np.log([(row.speed.predicted_img_per_s or 0) / (row.speed.img_per_s or 1) for row in rows])
     median, p90 = np.quantile(np.abs(errors), (0.5, 0.9))
-    return f"{len(rows):5} {median:7.1%} {p90:7.1%} {np.median(errors):+7.1%}"
+    return len(rows), float(median), float(p90), float(np.median(errors))
 
 
-__all__ = ["run"]
+__all__ = ["run", "table"]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.table import Table
-
-from vitbench.columns import Column, filled, table
+from vitbench.columns import Column
 from vitbench.report.timm import Baseline
 from vitbench.results.row import Row, Speed
 
@@ -66,6 +64,7 @@ EXPLAINED = {
     "px": "side of the square image, or height x width",
     "batch": "images in a step",
     "img/s": "batch / ms: images in a second at the median step",
+    "img/s predicted": "what `vitbench predict` says of eager inference on this card",
     "ms": "median time of a step",
     "±": "half the 95 % interval of that median, over the median",
     "x eager": "img/s over that of eager in the same case, timed in turns with it",
@@ -86,9 +85,9 @@ def explained(columns: Sequence[Column]) -> list[str]:
 
 
 def sweep_columns(rows: Sequence[Row], baseline: Baseline | None = None) -> list[Column]:
-    """What a sweep found, a row each; columns that hold nothing are left out."""
+    """What a sweep found, a row each; some columns may hold nothing."""
     speedup = speedups(rows)
-    columns = (
+    return [
         Column("model", [row.model for row in rows], "key"),
         Column("impl", [row.impl for row in rows], "word"),
         Column("mode", [row.mode for row in rows], "word"),
@@ -108,10 +107,4 @@ def sweep_columns(rows: Sequence[Row], baseline: Baseline | None = None) -> list
         Column("J/img", [row.energy.energy_j_per_img for row in rows], show=number),
         Column("mfu", [_share(row.utilisation.mfu, 0) for row in rows]),
         Column("note", [_note(row) for row in rows], "note"),
-    )
-    return filled(columns)
-
-
-def sweep_table(rows: Sequence[Row], baseline: Baseline | None = None) -> Table:
-    """The same as rich draws it, as wide as it is."""
-    return table(sweep_columns(rows, baseline))
+    ]
