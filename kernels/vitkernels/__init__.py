@@ -40,7 +40,8 @@ from vitkernels.reduced.attention import (
     reduced_attention_reference,
     reduced_attention_work,
 )
-from vitkernels.runtime.launch import Launch
+from vitkernels.runtime.launch import Descriptor, Launch
+from vitkernels.runtime.recording import launches_of
 
 __all__ = [
     "BIAS_ATTENTION_CASES",
@@ -50,6 +51,7 @@ __all__ = [
     "RELATIVE_ATTENTION_CASES",
     "BiasAttentionCase",
     "DepthwiseCase",
+    "Descriptor",
     "FuseReport",
     "GatedAttentionCase",
     "Launch",
@@ -71,6 +73,7 @@ __all__ = [
     "gated_attention_reference",
     "gated_attention_work",
     "is_fused",
+    "launches_of",
     "reduced_attention",
     "reduced_attention_reference",
     "reduced_attention_work",

@@ -8,11 +8,17 @@ import importlib.util
 import inspect
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
 from vitkernels import Launch
+
+from vitbench.errors import InputError
+
+#: Pointers to integers, behind which a launch may say what there is, and numpy's name of the integers.
+INTEGERS = {"*i32": "<i4", "*i64": "<i8", "*u32": "<u4", "*u64": "<u8", "*i16": "<i2", "*i8": "i1", "*u8": "u1"}
 
 
 @dataclass(frozen=True)
@@ -25,8 +31,15 @@ class FunctionRef:
 
 
 def _plain(function: Any) -> Any:
-    """The Python function under a `@triton.jit` function, compiled or interpreted."""
+    """The Python function under a `@triton.jit` function, compiled or interpreted, and under its other decorators."""
     while hasattr(function, "fn"):
+        function = function.fn
+    return function
+
+
+def bare(function: Any) -> Any:
+    """The `@triton.jit` function under @triton.autotune and @triton.heuristics; what is none is given back."""
+    while hasattr(getattr(function, "fn", None), "fn"):
         function = function.fn
     return function
 
@@ -72,7 +85,7 @@ def resolve(ref: FunctionRef) -> Any:
     found: Any = _module(ref)
     for part in ref.name.split("."):
         found = getattr(found, part)
-    return found
+    return bare(found)
 
 
 @dataclass(frozen=True)
@@ -95,11 +108,46 @@ class Job:
 def job_of(launch: Launch, arch: int, counted: bool = True, card: str = "") -> Job:
     """What another process needs to examine a launch on sm_<arch>.
 
-    Raises: ValueError when the kernel cannot be found from another process.
+    Raises: ValueError when the kernel cannot be found from another process; InputError when arguments are missing.
     """
+    launch = decided(launch)
     args = {name: reference(value) if callable(value) else value for name, value in launch.args.items()}
     plain = replace(launch, kernel=None, args=args, options=dict(launch.options))
     return Job(reference(launch.kernel), plain, arch, counted, _likeness(launch, arch), card)
+
+
+def decided(launch: Launch) -> Launch:
+    """With what its kernel's decorators decide and the launch leaves out: heuristics, and a single configuration.
+
+    Raises: InputError when there are several, or a heuristic cannot be computed from the arguments.
+    """
+    kernel, args = launch.kernel, dict(launch.args)
+    given: dict[str, Any] = {}
+    while kernel is not bare(kernel):
+        configs = getattr(kernel, "configs", ())
+        if configs and not (wanted := configs[0].kwargs.keys()) <= args.keys():
+            if len(configs) > 1:
+                raise InputError(
+                    f"{launch.id}: its kernel is tuned over {len(configs)} configurations; give {', '.join(wanted)} of "
+                    "one in args, or let vitkernels.launches_of take them all"
+                )
+            args |= configs[0].kwargs
+            given = {"num_warps": configs[0].num_warps, "num_stages": configs[0].num_stages}
+        for name, compute in getattr(kernel, "values", {}).items():
+            if name not in args:
+                args[name] = _heuristic(name, compute, launch, args)
+        kernel = kernel.fn
+    return launch if len(args) == len(launch.args) else replace(launch, args=args, **given)
+
+
+def _heuristic(name: str, compute: Any, launch: Launch, args: Mapping[str, Any]) -> Any:
+    try:
+        return compute(args)
+    except Exception as problem:  # it may ask a tensor for what a type string does not have
+        raise InputError(
+            f"{launch.id}: the heuristic of {name} cannot be computed from args "
+            f"({type(problem).__name__}: {problem}); give {name} there"
+        ) from problem
 
 
 def _likeness(launch: Launch, arch: int) -> str:

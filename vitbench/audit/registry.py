@@ -7,7 +7,9 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Iterable, Sequence
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -31,11 +33,22 @@ def modules(names: Sequence[str]) -> list[ModuleType]:
     return found
 
 
-def _from_name(name: str) -> ModuleType:
+@contextmanager
+def _told(doing: str, file: str) -> Iterator[None]:
+    """Whatever a user's module raises, in one line, with the line of that module that it comes from."""
     try:
+        yield
+    except InputError:
+        raise
+    except Exception as problem:
+        lines = [frame.lineno for frame in traceback.extract_tb(problem.__traceback__) if frame.filename == file]
+        where = f" (line {lines[-1]} of {file})" if lines else ""
+        raise InputError(f"{doing}: {type(problem).__name__}: {problem}{where}") from problem
+
+
+def _from_name(name: str) -> ModuleType:
+    with _told(f"cannot import kernels from {name!r}", ""):
         return importlib.import_module(name)
-    except ImportError as problem:
-        raise InputError(f"cannot import kernels from {name!r}: {problem}") from problem
 
 
 def _from_file(path: Path) -> ModuleType:
@@ -45,7 +58,8 @@ def _from_file(path: Path) -> ModuleType:
         raise InputError(f"no kernel file {path}; give a module name or the path of a .py file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    with _told(f"cannot import kernels from {path}", str(path.resolve())):
+        spec.loader.exec_module(module)
     return module
 
 
@@ -61,7 +75,8 @@ def launches(names: Sequence[str], arch: int, pattern: str = "*") -> list[Launch
         describe = getattr(module, "audit_launches", None)
         # A package may re-export the function; only the module that defines it counts.
         if callable(describe) and describe.__module__ == module.__name__:
-            registered.extend(describe(arch))
+            with _told(f"{module.__name__}.audit_launches({arch}) failed", module.__file__ or ""):
+                registered.extend(describe(arch))
     if not registered:
         raise InputError(f"no module of {', '.join(names)} has audit_launches(arch) with launches for sm_{arch}")
     seen: set[str] = set()

@@ -125,7 +125,10 @@ def audit_launches(
     stop: Callable[[], bool] = lambda: False,
     card: str = "",
 ) -> list[Audited]:
-    """The same for given (launch, architecture) pairs, without those that were not begun when `stop` said True."""
+    """The same for given (launch, architecture) pairs, without those that were not begun when `stop` said True.
+
+    Raises: InputError for a launch that cannot be examined anywhere, or without numba.
+    """
     if counted and find_spec("numba") is None:
         raise InputError("the audit simulates with numba, which is not installed: pip install 'vitbench[audit]'")
     finished = 0
@@ -136,7 +139,10 @@ def audit_launches(
         if done:
             done(finished, len(planned))
 
-    jobs = [job_of(launch, arch, counted, card) for launch, arch in planned]
+    try:
+        jobs = [job_of(launch, arch, counted, card) for launch, arch in planned]
+    except ValueError as problem:
+        raise InputError(str(problem)) from problem
     results = examine_all(jobs, processes or os.cpu_count() or 1, cache, triton_path, tick, stop)
     pairs = zip(planned, results, strict=True)
     return [_audited(launch, arch, result) for (launch, arch), result in pairs if result is not None]

@@ -24,9 +24,31 @@ This file needs neither torch nor triton.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """A tensor descriptor made by the host, as an argument of a `Launch`: what a type string does not tell.
+
+    Attributes:
+        dtype: of an element, e.g. "bf16".
+        shape: of the tensor; loads beyond it move nothing.
+        strides: in elements, the last one 1.
+        block: the tile that one load or store moves.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    block: tuple[int, ...]
+
+    @property
+    def type(self) -> str:
+        """As Triton writes it: tensordesc<bf16[64, 128]>."""
+        return f"tensordesc<{self.dtype}{list(self.block)}>"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +62,9 @@ class Launch:
         pass_name: "fwd", "bwd_dq", ...; column `pass`.
         dtype: "bf16", "fp16" or "fp32", for the reader.
         args: every parameter by name. A pointer is its Triton type ("*bf16", "*fp32", "*i32"), a tensor descriptor
-            its type string, a number or bool its value, an absent optional pointer None; constexprs their values
-            (Triton dtypes included).
+            its type string ("tensordesc<bf16[64, 128]>") or a `Descriptor`, a number or bool its value, an absent
+            optional pointer None; constexprs their values (Triton dtypes included). What @triton.heuristics computes,
+            or the only configuration of @triton.autotune gives, may be left out.
         grid: number of programs along x, y, z.
         elements: useful (unpadded) scores or outputs the launch computes: the denominator of issue slots per element.
         bytes: bytes of device memory it cannot avoid reading or writing.
@@ -51,6 +74,9 @@ class Launch:
         num_warps, num_stages: as launched.
         options: further compile options, e.g. {"maxnreg": 128}.
         unaligned: pointers not known to be 16-byte aligned.
+        values: what lies behind pointers to integers, from their first element on, where it bounds loops or is added
+            to addresses (starts of ragged batches): {"starts_ptr": [0, 7, 12]}. Without it such a launch is no row that
+            is "ok"; other loads give the audit zeros.
         moved_bytes: bytes of device memory this design moves (a tensor read twice counts twice unless the second
             read is served by the L2 cache); default `bytes`.
     """
@@ -71,6 +97,7 @@ class Launch:
     num_stages: int = 3
     options: Mapping[str, Any] = field(default_factory=dict)
     unaligned: frozenset[str] = frozenset()
+    values: Mapping[str, Sequence[int]] = field(default_factory=dict)
     moved_bytes: int | None = None
 
     @property

@@ -79,6 +79,25 @@ def test_design_that_was_not_chosen_is_right_and_slower(tmp_path: Path, device: 
     assert chosen.row.modelled_high_us < other.row.modelled_low_us
 
 
+def test_layer_norm_is_right(device: str) -> None:
+    layer_norm = _load(EXAMPLES / "layer_norm.py")
+    x, weight, bias = (torch.randn(shape, device=device) for shape in ((5, 40), (33,), (33,)))
+    # The interpreter does not time configurations: one is chosen.
+    layer_norm._layer_norm_kernel.configs = layer_norm._layer_norm_kernel.configs[:1]
+    want = torch.nn.functional.layer_norm(x[:, :33], (33,), weight, bias, 1e-6)
+    torch.testing.assert_close(layer_norm.layer_norm(x[:, :33], weight, bias), want, atol=1e-5, rtol=1e-5)
+
+
+def test_a_launcher_on_meta_tensors_is_audited(tmp_path: Path) -> None:
+    """The example of `launches_of`: a launch for each configuration, all held back by memory."""
+    one, two, four, eight = audit([str(EXAMPLES / "layer_norm.py")], archs=[90], processes=1, cache=tmp_path)
+    assert [item.row.num_warps for item in (one, two, four, eight)] == [1, 2, 4, 8]
+    assert {item.row.status for item in (one, two, four, eight)} == {"ok"}
+    assert four.launch.args["x_stride"] == four.launch.args["columns"] == 768
+    assert four.launch.args["BLOCK"] == 1024
+    assert four.row.floor_us < four.row.modelled_us < eight.row.modelled_us
+
+
 def test_matmul_is_right(device: str) -> None:
     matmul = _load(EXAMPLES / "matmul.py")
     a, b = torch.randn(70, 40, device=device), torch.randn(40, 50, device=device)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
 
+from vitbench.audit.model import bulk
 from vitbench.audit.model.chips import Chip
 from vitbench.audit.model.latency import Latency
 from vitbench.audit.model.profile import tensor_tile
@@ -37,10 +38,15 @@ class Kind(IntEnum):
     ARRIVE = 11  # arrives and goes on
     GROUP_PRODUCT = 12  # HGMMA; `argument` 1 closes a group of products
     GROUP_WAIT = 13  # until at most `argument` groups of products are open
-    BULK = 14  # a TMA copy; `bytes` of it
+    BULK = 14  # a TMA copy; `bytes` are all of it, `argument` 1 ends a phase
     TENSOR_PRODUCT = 15  # tcgen05
     TENSOR_COMMIT = 16  # its products are done: a phase ends
     PHASE_WAIT = 17  # until the next phase of copies or products has ended
+    BULK_STORE = 18  # a TMA copy to memory; it belongs to a group of copies once it has read its source
+
+
+#: Issued by one thread of a program, whichever of its warps come by.
+BULK_KINDS = (Kind.BULK, Kind.BULK_STORE)
 
 
 class Unit(IntEnum):
@@ -59,7 +65,6 @@ class Unit(IntEnum):
 _UNITS = {"fp32": Unit.FP32, "alu": Unit.ALU, "sfu": Unit.SFU, "uniform": Unit.UNIFORM, "matrix": Unit.MATRIX}
 _REGISTER_READS = {"S2R", "S2UR", "CS2R"}
 _CONSTANTS = {"LDC", "ULDC", "LDCU"}
-_BULK_LOADS = {"UTMALDG", "UBLKCP"}
 _REGISTERS = re.compile(r"^x(\d+)$")
 
 
@@ -83,6 +88,11 @@ class Code:
 def decode(graph: Graph, chip: Chip, latency: Latency) -> Code:
     """The kernel's instructions as `Code` for one card."""
     found = [_decoded(i, graph, chip, latency) for i in graph.listing.instructions]
+    copied, last = bulk.copy_bytes(graph), bulk.ends_phase(graph)
+    found = [
+        replace(f, bytes=copied, argument=int(i.index in last or i.name == "UTMAREDG")) if f.kind in BULK_KINDS else f
+        for i, f in zip(graph.listing.instructions, found, strict=True)
+    ]
     controls = [i.control for i in graph.listing.instructions]
 
     def whole(values: list[int]) -> Ints:
@@ -123,8 +133,14 @@ def _decoded(i: Instruction, graph: Graph, chip: Chip, latency: Latency) -> _Dec
         return _product(i, used.multiply_adds, chip)
     if used.pipe == "lsu":
         return _memory(i, used.cycles, latency)
-    if name in _BULK_LOADS or name.startswith("UTMA"):
+    if name in bulk.LOADS:
         return _Decoded(Kind.BULK, latency=latency.memory + latency.bulk)
+    if name in bulk.STORES:
+        return _Decoded(Kind.BULK_STORE)
+    if name == "UTMACMDFLUSH":
+        return _Decoded(Kind.COPY_COMMIT)
+    if name.startswith("UTMA"):
+        return _Decoded(Kind.NOTHING)
     if name in ("BAR", "WARPGROUP", "DEPBAR", "LDGDEPBAR", "SYNCS", "UTCBAR"):
         return _meeting(i)
     if name in _REGISTER_READS:

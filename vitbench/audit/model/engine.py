@@ -27,6 +27,7 @@ _NOTHING, _SHARED, _LOAD, _COPY, _STORE = (_K[n] for n in ("NOTHING", "SHARED", 
 _LOCAL, _ATOMIC, _COMMIT, _COPY_WAIT = (_K[n] for n in ("LOCAL", "ATOMIC", "COPY_COMMIT", "COPY_WAIT"))
 _MEET, _ARRIVE, _GROUP, _GROUP_WAIT = (_K[n] for n in ("BARRIER", "ARRIVE", "GROUP_PRODUCT", "GROUP_WAIT"))
 _BULK, _TENSOR, _TENSOR_COMMIT, _PHASE_WAIT = (_K[n] for n in ("BULK", "TENSOR_PRODUCT", "TENSOR_COMMIT", "PHASE_WAIT"))
+_BULK_STORE = _K["BULK_STORE"]
 _LSU, _MATRIX, _UNITS = int(Unit.LSU), int(Unit.MATRIX), len(Unit)
 
 _GROUPS = 64  # groups of copies or products that a warp may have open
@@ -120,6 +121,7 @@ def simulate(
     latest = np.zeros((resident, _BARRIERS))
     phase = np.zeros((resident, _PHASES))
     phases = np.zeros(resident, np.int64)
+    coming = np.zeros(resident)  # when the copies of the phase that is open will be there
     issue_free = np.zeros(4)
     unit_free = np.zeros((4, _UNITS))
     lsu = 0.0
@@ -143,6 +145,7 @@ def simulate(
             row = started % path_of.shape[0]
             left[slot] = warps
             phases[slot] = 0
+            coming[slot] = 0.0
             for b in range(_BARRIERS):
                 arrived[slot, b] = 0
                 latest[slot, b] = 0.0
@@ -274,9 +277,17 @@ def simulate(
                     amount = moved[i] * copied_per_byte
                     l2 = max(l2, now) + amount / l2_rate
                     memory = max(memory, now) + amount * memory_share / memory_rate
-                    ready = max(l2, memory) + latency[i]
-                    phase[slot, phases[slot] % _PHASES] = ready
-                    phases[slot] += 1
+                    coming[slot] = max(coming[slot], max(l2, memory) + latency[i])
+                    if argument[i]:
+                        phase[slot, phases[slot] % _PHASES] = coming[slot]
+                        phases[slot] += 1
+                        coming[slot] = 0.0
+            elif k == _BULK_STORE:
+                if leader[w]:
+                    amount = moved[i] * stored_per_byte
+                    l2 = max(l2, now) + amount * (atomic_factor if argument[i] else 1.0) / l2_rate
+                    memory = max(memory, now) + amount / memory_rate
+                    copying[w] = max(copying[w], max(now + read_latency, max(l2, memory) - _STORES))
             elif k == _TENSOR:
                 if leader[w]:
                     unit_free[0, _MATRIX] = max(unit_free[0, _MATRIX], now) + cycles[i]

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+import numpy as np
 from vitkernels import Launch
 
-from vitbench.audit.job import Compiled
+from vitbench.audit.job import INTEGERS, Compiled
+from vitbench.audit.model import bulk
 from vitbench.audit.sass import execute, listing, pipes
 from vitbench.audit.sass.graph import Graph, Loop
 from vitbench.audit.sass.integers import Value, float_bits
+from vitbench.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,14 @@ class Profile:
     guessed: frozenset[int] = frozenset()
     sampled: bool = False
 
+    @property
+    def endless(self) -> list[int]:
+        """Addresses of branches that were guessed and that a loop ends by: nobody knows how often it runs."""
+        code, graph = self.graph.listing.instructions, self.graph
+        last = {code[block.stop - 1].address: block for block in graph.blocks}
+        loops = [(address, last[address], graph.loop_of(last[address].number)) for address in sorted(self.guessed)]
+        return [address for address, block, loop in loops if loop and not loop.blocks.issuperset(block.successors)]
+
 
 def constants(launch: Launch, compiled: Compiled, arch: int) -> dict[int, Value]:
     """Constant bank 0 as the kernel sees it, by word offset; pointers get distinct aligned addresses."""
@@ -69,7 +80,7 @@ def constants(launch: Launch, compiled: Compiled, arch: int) -> dict[int, Value]
         value = launch.args.get(name)
         number: Value = None
         if isinstance(value, str) and value.startswith("*"):
-            number = 0x7F00_0000_0000 + (position << 36)
+            number = _address(position)
         elif isinstance(value, float):
             number = float_bits(value)
         elif isinstance(value, int):
@@ -88,6 +99,29 @@ def _place_byte(bank: dict[int, Value], offset: int, number: Value) -> None:
     bank[offset & ~3] = None if unknown else (word or 0) | (number or 0) << 8 * (offset & 3)
 
 
+def memory(launch: Launch, compiled: Compiled) -> dict[int, bytes]:
+    """What the launch says of memory, by address.
+
+    Raises: InputError for values behind what is no pointer to integers.
+    """
+    found = {}
+    for name, values in launch.values.items():
+        kind = str(launch.args.get(name))
+        if kind not in INTEGERS:
+            raise InputError(f"{launch.id}: values of {name!r} need a pointer to {' or '.join(INTEGERS)}, not {kind}")
+        found[_base(compiled, name)] = np.asarray(values, INTEGERS[kind]).tobytes()
+    return found
+
+
+def _base(compiled: Compiled, name: str) -> int:
+    return _address([known for _, _, known in compiled.parameters].index(name))
+
+
+def _address(position: int) -> int:
+    """Where a pointer points: far from all others."""
+    return 0x7F00_0000_0000 + (position << 36)
+
+
 def _grid(launch: Launch) -> tuple[int, int, int]:
     x, y, z = (*launch.grid, 1, 1)[:3]
     return x, y, z
@@ -95,7 +129,8 @@ def _grid(launch: Launch) -> tuple[int, int, int]:
 
 def launched(launch: Launch, compiled: Compiled, arch: int) -> execute.Launched:
     """What the machine code of a launch sees when it runs."""
-    return execute.Launched(constants(launch, compiled, arch), _grid(launch), compiled.num_warps)
+    seen = constants(launch, compiled, arch)
+    return execute.Launched(seen, _grid(launch), compiled.num_warps, memory(launch, compiled))
 
 
 def profile(graph: Graph, ran: execute.Executions, launch: Launch, compiled: Compiled, arch: int) -> Profile:
@@ -103,6 +138,7 @@ def profile(graph: Graph, ran: execute.Executions, launch: Launch, compiled: Com
     result = Profile(graph, ran.warps, guessed=ran.guessed, sampled=ran.sampled)
     per_block = [0.0] * len(graph.blocks)
     matrix_work = _tally()
+    copied = bulk.copy_bytes(graph)
     for block, times in zip(graph.blocks, ran.warps, strict=True):
         if not times:
             continue
@@ -113,6 +149,10 @@ def profile(graph: Graph, ran: execute.Executions, launch: Launch, compiled: Com
             active = ran.active.get(i.index, 0.0) if i.guard and execute.watched(i) else times
             used = pipes.use(i, arch, tensor_tile(graph, i))
             _add(result, i, used, active)
+            if i.name in bulk.LOADS:
+                result.load_bytes += active / compiled.num_warps * copied
+            elif i.name in bulk.STORES:
+                result.store_bytes += active / compiled.num_warps * copied
             if pipes.is_matrix(i):
                 matrix_work[i.name] += active * used.multiply_adds
     if matrix_work:
@@ -128,7 +168,10 @@ def _add(result: Profile, i: listing.Instruction, used: pipes.Use, active: float
     result.matrix_multiply_adds += active * used.multiply_adds
     if used.pipe == "sfu":
         result.special += active if i.name == "MUFU" else 0.0
-    result.bypasses = result.bypasses or (active > 0 and i.name == "LDGSTS" and "BYPASS" in i.modifiers)
+    around = i.name in bulk.LOADS or (i.name == "LDGSTS" and "BYPASS" in i.modifiers)
+    result.bypasses = result.bypasses or (active > 0 and around)
+    if i.name in bulk.LOADS or i.name in bulk.STORES:
+        return
     if pipes.is_global_load(i):
         result.load_bytes += active * 32 * i.width_bytes
         result.widths[i.width_bytes] = result.widths.get(i.width_bytes, 0.0) + active

@@ -22,7 +22,7 @@ from vitkernels import Launch
 
 from vitbench.audit.job import Compiled
 from vitbench.audit.model.chips import Chip, occupancy
-from vitbench.audit.model.decode import Code, Kind, decode
+from vitbench.audit.model.decode import BULK_KINDS, Code, Kind, decode
 from vitbench.audit.model.latency import LATENCIES, Latency
 from vitbench.audit.sass.graph import Graph
 from vitbench.audit.sass.trace import Trace
@@ -163,12 +163,16 @@ class _Spread:
         def moved(*kinds: Kind) -> float:
             """Bytes that instructions of these kinds can move in all programs."""
             chosen = np.where(np.isin(code.kind, kinds), code.bytes, 0.0)
-            per_path = np.array([chosen[path[path >= 0]].sum() for path in traced.paths])
-            return float(per_path[traced.warps].sum(1).mean()) / traced.cut * launch.programs
+            once = np.where(np.isin(code.kind, BULK_KINDS), chosen, 0.0)  # by one warp of those on a path
+            by_path, once_by_path = (
+                np.array([amounts[path[path >= 0]].sum() for path in traced.paths]) for amounts in (chosen - once, once)
+            )
+            leads = np.where(_leads(traced.warps), once_by_path[traced.warps], 0.0)
+            return float((by_path[traced.warps] + leads).sum(1).mean()) / traced.cut * launch.programs
 
         loaded, stored = amounts.loaded, amounts.stored
         loads, copies = moved(Kind.LOAD), moved(Kind.COPY, Kind.BULK)
-        stores = moved(Kind.STORE, Kind.ATOMIC)
+        stores = moved(Kind.STORE, Kind.ATOMIC, Kind.BULK_STORE)
         per_byte = loaded / (loads + copies) if loads + copies else 0.0
         self.l1_share = max(0.0, 1 - loaded / amounts.asked) if amounts.asked else 0.0
         self.copied_per_byte = per_byte

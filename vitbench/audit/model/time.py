@@ -146,6 +146,15 @@ def _reason(counted: Profile) -> str:
     return ""
 
 
+def unbounded(counted: Profile) -> str:
+    """Why a launch whose loops depend on data has no counts."""
+    places = ", ".join(f"{address:#x}" for address in counted.endless)
+    return (
+        f"loops that end at {places} depend on data, so nobody knows how often they run; "
+        "give what their bounds are read from in Launch.values"
+    )
+
+
 def failure(launch: Launch, arch: int, triton: str, reason: str) -> Row:
     """The row of a launch that could not be compiled or counted: numbers are empty or zero, never guessed."""
     return Row(

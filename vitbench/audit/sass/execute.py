@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vitbench.audit.sampling import spread
 from vitbench.audit.sass import effects, operations, pipes
@@ -49,11 +49,13 @@ class Executions:
 
 @dataclass(frozen=True)
 class Launched:
-    """What a thread can see: constant bank words by offset, the grid, and warps per program."""
+    """What a thread can see: constant bank words by offset, the grid, warps per program, and what is known of memory:
+    bytes by the address that they begin at."""
 
     constants: Mapping[int, Value]
     grid: tuple[int, int, int]
     num_warps: int
+    memory: Mapping[int, bytes] = field(default_factory=dict)
 
 
 def _mentioned(graph: Graph, chosen: Sequence[bool]) -> set[str]:
@@ -292,7 +294,7 @@ class _Tally:
         per_warp: dict[int, list[tuple[list[int], dict[int, int]]]] = {}
         for who in threads:
             counts = [0] * len(self.blocks)
-            thread = Thread(self.launched.constants, self.machine.special(program, who))
+            thread = Thread(self.launched.constants, self.machine.special(program, who), self.launched.memory)
             steps += self.machine.run_thread(thread, counts, self.guessed)
             per_warp.setdefault(who[0] if who else 0, []).append((counts, thread.active))
         for lanes in per_warp.values():

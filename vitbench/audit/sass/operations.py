@@ -14,6 +14,7 @@ from vitbench.audit.sass.listing import Instruction, is_predicate, register_of
 from vitbench.audit.sass.thread import Getter, Step, Thread, getter, shape, word_getter
 
 _CONSTANT = re.compile(r"^c\[0x0\]\[0x([0-9a-f]+)\]$")
+_ADDRESS = re.compile(r"\[(U?R\d+)(?:\.64)?(?:\+(0x[0-9a-f]+))?\]$")
 _NUMBER = re.compile(r"^[-+]?\d+(\.\d*)?(e[-+]?\d+)?$")
 
 
@@ -220,6 +221,26 @@ def _to_stack(i: Instruction) -> Step | None:
     return run
 
 
+def _from_memory(i: Instruction) -> Step | None:
+    """A load of integers whose values were given; everything else that it may read is unknown."""
+    found = _ADDRESS.search(i.operands[-1])
+    results = [name for name in writes(i) if not is_predicate(name)]
+    if not found or len(i.operands) != 2 or not results:
+        return None
+    base, offset = getter(found[1], 64), int(found[2] or "0", 16)
+    sign = any(modifier in ("S8", "S16") for modifier in i.modifiers)
+
+    def run(t: Thread) -> None:
+        address = base(t)
+        data = t.loaded(None if address is None else address + offset, i.width_bytes)
+        for word, name in enumerate(results):
+            piece = None if data is None else data[4 * word : 4 * word + 4]
+            value = None if piece is None else int.from_bytes(piece, "little", signed=sign)
+            t.values[name] = None if value is None else value & alu.MASK
+
+    return run
+
+
 def _bit_mask(start: int, length: int) -> int:
     return ((1 << min(length, 32)) - 1) << min(start, 32)
 
@@ -241,4 +262,5 @@ _HANDLERS: dict[str, Callable[[Instruction], Step | None]] = {
     "FFMA": _float_arithmetic(lambda a, b, c: a * b + c),
     "VOTE": _warp_vote, "VOTEU": _warp_vote, "SHFL": _shuffle, "ELECT": _elect, "SYNCS": _arrived,
     "UTCATOMSWS": _arrived, "LDL": _from_stack, "STL": _to_stack,
+    "LDG": _from_memory,
 }  # fmt: skip

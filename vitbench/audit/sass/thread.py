@@ -15,7 +15,7 @@ _HEX = re.compile(r"^-?0x[0-9a-f]+$")
 
 @dataclass
 class Thread:
-    """Registers, predicates and stack slots by name; constant bank 0 by word offset; special registers.
+    """Registers, predicates and stack slots by name; constant bank 0 by word offset; special registers; known memory.
 
     `active[i]` counts how often the guard of instruction i held, or could not be known; `skipped` lists those whose
     guard did not hold since somebody emptied it.
@@ -23,6 +23,7 @@ class Thread:
 
     constants: Mapping[int, Value]
     special: Mapping[str, int]
+    memory: Mapping[int, bytes] = field(default_factory=dict)
     values: dict[str, Word] = field(default_factory=dict)
     active: dict[int, int] = field(default_factory=dict)
     skipped: list[int] = field(default_factory=list)
@@ -30,6 +31,15 @@ class Thread:
     def word(self, offset: int) -> Value:
         value = self.constants.get(offset & ~3)
         return None if value is None else value >> 8 * (offset & 3) & MASK
+
+    def loaded(self, address: Value, size: int) -> bytes | None:
+        """What lies at an address, None where nobody said."""
+        if address is None:
+            return None
+        for start, found in self.memory.items():
+            if start <= address <= start + len(found) - size:
+                return found[address - start : address - start + size]
+        return None
 
     def known(self, name: str) -> Value:
         """A register or predicate, None unless all of it is known."""

@@ -68,7 +68,7 @@ def trace(graph: Graph, launched: Launched, machine: Machine | None = None) -> T
 def _follow(
     machine: Machine, launched: Launched, place: tuple[int, int, int], who: tuple[int, int] | None
 ) -> npt.NDArray[np.int32]:
-    thread = Thread(launched.constants, machine.special(place, who))
+    thread = Thread(launched.constants, machine.special(place, who), launched.memory)
     ranges = [np.arange(block.start, block.stop, dtype=np.int32) for block in machine.graph.blocks]
     parts = []
     for number, skipped in machine.path(thread):

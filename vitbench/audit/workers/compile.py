@@ -18,7 +18,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from vitkernels import Launch
+from vitkernels import Descriptor, Launch
 
 from vitbench.audit.job import Compiled, Failed, FunctionRef, Job, resolve
 from vitbench.audit.model.chips import chip_for
@@ -73,7 +73,9 @@ def specialise(fn: Any, job: Job) -> tuple[dict[str, str], dict[tuple[int, ...],
             constants[(position,)] = value
             continue
         aligned = specialised and not p.do_not_specialize_on_alignment
-        if isinstance(value, str):
+        if isinstance(value, Descriptor):
+            signature[p.name], aligned = value.type, False
+        elif isinstance(value, str):
             signature[p.name] = value
             aligned = aligned and value.startswith("*") and p.name not in job.launch.unaligned
         elif isinstance(value, bool):
@@ -194,7 +196,7 @@ def _warps(ptx: str, asked: int) -> int:
 
 def _traffic(job: Job, cache: Path, interpreter: Worker) -> Traffic | None:
     """The bytes that the launch's loads and stores move, or None where the interpreter cannot follow them."""
-    arguments = sorted(map(repr, job.launch.args.items()))
+    arguments = sorted(map(repr, [*job.launch.args.items(), *job.launch.values.items()]))
     shown = (source_fingerprint(*_FOLLOWING), resolve(job.kernel).cache_key, arguments, job.launch.grid)
     stored = cache / (hashlib.sha256(repr(shown).encode()).hexdigest() + ".traffic.gz")
     if stored.exists():

@@ -18,7 +18,7 @@ from vitbench.audit.job import Compiled
 from vitbench.audit.model.chips import Chip, chip_for, occupancy
 from vitbench.audit.model.profile import launched, profile
 from vitbench.audit.model.simulate import Moved, Times, simulate
-from vitbench.audit.model.time import failure, model, moved, resources
+from vitbench.audit.model.time import failure, model, moved, resources, unbounded
 from vitbench.audit.records import Row
 from vitbench.audit.sass import execute, listing
 from vitbench.audit.sass.graph import Graph, build_graph
@@ -43,7 +43,7 @@ class Examined:
 def examine(
     launch: Launch, compiled: Compiled, arch: int, cache: Path, traffic: Traffic | None = None, card: str = ""
 ) -> Examined:
-    """Count, simulate and model a launch; control flow that does not end is a row with status "error".
+    """Count, simulate and model a launch; control flow that does not end, or nobody knows when, is an error's row.
 
     Without traffic, bytes are those that load and store instructions can move, masked lanes included.
 
@@ -57,6 +57,8 @@ def examine(
     try:
         executions = kernel.executions()
         counted = profile(graph, executions, launch, compiled, arch)
+        if counted.endless:
+            return Examined(compiled, None, failure(launch, arch, compiled.triton, unbounded(counted)))
         amounts = moved(compiled, counted, chip, traffic)
         simulated = kernel.simulated(launch, chip, amounts)
     except execute.RanAway as problem:
@@ -76,6 +78,7 @@ class _Kernel:
             sorted(seen.constants.items()),
             seen.grid,
             seen.num_warps,
+            sorted(seen.memory.items()),
         )
         self.key = hashlib.sha256(repr(shown).encode()).hexdigest()
 

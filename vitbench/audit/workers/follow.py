@@ -13,18 +13,20 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import triton.language as tl
 from triton.runtime import interpreter
+from vitkernels import Descriptor
 
-from vitbench.audit.job import Failed, FunctionRef, Job, resolve
+from vitbench.audit.job import INTEGERS, Failed, FunctionRef, Job, resolve
 from vitbench.audit.sampling import spread
 from vitbench.audit.traffic import CAPACITIES, SECTOR, Traffic, total
 from vitbench.audit.workers.interpreting import interpret_for_good
@@ -33,6 +35,7 @@ from vitbench.process import answers
 Array = npt.NDArray[Any]
 MIN_PROGRAMS, MAX_PROGRAMS = 4, 12
 _ELEMENTS = 3_000_000  # addresses followed per launch: about a third of a second
+_EXTENT = 1 << 17  # of a tensor whose descriptor does not tell it
 _MAX_OPERATIONS = 50_000  # of a program that waits for memory to change
 
 
@@ -123,16 +126,22 @@ class _Followed(interpreter.InterpreterBuilder):
     """The interpreter's operations, with memory and products replaced."""
 
     program = _Program()
+    memory: ClassVar[dict[int, Array]] = {}  # what is known of it, by address
 
     def get_bf16(self, value: float) -> Any:
         return interpreter.TensorHandle(np.zeros(1, np.uint16), tl.bfloat16)
 
-    def create_masked_load(self, pointers: Any, mask: Any, *_: Any) -> Any:
+    def create_masked_load(self, pointers: Any, mask: Any, *_: Any, **__: Any) -> Any:
         kind = pointers.get_element_ty()
         stored_as = interpreter._get_np_dtype(kind)
         addresses, active = _element_addresses(pointers, mask)
         self.program.load(addresses, active, np.dtype(stored_as).itemsize)
-        return interpreter.TensorHandle(np.zeros(pointers.data.shape, stored_as), kind)
+        found = np.zeros(pointers.data.shape, stored_as)
+        for start, values in self.memory.items():
+            at = (pointers.data.astype(np.int64) - start) // values.itemsize
+            inside = (at >= 0) & (at < len(values)) & np.broadcast_to(mask.data, at.shape).astype(bool)
+            found[inside] = values[at[inside]]
+        return interpreter.TensorHandle(found, kind)
 
     def create_masked_store(self, pointers: Any, value: Any, mask: Any, *_: Any) -> None:
         self.program.store(*_element_addresses(pointers, mask))
@@ -161,8 +170,7 @@ def follow(job: Job, l2_bytes: int = 0) -> Traffic:
 
     Programs then pass through that cache one after another; on a card neighbours run at the same time.
 
-    Raises: RanAway, or whatever the interpreter raises on what it cannot run (inline assembly, tensor descriptors made
-        by the host).
+    Raises: RanAway, or whatever the interpreter raises on what it cannot run (inline assembly).
     """
     kernel = resolve(job.kernel)
     function = kernel.rewrite()
@@ -170,6 +178,11 @@ def follow(job: Job, l2_bytes: int = 0) -> Traffic:
     x, y, z = (*job.launch.grid, 1, 1)[:3]
     grid = (x, y, z)
     builder = interpreter.interpreter_builder
+    places_of = {name: _address(position) for position, name in enumerate(kernel.arg_names)}
+    builder.memory = {
+        places_of[name]: np.asarray(values, INTEGERS[job.launch.args[name]])
+        for name, values in job.launch.values.items()
+    }
     interpreter._patch_lang(function)
     builder.set_grid_dim(*grid)
 
@@ -210,13 +223,36 @@ def _arguments(kernel: Any, function: Any, job: Job) -> dict[str, Any]:
             value = resolve(value)
         if name in constants:
             given[name] = value
+        elif isinstance(value, Descriptor) or str(value).startswith("tensordesc"):
+            given[name] = _descriptor(value, _address(position))
         elif isinstance(value, str):
-            kind = tl.str_to_ty(value, None)
-            base = np.array([0x7F00_0000_0000 + (position << 36)], np.uint64)
-            given[name] = tl.tensor(interpreter.TensorHandle(base, kind), kind)
+            given[name] = _pointer(value, _address(position))
         else:
             given[name] = interpreter._implicit_cvt(value)
     return inspect.getcallargs(function, **given)
+
+
+def _address(position: int) -> int:
+    return 0x7F00_0000_0000 + (position << 36)
+
+
+def _pointer(kind: str, address: int) -> Any:
+    found = tl.str_to_ty(kind, None)
+    return tl.tensor(interpreter.TensorHandle(np.array([address], np.uint64), found), found)
+
+
+def _descriptor(value: Descriptor | str, address: int) -> Any:
+    """A host's tensor descriptor; of one that is told by its type alone no tile crosses the tensor's edge."""
+    if isinstance(value, str):
+        dtype, sizes = re.fullmatch(r"tensordesc<(\w+)\[([\d, ]+)\].*>", value).groups()  # type: ignore[union-attr]
+        block = tuple(int(size) for size in sizes.split(","))
+        shape = (_EXTENT,) * len(block)
+        value = Descriptor(dtype, shape, tuple(_EXTENT**k for k in reversed(range(len(block)))), block)
+    return interpreter.interpreter_semantic.make_tensor_descriptor(
+        base=_pointer(f"*{value.dtype}", address), shape=[interpreter._implicit_cvt(size) for size in value.shape],
+        strides=[*(interpreter._implicit_cvt(step) for step in value.strides[:-1]), tl.constexpr(1)],
+        block_shape=[tl.constexpr(size) for size in value.block], padding_option="zero",
+    )  # fmt: skip
 
 
 def answer(job: Job, l2_bytes: int) -> Traffic | Failed:
