@@ -123,7 +123,7 @@ TABLES: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "memory": (run("memory", "--model", "cmt_ti", "--gpu", "A100 80GB,RTX 4090", "--batch", "8"), (" 71 ", "fits")),
     "sweep": (report, ("14.87", "67.26", "17.8%")),
     "compare": (run("compare", str(SWEEP), str(SWEEP)), ("+0.0%",)),
-    "max-batch": (batches, ("1010", "1000", "1.010", "crashed at batch 900: worker: killed")),
+    "max-batch": (batches, ("1,010", "1,000", "1.010", "crashed at batch 900: worker: killed")),
     "audit": (launches, (f"{FIRST.modelled_us:.2f}", f"{FIRST.floor_us:.2f}")),
     "doctor": (run("doctor"), ("yes",)),
     "predict": (run("predict", "--model", "cmt_ti", "--gpu", "RTX 4090"), ("cmt_ti",)),

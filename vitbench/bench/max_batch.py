@@ -91,11 +91,15 @@ class Line:
 
 def table(lines: Sequence[Line]) -> list[Column]:
     """A row for each case; one that could not be measured has a note."""
+
+    def said(batch: int | None) -> str:
+        return "" if batch is None else batch_words(batch)
+
     ratios = [line.measured / line.predicted if line.measured and line.predicted else None for line in lines]
     return [
         Column("case", [line.case for line in lines], "key"),
-        Column("measured", [line.measured for line in lines]),
-        Column("predicted", ["" if line.predicted is None else batch_words(line.predicted) for line in lines]),
+        Column("measured", [line.measured for line in lines], show=said),
+        Column("predicted", [line.predicted for line in lines], show=said),
         Column("measured / predicted", ratios, show=lambda ratio: "" if ratio is None else f"{ratio:.3f}"),
         Column("note", [line.reason for line in lines], "note"),
     ]
