@@ -27,8 +27,8 @@ class Row:
     """A model, as the CSV has it; empty where `reason` says why.
 
     served, left: modules that run on kernels, and those that a kernel might have served; *_modules: their classes, with
-    the reasons of what is left. kernel_macs: the share of all multiply-accumulates that vitkernels' operators compute;
-    linear layers beside attention are none of them, and depthwise convolutions have few, but wait for memory.
+    the reasons of what is left. kernel_macs: the share of the model's multiply-accumulates that operators of vitkernels
+    compute; linear layers beside attention are none of them, and depthwise convolutions have few, but wait for memory.
     """
 
     model: str

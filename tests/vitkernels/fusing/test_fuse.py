@@ -451,7 +451,7 @@ def test_training_is_the_same_in_every_gradient_and_statistic(made: Made) -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["swin", "convit", "convmixer", "efficientnet"])
+@pytest.mark.parametrize("name", ["swin", "swin2", "convit", "convmixer", "efficientnet"])
 def test_low_precision_errs_no_more_than_twice_as_much(
     name: str, dtype: torch.dtype, timm: ModuleType, device: str
 ) -> None:
@@ -488,7 +488,7 @@ def test_copies_and_pickles_are_fused_and_work(name: str, timm: ModuleType, devi
             close(twin(*inputs), want)
 
 
-@pytest.mark.parametrize("name", ["swin", "maxvit", "convnext"])
+@pytest.mark.parametrize("name", ["swin", "swin2", "maxvit", "convnext", "levit_conv"])
 def test_compiles_without_a_graph_break(name: str, timm: ModuleType, device: str) -> None:
     model, inputs, _ = make(name, timm, device)
     vitkernels.fuse(model.eval())
