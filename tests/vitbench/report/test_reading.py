@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import re
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,14 @@ def test_compute_of_recipes_is_what_the_paper_says() -> None:
     said = {
         ("vit_base_patch32_224", 7): 55, ("vit_base_patch16_224", 7): 224, ("vit_large_patch16_224", 14): 1567,
         ("vit_huge_patch14_224", 14): 4262, ("vit_base_r50_s16_224", 7): 274,
+        ("vit_large_patch32_224", 7): 196, ("vit_large_patch16_224", 7): 783, ("vit_large_r50_s32_224", 7): 246,
     }  # fmt: skip
     for key, exaflops in said.items():
         assert found[key] == pytest.approx(exaflops, rel=0.03)
+
+
+def test_every_recipe_has_a_source_that_was_looked_up() -> None:
+    with reading.RECIPES.open(newline="", encoding="utf-8") as file:
+        sources = [line["source"] for line in csv.DictReader(file)]
+    assert all(re.match(r"arXiv:\d{4}\.\d{5} |[\w-]+/[\w-]+ \S+\.py: ", source) for source in sources)
+    assert not any("memory" in source for source in sources)
