@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 
-#: What Markdown, as GitHub reads it, takes for markup anywhere in a line; `_` only beside what is no letter or digit.
-_MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
+#: What Markdown, as GitHub reads it, takes for markup anywhere in a line; `_` only beside what is no letter or digit,
+#: brackets only at the beginning, or before what makes a link of them: names such as op[1] stay as they are.
+_MARKUP = re.compile(r"[\\`*|~$]|^\[|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
 
 
 def plain(text: str) -> str:
     """`text` on one line, of which no reader of Markdown takes anything for markup, HTML or the edge of a cell."""
-    line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    line = " ".join(text.split()).replace("&", "&amp;")
+    if "<" in line:  # an arrow alone stays one
+        line = line.replace("<", "&lt;").replace(">", "&gt;")
     return _MARKUP.sub(r"\\\g<0>", line)
 
 

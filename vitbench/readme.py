@@ -3,7 +3,7 @@
 A block `<!-- WHAT: FILES -->` ... `<!-- end -->` holds what is made of its files, named from the page's folder:
 
 - table: the rows of a vitbench CSV, those alone that a filter leaves where one follows it, or a pytest-benchmark JSON;
-- columns: what the columns of that CSV's table mean; standouts: what stands out in it;
+- columns: what the columns of that CSV's table mean; standouts: what stands out in it, or in what a filter leaves;
 - verdict: what moved from one audit to another; kernels: the table of kernels from an audit;
 - kernel times, memory, throughput: how far what is modelled or predicted is from published figures;
   throughput errors: the same without other layouts and the farthest families;
@@ -18,6 +18,7 @@ import json
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from vitbench import columns, markdown
 from vitbench.audit import baseline
 from vitbench.audit.records import read_csv
 from vitbench.audit.table import kernel_table
-from vitbench.columns import Shown
+from vitbench.columns import Column, Shown
 from vitbench.errors import InputError, nearest
 from vitbench.memory import truth
 from vitbench.predict import truth as throughput_truth
@@ -41,6 +42,12 @@ def _table(path: Path, filter: str = "") -> str:
     if path.suffix == ".json":
         return _benchmarks(path)
     return columns.text(columns.chosen(sweep_columns(journal.read(path)), Shown(filter=filter)))
+
+
+def _standouts(path: Path, filter: str = "") -> str:
+    rows = journal.read(path)
+    named = [*columns.choose([*sweep_columns(rows), Column("row", rows)], filter=filter)][-1].values
+    return "\n".join(textwrap.fill(line, 100, subsequent_indent="  ") for line in standouts(named))
 
 
 def _benchmarks(path: Path) -> str:
@@ -99,7 +106,7 @@ def _section(name: str, about: Any) -> str:
 _TEXT: dict[str, Callable[..., str]] = {
     "table": _table,
     "columns": lambda path: "\n".join(explained(columns.filled(sweep_columns(journal.read(path))))),
-    "standouts": lambda path: "\n".join(standouts(journal.read(path))),
+    "standouts": _standouts,
     "verdict": lambda before, after: baseline.moved_table(baseline.compare(read_csv(before), read_csv(after))),
     "kernel times": _kernel_times,
     "memory": lambda path: truth.told(truth.read(path)),

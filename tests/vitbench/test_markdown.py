@@ -19,6 +19,8 @@ HOSTILE = (
     "<script>alert(1)</script> & &lt;",
     "*bold* _italic_ __strong__ ~~gone~~ `code` $x$",
     "[click](https://example.org) ![picture](x.png) <https://example.org>",
+    "[ref]: https://example.org",
+    "see [ref] and [other][ref] and op[1]",
     "back\\|slash \\ at the end\\",
     "two\nlines\r\n| a | row |",
     "vit_base_patch16_224/eager/infer",
@@ -59,6 +61,13 @@ def test_what_others_wrote_stays_text_in_one_cell() -> None:
     found = cells_of("\n".join(table(["name", "n"], [[plain(text), "1"] for text in HOSTILE], right=["n"])))
     assert found.texts[::2] == [" ".join(text.split()) for text in HOSTILE]
     assert found.inside == []
+
+
+def test_a_list_of_them_is_a_list_of_text() -> None:
+    shown = PARSER.render("\n".join(f"- {plain(text)}" for text in HOSTILE))
+    assert shown.count("<li>") == len(HOSTILE)
+    assert not any(tag in shown for tag in ("<a ", "<img", "<em", "<strong", "<s>", "<code", "<script", "<table"))
+    assert plain("op[1] of vit_base_patch16_224") == "op[1] of vit_base_patch16_224"
 
 
 def test_code_is_code_only_where_it_stays_in_its_cell() -> None:
