@@ -75,8 +75,18 @@ def _softmax_backward(grad: Tensor, y: Tensor, dim: int, dtype: torch.dtype) -> 
 
 
 def _copy(x: Tensor, dtype: torch.dtype | None = None, **options: Any) -> list[Made] | None:
-    plain = all(value in (None, torch.strided, torch.device("cpu")) for value in options.values())
+    plain = all(value in (None, False, torch.strided, torch.device("cpu")) for value in options.values())
     return [_like(x, dtype)] if plain and _dense(x) else None
+
+
+def _like_it(
+    x: Tensor, dtype: torch.dtype | None = None, memory_format: Any = None, **options: Any
+) -> list[Made] | None:
+    return _copy(x, dtype, **options) if memory_format in (None, torch.preserve_format) else None
+
+
+def _dropout(x: Tensor, p: float, train: bool | None) -> list[Made] | None:
+    return [_like(x), _like(x, torch.bool)] if train and 0 < p < 1 and x.is_floating_point() and _dense(x) else None
 
 
 def _clone(x: Tensor, memory_format: torch.memory_format | None = None) -> list[Made] | None:
@@ -132,11 +142,12 @@ def _layer_norm_backward(
 def _batch_norm(
     x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float
 ) -> list[Made] | None:
-    if x.ndim != 4 or not _dense(x) or not training or weight is None or not _plain_fp32(weight, bias, mean, var):
+    if x.ndim != 4 or not _dense(x) or weight is None or not _plain_fp32(weight, bias, mean, var):
         return None
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16) or weight.shape[0] != x.shape[1]:
         return None
-    return [_like(x), _like(weight), _like(weight)]
+    kept = _like(weight) if training else _new((0,), x.dtype)
+    return [_like(x), kept, kept]
 
 
 def _batch_norm_backward(
@@ -148,16 +159,54 @@ def _batch_norm_backward(
     return [_like(x), _like(weight), _like(weight)] if _plain_fp32(weight, mean, var, a, b) else None
 
 
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Any,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+) -> list[Made] | None:
+    if transposed or x.ndim != 4 or x.dtype is not weight.dtype or not _plain(x, weight):
+        return None
+    taken = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    sides = tuple((size + 2 * pad - dil * (kernel - 1) - 1) // step + 1 for size, kernel, step, pad, dil in taken)
+    return [_new((x.shape[0], weight.shape[0], *sides), x.dtype)] if min(sides) > 0 else None
+
+
+def _convolution_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool,
+    output_padding: Any, groups: int, mask: list[bool],
+) -> list[Made] | None:  # fmt: skip
+    if transposed or x.ndim != 4 or not grad.dtype is x.dtype is weight.dtype or not _plain(grad, x, weight):
+        return None
+    made = (_like(x), _like(weight), _new((weight.shape[0],), x.dtype))
+    return [one if wanted else None for one, wanted in zip(made, mask, strict=True)]
+
+
+def _plain(*tensors: Tensor) -> bool:
+    """With the strides of a contiguous tensor, those of axes of size 1 included."""
+    return all(t.numel() and t.stride() == strides(tuple(t.shape)) for t in tensors)
+
+
 _RULES: dict[Any, Callable[..., list[Made] | None]] = {
     aten.native_layer_norm.default: _layer_norm,
     aten.native_layer_norm_backward.default: _layer_norm_backward,
     aten.native_batch_norm.default: _batch_norm,
     aten.native_batch_norm_backward.default: _batch_norm_backward,
+    aten.convolution.default: _convolution,
+    aten.convolution_backward.default: _convolution_backward,
     aten.addmm.default: _addmm,
     aten.mm.default: _matrices,
     aten.bmm.default: _matrices,
     aten.clone.default: _clone,
     aten._to_copy.default: _copy,
+    aten.empty_like.default: _like_it,
+    aten.zeros_like.default: _like_it,
+    aten.native_dropout.default: _dropout,
     aten.roll.default: _roll,
     aten.sum.dim_IntList: _sum,
     aten._softmax.default: _softmax,
@@ -174,6 +223,7 @@ _RULES: dict[Any, Callable[..., list[Made] | None]] = {
         aten.silu.default,
         aten.silu_backward.default,
         aten.sigmoid.default,
+        aten.sigmoid_backward.default,
         aten.threshold_backward.default,
     ),
     _elementwise,

@@ -27,7 +27,11 @@ def calls() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
             yield aten.mul.Tensor, (x, 0.5), {}
             for op in (aten.gelu, aten.relu, aten.silu, aten.sigmoid):
                 yield op.default, (x,), {}
-            for op in (aten.gelu_backward, aten.silu_backward):
+            yield aten.native_dropout.default, (x, 0.1, True), {}
+            for op in (aten.empty_like, aten.zeros_like):
+                yield op.default, (x,), {"pin_memory": False, "memory_format": torch.preserve_format}
+                yield op.default, (x,), {"dtype": torch.float64}
+            for op in (aten.gelu_backward, aten.silu_backward, aten.sigmoid_backward):
                 yield op.default, (x, x), {}
             yield aten.threshold_backward.default, (x, x, 0), {}
             for op in (aten._softmax, aten._log_softmax):
@@ -56,6 +60,15 @@ def calls() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
         yield aten.addmm.default, (torch.empty(9, dtype=dtype), a, b), {}
         yield aten.addmm.default, (torch.empty(6, 9, dtype=dtype), a, b), {}
         yield aten.bmm.default, (a.expand(4, 6, 7), b.expand(4, 7, 9)), {}
+        for size in ((5, 6, 8, 7), (1, 6, 8, 7), (5, 6, 1, 1)):
+            x = torch.empty(size, dtype=dtype)
+            for groups, kernel, step, dilation in ((1, 3, 1, 1), (1, 1, 1, 1), (2, 3, 2, 2), (6, 2, 2, 1)):
+                w = torch.empty(12, 6 // groups, kernel, kernel, dtype=dtype)
+                rest = ([step] * 2, [2, 2], [dilation] * 2, False, [0, 0], groups)
+                yield aten.convolution.default, (x, w, None, *rest), {}
+                grad = torch.empty(look(aten.convolution.default(x, w, None, *rest))[0][0], dtype=dtype)
+                for mask in ([True, True, True], [False, True, False]):
+                    yield aten.convolution_backward.default, (grad, x, w, [12], *rest, mask), {}
     x, w = torch.empty(5, 3, 8, 4), torch.empty(3)
     yield aten.native_batch_norm.default, (x, w, w, w, w, True, 0.1, 1e-5), {}
     yield aten.native_batch_norm.default, (x, w, w, w, w, False, 0.1, 1e-5), {}
