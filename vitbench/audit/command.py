@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vitbench import cards, columns
-from vitbench.audit import baseline, validate
+from vitbench.audit import baseline, page, validate
 from vitbench.audit.model.chips import Chip, chip_named
 from vitbench.audit.options import AuditOptions
 from vitbench.audit.records import Row, write_csv
@@ -52,7 +52,11 @@ def run(given: AuditOptions) -> int:
         write_csv(rows, given.out)
     if given.compile_only:
         return _compiled(items, baseline.matrix_instructions(given.baseline) if given.baseline else {})
-    if given.show:
+    if given.html:
+        given.html.parent.mkdir(parents=True, exist_ok=True)
+        given.html.write_text(page.html(items), encoding="utf-8")
+        print(f"wrote {given.html}")
+    elif given.show:
         print("\n\n".join(show(item) for item in items))
     elif not given.baseline and not given.validate:
         columns.show(table(rows), given)
@@ -109,6 +113,8 @@ def _check(given: AuditOptions) -> None:
         )
     if parse_part(given.part) != (1, 1) and (given.accept or given.validate):
         raise InputError("--part leaves launches out, so it goes with neither --accept nor --validate")
+    if given.html and not given.show:
+        raise InputError("--html writes what --show prints: give --show CASE too")
     if given.markdown and not given.baseline:
         raise InputError("--markdown writes what moved against a baseline: give --baseline too")
     for path in (given.baseline, given.validate):

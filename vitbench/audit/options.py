@@ -28,6 +28,10 @@ class AuditOptions(Shown):
     show: Annotated[
         str, Option(metavar="CASE", help="Print resources, top costs, advice and hot loop of what matches.")
     ] = ""
+    html: Annotated[
+        Path | None,
+        Option(metavar="FILE.html", help="With --show: the same as a page, with a timeline."),
+    ] = None
     out: Annotated[Path | None, Option(metavar="FILE.csv", help="Also write the rows.")] = None
     baseline: Annotated[
         Path | None, Option(help="Earlier audit, a CSV or a folder of them: print what moved, exit 1 if slower.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vitbench.audit.model.chips import chip_of
@@ -11,6 +12,7 @@ from vitbench.audit.model.profile import Profile, tensor_tile
 from vitbench.audit.records import Row
 from vitbench.audit.run import Audited
 from vitbench.audit.sass import pipes
+from vitbench.audit.timeline import text, timeline
 from vitbench.columns import Column
 
 
@@ -46,12 +48,12 @@ def table(rows: Sequence[Row]) -> list[Column]:
     ]
 
 
-def show(item: Audited) -> str:
-    """Resources, loops, top costs, advice and the listing of the hot loop."""
+def summary(item: Audited) -> list[str]:
+    """Resources, counts and times; of a launch that failed, why."""
     r, counted = item.row, item.profile
     lines = [f"{item.launch.id} {r.arch} triton {r.triton}"]
     if counted is None:
-        return "\n".join([*lines, f"{r.status}: {r.reason}"])
+        return [*lines, f"{r.status}: {r.reason}"]
     limit = f"{r.occupancy:.0%} occupancy, limited by {r.occupancy_limit}"
     lines += [
         f"registers {r.registers}  stack {r.spill_bytes} B  shared {r.shared_bytes} B  {limit}",
@@ -72,6 +74,15 @@ def show(item: Audited) -> str:
     if item.simulated:
         waits = "  ".join(f"{name} {share:.0%}" for name, share in item.simulated.shares.items() if share > 0.005)
         lines.append(f"cycles of warps: {waits}; {item.simulated.issued_per_cycle:.2f} instructions a cycle")
+        lines.append(f"eligible warps of a scheduler: {item.simulated.eligible_per_cycle:.2f} a cycle")
+    return lines
+
+
+def show(item: Audited) -> str:
+    """Resources, loops, top costs, advice, a timeline and the listing of the hot loop."""
+    lines, counted = summary(item), item.profile
+    if counted is None:
+        return "\n".join(lines)
     lines += ["", "loops (machine code, hottest first): address, depth, instructions, trips per warp, share of issue"]
     for loop in counted.loops:
         lines.append(
@@ -86,7 +97,9 @@ def show(item: Audited) -> str:
         lines.append(f"  {name:12} {times / counted.issued:6.1%} {share:9.3f}")
     lines += ["", "global loads by width: " + _widths(counted), "", "what to try:"]
     lines += [f"  - {hint}" for hint in advice(item)] or ["  - nothing stands out"]
-    lines += ["", *_listing(item, counted)]
+    if found := timeline(item):
+        lines += ["", *text(found)]
+    lines += ["", *_listing(item)]
     return "\n".join(lines)
 
 
@@ -151,9 +164,6 @@ _REMEDIES = {
 }
 
 
-_COLUMNS = "address, pipe, cycles, runs per warp, share of warp cycles before it, mostly"
-
-
 def _waiting(item: Audited) -> list[str]:
     """What warps wait for most."""
     if item.simulated is None:
@@ -165,16 +175,33 @@ def _waiting(item: Audited) -> list[str]:
     ]
 
 
-def _listing(item: Audited, counted: Profile) -> list[str]:
+@dataclass(frozen=True)
+class Line:
+    """An instruction of the hot loop: its pipe and how long it keeps that busy, runs per warp, the share of all warp
+    cycles that were spent before it and what for."""
+
+    address: int
+    pipe: str
+    cycles: float
+    runs: float
+    share: float
+    reason: str
+    text: str
+
+
+def hot(item: Audited) -> tuple[str, list[Line]]:
+    """The hottest loop, or the whole kernel where there is none, as a title and lines; of one that failed none."""
+    counted = item.profile
+    if counted is None:
+        return "no machine code", []
     graph = counted.graph
     if counted.loops:
         blocks = sorted(counted.loops[0].blocks)
-        title = f"hottest loop at {counted.loops[0].header_address:#x}: {_COLUMNS}"
+        title = f"hottest loop at {counted.loops[0].header_address:#x}"
     else:
         blocks = [b.number for b in graph.blocks if counted.executions[b.number]]
-        title = f"no loop; the whole kernel: {_COLUMNS}"
+        title = "no loop; the whole kernel"
     warps = item.launch.programs * item.row.num_warps
-    per_pipe: Counter[str] = Counter()
     lines = []
     for number in blocks:
         times = counted.executions[number] / warps
@@ -182,9 +209,20 @@ def _listing(item: Audited, counted: Profile) -> list[str]:
             continue
         for i in graph.instructions(number):
             used = pipes.use(i, item.arch, tensor_tile(graph, i))
-            per_pipe[used.pipe] += 1
             share, why = item.simulated.waited(i.index) if item.simulated else (0.0, "")
-            waits = f"{share:6.1%} {why if share >= 0.001 else '':18}"
-            lines.append(f"  {i.address:#06x}  {used.pipe:8} {used.cycles:4.0f} {times:10.2f} {waits}  {i.text}")
-    mix = "  ".join(f"{pipe} {count}" for pipe, count in per_pipe.most_common())
-    return [title, f"  instructions by pipe: {mix}", *lines]
+            reason = why if share >= 0.001 else ""
+            lines.append(Line(i.address, used.pipe, used.cycles, times, share, reason, i.text))
+    return title, lines
+
+
+def _listing(item: Audited) -> list[str]:
+    title, lines = hot(item)
+    mix = "  ".join(f"{pipe} {count}" for pipe, count in Counter(line.pipe for line in lines).most_common())
+    return [
+        f"{title}: address, pipe, cycles, runs per warp, share of warp cycles before it, mostly",
+        f"  instructions by pipe: {mix}",
+        *(
+            f"  {x.address:#06x}  {x.pipe:8} {x.cycles:4.0f} {x.runs:10.2f} {x.share:6.1%} {x.reason:18}  {x.text}"
+            for x in lines
+        ),
+    ]

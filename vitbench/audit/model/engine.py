@@ -94,7 +94,7 @@ def simulate(
         l2_rate, memory_rate: bytes a cycle.
 
     Returns: end of each program in cycles, in the order they ended; when the last store has arrived; instructions
-        issued; [instructions, REASONS] cycles.
+        issued; [instructions, REASONS] cycles; when the first warp of the first program issued each of its path.
     """
     slots = resident * warps
     time = np.zeros(slots)
@@ -135,6 +135,7 @@ def simulate(
     born = 0
     issued = 0
     lost = np.zeros((len(kind), 10))
+    when = np.zeros(length[path_of[0, 0]])
 
     while True:
         # Programs take the places of those that ended.
@@ -196,6 +197,8 @@ def simulate(
             issue_free[s] = now + 1.0
             issued += 1
             lost[i, _SELECTED] += 1.0
+            if age[w] == 0:
+                when[at[w]] = now
             slot = w // warps
             following = now + stall[i]
             reason = _WAIT
@@ -423,7 +426,7 @@ def simulate(
                     )
             if not moved_on:
                 raise RuntimeError("no warp of the simulation can go on")
-    return ends, max(ends[total - 1], l2, memory), issued, lost
+    return ends, max(ends[total - 1], l2, memory), issued, lost, when
 
 
 @njit(cache=True)

@@ -60,11 +60,22 @@ class Simulated:
     Attributes:
         issued_per_cycle: instructions that the multiprocessor issued a cycle, four at most.
         lost: [instructions, reasons of `engine.REASONS`], warp cycles by what the next instruction waited for.
+        first_path, first_issued: what the first warp of the first program runs, as in `Trace.paths`, and the cycles in
+            which it was issued.
     """
 
     times: Times
     issued_per_cycle: float
     lost: npt.NDArray[np.float64]
+    first_path: npt.NDArray[np.int32]
+    first_issued: npt.NDArray[np.float64]
+
+    @property
+    def eligible_per_cycle(self) -> float:
+        """Warps of one scheduler that could issue in a cycle, selected or not, on an average."""
+        shares = self.shares
+        ready = shares["selected"] + shares["not selected"]
+        return self.issued_per_cycle / 4 * ready / shares["selected"]
 
     @property
     def shares(self) -> dict[str, float]:
@@ -98,7 +109,7 @@ def simulate(graph: Graph, traced: Trace, launch: Launch, compiled: Compiled, ch
         _Run(graph, traced, launch, chip, fits.programs, latency, amounts)
         for latency in (usual, usual.scaled(1 - INTERVAL), usual.scaled(1 + INTERVAL))
     )
-    return Simulated(Times(middle.us, low.us, high.us), middle.issued_per_cycle, middle.lost)
+    return Simulated(Times(middle.us, low.us, high.us), middle.issued_per_cycle, middle.lost, *middle.first)
 
 
 class _Run:
@@ -120,7 +131,7 @@ class _Run:
         l2_rate = min(_L2_BYTES_A_CYCLE, chip.l2_bytes_per_us * share / (chip.clock_ghz * 1e3))
         memory_rate = min(_L2_BYTES_A_CYCLE, chip.dram_bytes_per_us * share / (chip.clock_ghz * 1e3))
         spread = _Spread(code, traced, launch, amounts)
-        ends, arrived, issued, lost = engine.simulate(
+        ends, arrived, issued, lost, when = engine.simulate(
             code.kind, code.unit, code.cycles, code.latency, code.stall, code.write, code.read, code.wait, code.bytes,
             code.argument, code.group,
             np.concatenate(traced.paths), np.cumsum(lengths) - lengths, lengths,
@@ -137,6 +148,7 @@ class _Run:
         self.us = cycles / traced.cut / (chip.clock_ghz * 1e3)
         self.issued_per_cycle = issued / float(ends[-1])
         self.lost = lost
+        self.first = traced.paths[traced.warps[0, 0]], when
 
 
 def _programs(each: int, resident: int, length: float) -> int:
