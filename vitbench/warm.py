@@ -29,6 +29,9 @@ from typing import Any
 KEPT = 4
 #: What is forked could not use a GPU whose driver has been asked before: torch then counts GPUs without it.
 _WITHOUT_CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+#: What a cluster sends to every process of a job that it cancels, preempts or is about to end: for the owner to act on.
+#: Were others ended by it, the owner would see them crash.
+CANCELLING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 #: Variables that differ from call to call, and that no library reads while it is imported.
 _VOLATILE = ("PYTEST_CURRENT_TEST", "_", "OLDPWD", "COLUMNS", "LINES", "VITBENCH_SERVERS")
 
@@ -217,6 +220,8 @@ def close() -> None:
 def _serve(address: str, module: str) -> Callable[[], None]:
     """Forks a process for each request until the owner is gone; returns in those alone, with what they run."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's
+    for number in CANCELLING:
+        signal.signal(number, signal.SIG_IGN)
     out = os.dup(1)
     os.dup2(2, 1)  # what libraries print
     imported = importlib.import_module(module)

@@ -10,6 +10,7 @@ import gc
 import importlib
 import os
 import queue
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -38,6 +39,7 @@ from vitbench.trace.precision import TORCH_DTYPES
 from vitbench.variant import Variant
 from vitbench.verify import judge
 from vitbench.verify.outcome import Outcome, relative_error
+from vitbench.warm import CANCELLING
 
 Emit = Callable[[Message], None]
 
@@ -359,6 +361,8 @@ def warm() -> None:
 
 def main() -> None:
     """Serves groups until the parent is gone, or done with us: then it stops at once, whatever is running."""
+    for number in CANCELLING:  # also where no server of `warm` forked this process
+        signal.signal(number, signal.SIG_IGN)
     emit, asked = answers()
     groups: queue.SimpleQueue[Group] = queue.SimpleQueue()
 
