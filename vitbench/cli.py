@@ -14,6 +14,7 @@ from vitbench.audit.options import AuditOptions
 from vitbench.bench.options import BenchOptions, ListOptions, MaxBatchOptions, MemoryCurvesOptions, ReportOptions
 from vitbench.certify.options import CertifyOptions
 from vitbench.columns import Shown
+from vitbench.cluster.options import MergeOptions, StatusOptions
 from vitbench.doctor.options import DoctorOptions
 from vitbench.errors import InputError
 from vitbench.fuse_report.options import FuseReportOptions
@@ -45,6 +46,7 @@ a CSV: a case that fails is a row too, with its reason. A sweep that was stopped
   vitbench doctor                                         what this machine can measure, and what not
   vitbench bench --model cmt_s --dry-run                  what would run: parameters, GMACs, memory
   vitbench bench --model cmt_s,resnet50 --batch 1,64      measure
+  vitbench bench --model all --executor slurm --out RUN   measure on a cluster; status RUN, merge RUN
   vitbench memory --model cmt_s --gpu 'A100 80GB,RTX 4090' what fits on cards that are not here
   vitbench predict --model 'timm:resnet*' --gpu 'RTX 4090' images/s on cards that are not here
   vitbench fuse-report 'timm:swin*'                       what kernels serve in models of other libraries
@@ -96,6 +98,10 @@ def _command(
 @_command(BenchOptions)
 def bench(given: BenchOptions) -> int:
     """Measure a grid of cases: CSV, table and curves."""
+    if given.in_shards:
+        from vitbench.cluster import command as in_shards
+
+        return in_shards.bench(given)
     if not given.dry_run:
         from vitbench import warm
         from vitbench.process import python_environment
@@ -104,6 +110,28 @@ def bench(given: BenchOptions) -> int:
     from vitbench.bench import command
 
     return command.bench(given)
+
+
+@_command(StatusOptions)
+def status(given: StatusOptions) -> int:
+    """How far a run in shards is.
+
+    From its folder alone, on any node. Exit code: 0, 1 where a shard has stopped, 2 bad input.
+    """
+    from vitbench.cluster import command
+
+    return command.status(given)
+
+
+@_command(MergeOptions)
+def merge(given: MergeOptions) -> int:
+    """The rows of a run in shards as one CSV.
+
+    A CSV for each GPU type. Exit code: 0, 1 where cases failed or have no row yet, 2 bad input.
+    """
+    from vitbench.cluster import command
+
+    return command.merge_run(given)
 
 
 @_command(MemoryCurvesOptions)

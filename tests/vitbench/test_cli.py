@@ -88,7 +88,7 @@ def test_version(command: Command) -> None:
 
 @pytest.mark.parametrize(
     ("words", "completed"),
-    [("vitbench me", ["memory-curves", "memory"]), ("vitbench list --f", ["--format", "--filter"])],
+    [("vitbench me", ["merge", "memory-curves", "memory"]), ("vitbench list --f", ["--format", "--filter"])],
 )
 def test_the_shell_completes(words: str, completed: list[str]) -> None:
     environment = {

@@ -41,8 +41,8 @@ MAX_TIME = {"cuda": 15.0, "cpu": 2.0}
 EXPORTS = ("timm",)
 
 
-def plan(given: BenchOptions) -> list[Case]:
-    """The cases of the options; an empty option takes the machine's default.
+def plan(given: BenchOptions, device: str = "") -> list[Case]:
+    """The cases of the options, on `device` where it need not be here; an empty option takes the machine's default.
 
     Where implementations are not named, `compile` is planned only where it tells most; where sizes and batches are not
     named either, what tells most is planned, as long as DEFAULT_BUDGET. --all plans everything.
@@ -55,7 +55,9 @@ def plan(given: BenchOptions) -> list[Case]:
         if given.device:
             raise InputError("--gpu names a card that need not be here, --device one that is: give one of them")
         cards.find(given.gpu)
-    device = "cuda" if given.gpu else devices.check_device(given.device) if given.device else devices.default_device()
+    if not device:
+        here = devices.check_device(given.device) if given.device and not given.gpu else ""
+        device = "cuda" if given.gpu else here or devices.default_device()
     kind = "cpu" if device == "cpu" else "cuda"
     defaults = DEFAULTS[kind]
     cases = planning.expand(

@@ -15,6 +15,13 @@ from vitbench.variant import PUBLISHED, DropPath, NumClasses, Reparam, Variant
 Model = Annotated[str, Option("--model", "-m", help="Names or wildcards, separated by commas; `all` is every model.")]
 Out = Annotated[Path | None, Option("--out", help="The CSV to write. Default: results/<device>/<models>.csv.")]
 Device = Annotated[str, Option(help="cpu, cuda or cuda:N. Default: cuda where there is a GPU.")]
+Devices = Annotated[
+    str,
+    Option(
+        help="cpu, cuda or cuda:N; several such as cuda:0,cuda:1 share the cases, one at a time on each. "
+        "Default: cuda where there is a GPU."
+    ),
+]
 Fresh = Annotated[
     bool, Option("--fresh", help="Begin anew although the CSV exists; the old file is renamed, not lost.")
 ]
@@ -42,8 +49,13 @@ class BenchOptions(Shown):
     dtype: Annotated[str, Option(help="fp32, tf32, bf16, fp16, amp (fp32 weights, bf16 autocast).")] = "fp32"
     mode: Annotated[str, Option(help="infer, train (forward, backward, AdamW step).")] = "infer"
     layout: Annotated[str, Option(help="nchw, nhwc (channels_last).")] = "nchw"
-    device: Device = ""
-    out: Out = None
+    device: Devices = ""
+    out: Annotated[
+        Path | None,
+        Option(
+            "--out", help="The CSV to write, or the folder of a run in shards. Default: results/<device>/<models>.csv."
+        ),
+    ] = None
     time_limit: TimeLimit = 600.0
     min_time: Annotated[float, Option(help="Seconds of samples each case gets at least.")] = 0.5
     max_time: Annotated[
@@ -81,6 +93,28 @@ class BenchOptions(Shown):
     export: Export = ""
     baseline: Baseline = None
     explain: Explain = False
+    executor: Annotated[
+        str, Option(help="local (here and now), slurm, or submitit-local (here, going on without this command).")
+    ] = "local"
+    shards: Annotated[
+        int | None, Option(help="Jobs that cases are dealt to, by predicted time. Default: one for an hour.")
+    ] = None
+    slurm_partition: Annotated[str, Option(help="With --executor slurm. Default: the cluster's.")] = ""
+    slurm_gpus_per_task: Annotated[
+        int | None, Option(help="With --executor slurm. Default: 1, with --device cpu none.")
+    ] = None
+    slurm: Annotated[
+        list[str] | None,
+        Option("--slurm", metavar="KEY=VALUE", help="Any parameter of submitit, such as timeout_min=90."),
+    ] = None
+    follow: Annotated[
+        bool, Option("--follow", help="Show rows of jobs as they come; Ctrl-C leaves, and the jobs go on.")
+    ] = False
+
+    @property
+    def in_shards(self) -> bool:
+        """Whether more than this process measures: on several devices, or in jobs."""
+        return self.executor != "local" or "," in self.device
 
 
 @dataclass(frozen=True, kw_only=True)

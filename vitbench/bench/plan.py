@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vitbench import selection
-from vitbench.catalog import Resolution, format_resolution
+from vitbench.catalog import Resolution, format_resolution, parse_resolution
+from vitbench.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,21 @@ class Case:
     def comparison(self) -> tuple[object, ...]:
         """Equal for cases that differ only in implementation."""
         return (self.model, self.mode, self.dtype, self.layout, self.resolution, self.batch, self.device)
+
+
+def parse(case_id: str) -> Case:
+    """The case that has this id.
+
+    Raises: ValueError when it is none.
+    """
+    parts = case_id.rsplit("/", 7)
+    if len(parts) != 8 or not parts[6].startswith("b"):
+        raise ValueError(f"{case_id!r} is no id of a case")
+    model, impl, mode, dtype, layout, size, batch, device = parts
+    try:
+        return Case(model, impl, mode, dtype, layout, parse_resolution(size), int(batch[1:]), device)
+    except InputError as error:
+        raise ValueError(str(error)) from error
 
 
 @dataclass(frozen=True)
