@@ -13,8 +13,8 @@ import typer
 from vitbench.audit.options import AuditOptions
 from vitbench.bench.options import BenchOptions, ListOptions, MaxBatchOptions, MemoryCurvesOptions, ReportOptions
 from vitbench.certify.options import CertifyOptions
-from vitbench.columns import Shown
 from vitbench.cluster.options import MergeOptions, StatusOptions
+from vitbench.columns import Shown
 from vitbench.doctor.options import DoctorOptions
 from vitbench.errors import InputError
 from vitbench.fuse_report.options import FuseReportOptions
