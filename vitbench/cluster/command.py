@@ -241,7 +241,7 @@ def status(given: StatusOptions) -> int:
     Raises: InputError when the folder is none of a run.
     """
     run = folders.open_run(given.run)
-    return _follow(run) if given.follow else 0 if follow.show(run) else 1
+    return _follow(run) if given.follow else 0 if follow.show(run, given) else 1
 
 
 def merge_run(given: MergeOptions) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from vitbench import columns
 from vitbench.bench.progress import ConsoleProgress, duration
 from vitbench.cluster.folder import Run, Shard, State
-from vitbench.columns import Column
+from vitbench.columns import ALL, Column, Shown
 from vitbench.console import console
 from vitbench.errors import InputError
 from vitbench.results.row import HEADER, TABLE, Row
@@ -95,13 +95,16 @@ def follow(run: Run) -> None:
         follower.look()
 
 
-def show(run: Run) -> bool:
-    """Prints the table of shards; whether none has stopped before its end."""
+def show(run: Run, asked: Shown = ALL) -> bool:
+    """Prints the table of shards; whether none has stopped before its end.
+
+    Raises: InputError when the table has not what is asked of it.
+    """
     shards, jobs = run.shards, run.job_of()
     states = [shard.state() for shard in shards]
     done = [shard.done() for shard in shards]
     totals = [len(shard.case_ids()) for shard in shards]
-    columns.show(_table(shards, states, done, totals, jobs))
+    columns.show(_table(shards, states, done, totals, jobs), asked)
     printer = console()
     printer.print(f"{sum(done)} of {run.cases} cases are done", soft_wrap=True)
     bad = [

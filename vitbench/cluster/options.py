@@ -8,11 +8,13 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from vitbench.columns import Shown
+
 RunFolder = Annotated[Path, Argument(metavar="RUN", help="The folder that `vitbench bench --executor` printed.")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatusOptions:
+class StatusOptions(Shown):
     """Of `vitbench status`, as typed."""
 
     run: RunFolder
