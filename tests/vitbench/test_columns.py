@@ -127,6 +127,7 @@ TABLES: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "audit": (launches, (f"{FIRST.modelled_us:.2f}", f"{FIRST.floor_us:.2f}")),
     "doctor": (run("doctor"), ("yes",)),
     "predict": (run("predict", "--model", "cmt_ti", "--gpu", "RTX 4090"), ("cmt_ti",)),
+    "where the time goes": (run("predict", "--explain", "cmt_ti", "--gpu", "RTX 4090"), ("launches", "GMACs")),
     "what moved in an audit": (moved, ("72.057", "55.529", "-22.9%")),
     "measured beside audited": (validated, ("12.50", f"{FIRST.modelled_us:.2f}")),
     "predictions beside measured": (predictions, ("4.1%", "12.0%", "-2.1%")),

@@ -1,4 +1,4 @@
-"""The table of kernels/README.md: what the audit counted in each kernel at a case that stands for its use."""
+"""The table of docs/kernels.md: what the audit counted in each kernel at a case that stands for its use."""
 
 from __future__ import annotations
 

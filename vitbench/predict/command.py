@@ -35,10 +35,11 @@ def run(given: PredictOptions) -> int:
         raise InputError(f"--format {given.format!r} is unknown: {nearest(given.format, FORMATS)}")
     if given.out is not None and given.out.exists() and not given.out.is_dir():
         raise InputError(f"--out {given.out} is a file: name a folder")
-    if given.sort not in (*plan.SORTS, *(f"{sign}{one.name}" for one in table(()) for sign in ("", "-"))):
-        known = [*plan.SORTS, *(one.name for one in table(()))]
+    shown = explain.table((), 1.0) if given.explain else table(())
+    known = [*plan.SORTS, *(one.name for one in shown)]
+    if given.sort.removeprefix("-") not in known:
         raise InputError(f"--sort {given.sort!r} is unknown: {nearest(given.sort, known)}")
-    columns.check(table(()), _asked(given))
+    columns.check(shown, _asked(given))
     plan.check(given)
     factors = _factors(given)
     print(calibration.statement(), file=sys.stderr)
@@ -81,7 +82,7 @@ def _told(done: int, total: int) -> None:
 
 
 def _explain(given: PredictOptions, factors: plan.Factors) -> int:
-    explained = plan.settings(
+    settings = plan.settings(
         PredictOptions(
             model=given.explain,
             resolution=given.resolution,
@@ -91,12 +92,15 @@ def _explain(given: PredictOptions, factors: plan.Factors) -> int:
             reparam=given.reparam,
         )
     )
-    for sized, setting in explained:
+    for sized, setting in settings:
         if sized.reason:
             raise InputError(sized.reason)
         for card in plan.cards_of(given):
             for batch in selection.split_batches(given.batch):
-                print("\n".join(explain.lines(setting, card, batch, factors.get(card.name))))
+                told = explain.explained(setting, card, batch, factors.get(card.name))
+                print(told.head)
+                columns.show(told.kernels, _asked(given))
+                print("\n".join(told.others))
     return 0
 
 

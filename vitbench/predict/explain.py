@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from vitbench import selection
 from vitbench.cards import Card
 from vitbench.catalog import format_resolution
+from vitbench.columns import Column
 from vitbench.errors import InputError
 from vitbench.predict import ask
 from vitbench.predict.forecast import forecast, kernel_seconds
@@ -19,19 +20,39 @@ _FUSIBLE = ("elementwise", "broadcast", "copy", "strided copy", "normalisation",
 _LARGER = 1.25
 
 
-def lines(setting: Setting, card: Card, batch: int, factors: tuple[float, float] | None) -> Iterator[str]:
-    """A line for each kind of kernel: launches, bytes, multiply-accumulates, time; then other layouts and sizes.
+@dataclass(frozen=True)
+class Explained:
+    """What is predicted in one line; a row for each kind of kernel; what would change it, a line each."""
+
+    head: str
+    kernels: list[Column]
+    others: list[str]
+
+
+def table(found: Sequence[tuple[float, str, int, float, float]], total_s: float) -> list[Column]:
+    """A row for each kind of kernel, from (seconds, kind, launches, bytes, multiply-accumulates)."""
+    return [
+        Column("kernel", [kind for _, kind, *_ in found], "key"),
+        Column("launches", [count for _, _, count, *_ in found]),
+        Column("GB", [moved / 1e9 for *_, moved, _ in found], show="{:.2f}".format),
+        Column("GMACs", [macs / 1e9 for *_, macs in found], show="{:.1f}".format),
+        Column("ms", [1e3 * time for time, *_ in found], show="{:.2f}".format),
+        Column("share", [time / total_s for time, *_ in found], show="{:.1%}".format),
+    ]
+
+
+def explained(setting: Setting, card: Card, batch: int, factors: tuple[float, float] | None) -> Explained:
+    """Launches, bytes, multiply-accumulates and time of each kind of kernel; then other layouts and sizes.
 
     Raises: InputError where the model cannot be traced.
     """
     answer = _answer(setting)
     made = forecast(answer, setting, card, batch, factors)
     times = kernel_seconds(answer.kernels, card, batch, factors)
-    yield (
+    head = (
         f"{setting.model} at {format_resolution(setting.resolution)}, batch {batch}, {setting.dtype}, {setting.layout} "
         f"on {card.name}: {made.img_per_s:,.0f} images/s ({made.low:,.0f} to {made.high:,.0f}), {made.ms:.1f} ms"
     )
-    yield f"{'kernel':26} {'launches':>8} {'GB':>8} {'GMACs':>9} {'ms':>8} {'share':>6}"
     found = []
     for kind in KINDS:
         chosen = [(k, count, time) for (k, count), time in zip(answer.kernels, times, strict=True) if k.kind == kind]
@@ -39,19 +60,15 @@ def lines(setting: Setting, card: Card, batch: int, factors: tuple[float, float]
             moved = sum(count * ((k.moved + k.beside) * batch + k.fixed) for k, count, _ in chosen)
             macs = sum(count * k.macs * batch for k, count, _ in chosen) if kind not in ("pooling", "resize") else 0.0
             found.append((sum(time for *_, time in chosen), kind, sum(count for _, count, _ in chosen), moved, macs))
-    for time, kind, count, moved, macs in sorted(found, reverse=True):
-        share = 1e3 * time / made.ms
-        yield f"{kind:26} {count:8} {moved / 1e9:8.2f} {macs / 1e9:9.1f} {1e3 * time:8.2f} {share:6.1%}"
     fusible = sum(time for time, kind, *_ in found if kind in _FUSIBLE)
     total = made.ms / 1e3
-    yield (
+    others = [
         f"fused: at most {batch / (total - fusible):,.0f} images/s ({total / (total - fusible):.2f} x), if elementwise "
-        "passes, copies, normalisations and softmax took no time"
-    )
-    for what, other in _others(setting):
-        yield _changed(what, other, card, batch, factors, made.img_per_s)
-    if made.note:
-        yield made.note
+        "passes, copies, normalisations and softmax took no time",
+        *(_changed(what, other, card, batch, factors, made.img_per_s) for what, other in _others(setting)),
+        *([made.note] if made.note else []),
+    ]
+    return Explained(head, table(sorted(found, reverse=True), total), others)
 
 
 def _answer(setting: Setting) -> Answer:
@@ -79,4 +96,4 @@ def _changed(
     return f"{what}: {rate:,.0f} images/s ({rate / before:.2f} x)"
 
 
-__all__ = ["lines"]
+__all__ = ["Explained", "explained", "table"]
