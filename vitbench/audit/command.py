@@ -16,6 +16,7 @@ from vitbench import cards, columns
 from vitbench.audit import baseline, page, validate
 from vitbench.audit.model.chips import Chip, chip_named
 from vitbench.audit.options import AuditOptions
+from vitbench.audit.peers import table as peers
 from vitbench.audit.records import Row, write_csv
 from vitbench.audit.run import Audited, audit, parse_arch, planned
 from vitbench.audit.show import show, table
@@ -34,6 +35,8 @@ def run(given: AuditOptions) -> int:
     chip = chip_named(given.card) if given.card else None
     archs = _archs(given.arch, chip)
     _check(given)
+    if given.peers:
+        return _peers(given, archs, chip)
     names = [name.strip() for name in given.kernels.split(",")]
     with _progress() as done:
         items = audit(
@@ -74,6 +77,19 @@ def run(given: AuditOptions) -> int:
     return code
 
 
+def _peers(given: AuditOptions, archs: Sequence[int], chip: Chip | None) -> int:
+    """Ours beside its peers; 1 where it is not ahead, or has no time."""
+    found = []
+    with _progress() as done:
+        for arch in archs:
+            found += peers.compare(arch, given.kernel, given.processes or None, done, chip.name if chip else "")
+    columns.show(peers.table(found))
+    for fault in (fault for case in found for fault in case.faults):
+        print(fault)
+    print(peers.verdict(found))
+    return int(any(case.ratio <= 1 or case.faults for case in found))
+
+
 def _archs(arch: str, chip: Chip | None) -> list[int]:
     """The architectures asked for: by --arch, by --card, or the three that have baselines."""
     if chip is None:
@@ -111,6 +127,9 @@ def _check(given: AuditOptions) -> None:
         raise InputError(
             "baselines are of usual cards: --card goes with neither --baseline, --accept nor --compile-only"
         )
+    others = (given.show, given.baseline, given.accept, given.validate, given.compile_only, given.out)
+    if given.peers and (any(others) or parse_part(given.part) != (1, 1) or given.kernels != "vitkernels"):
+        raise InputError("--peers is a table of its own of vitkernels: it goes with --kernel, --arch and --card alone")
     if parse_part(given.part) != (1, 1) and (given.accept or given.validate):
         raise InputError("--part leaves launches out, so it goes with neither --accept nor --validate")
     if given.html and not given.show:

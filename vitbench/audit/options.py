@@ -28,6 +28,9 @@ class AuditOptions(Shown):
     show: Annotated[
         str, Option(metavar="CASE", help="Print resources, top costs, advice and hot loop of what matches.")
     ] = ""
+    peers: Annotated[
+        bool, Option("--peers", help="Forward passes beside kernels as people write them; exit 1 where ours is behind.")
+    ] = False
     html: Annotated[
         Path | None,
         Option(metavar="FILE.html", help="With --show: the same as a page, with a timeline."),

@@ -1,0 +1,93 @@
+"""Peers compute what ours do, are launched as torch would, and are compared with what ours take in all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+from vitkernels import BIAS_ATTENTION_CASES, Launch, bias_attention_reference
+
+from vitbench.audit.model.time import failure
+from vitbench.audit.peers import kernels, launches, table
+from vitbench.errors import InputError
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 40, 24, 16), (1, 1, 128, 128, 8)])
+def test_attention_is_right(sizes: tuple[int, int, int, int, int], device: str) -> None:
+    b, h, n, m, d = sizes
+    q, k, v = (torch.randn(b, length, h, d, device=device) for length in (n, m, m))
+    bias = torch.randn(h, n, m, device=device)
+    want = bias_attention_reference(*(x.transpose(1, 2) for x in (q, k, v)), bias).transpose(1, 2)
+    blocks = {"BLOCK_M": 32, "BLOCK_N": 16, "BLOCK_D": 16}
+    got = torch.empty_like(q)
+    kernels.textbook_attention[triton.cdiv(n, 32), b * h](got, q, k, v, bias, h, n, m, d, d**-0.5, **blocks)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+    got.fill_(float("nan"))
+    one, at = torch.ones(1, dtype=torch.int32, device=device), torch.zeros(2, dtype=torch.int32, device=device)
+    kernels.flex_attention[triton.cdiv(n, 32), b, h](
+        got, q, k, v, bias, one, at, n, m, d, h, d**-0.5, **blocks, SPARSE=1 << 30
+    )
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("k", "stride", "padding"), [(3, 1, 1), (5, 2, 2), (2, 2, 0)])
+def test_direct_depthwise_is_right(k: int, stride: int, padding: int, device: str) -> None:
+    x, w, bias = (torch.randn(*s, device=device) for s in ((2, 9, 7, 20), (k, k, 20), (20,)))
+    want = torch.nn.functional.conv2d(
+        x.permute(0, 3, 1, 2), w.permute(2, 0, 1)[:, None], bias, stride, padding, groups=20
+    ).permute(0, 2, 3, 1)
+    y = torch.empty(want.shape, device=device)
+    _, height, width, _ = y.shape
+    kernels.direct_depthwise[triton.cdiv(height * width, 8), 2, 2](
+        y, x, w, bias, 9, 7, 20, height, width, k, stride, padding, 8, 16
+    )
+    torch.testing.assert_close(y, want, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("arch", [80, 86, 90, 100, 120])
+@pytest.mark.parametrize("head_dim", [32, 64, 128])
+def test_flex_tiles_are_those_that_torch_chooses(monkeypatch: pytest.MonkeyPatch, arch: int, head_dim: int) -> None:
+    from torch._inductor.template_heuristics.triton import CUDAConfigHeuristic
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: divmod(arch, 10))
+    (chosen,) = CUDAConfigHeuristic().get_flex_attn_fwd_configs(head_dim, torch.bfloat16)
+    tiles = launches.flex_tiles(arch, head_dim)
+    assert tiles[0] == (chosen.block_m, chosen.block_n, chosen.num_stages, chosen.num_warps)
+    assert len(set(tiles)) == len(tiles) > 1
+
+
+def test_a_case_is_audited_with_its_peers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(launches, "TEXTBOOK", ((64, 64, 1, 4), (128, 128, 4, 4)))
+    monkeypatch.setattr(launches, "flex_tiles", lambda arch, head_dim: [(64, 64, 3, 4)])
+    (found,) = table.compare(90, "bias_attention/coatnet_0-s4-224/fwd", 1, cache=tmp_path)
+    # Four stages of a bias of 128 x 128 do not fit: what does counts.
+    assert found.tried == {"textbook": "64x64+s1+w4", "flex": "64x64+s3+w4"}
+    assert (found.case, found.faults) == ("bias_attention/coatnet_0-s4-224", ())
+    assert found.ratio == pytest.approx(min(found.peers_us.values()) / found.ours_us)
+    with pytest.raises(InputError, match="no forward pass that has peers matches"):
+        table.compare(90, "gated_attention/*/fwd/*")
+
+
+def test_the_verdict_names_where_ours_is_behind() -> None:
+    ahead = table.Compared("a", "sm_90", 10.0, {"textbook": 12.0, "flex": 15.0}, {"textbook": "t", "flex": "f"})
+    behind = replace(ahead, case="b", peers_us={"textbook": 9.0})
+    assert ahead.ratio == pytest.approx(1.2)
+    assert table.verdict([ahead]) == "ahead of every peer at 1 of 1 cases"
+    assert table.verdict([ahead, behind]) == "ahead of every peer at 1 of 2 cases; behind at b sm_90 (0.90)"
+    cells = {column.name: column.values for column in table.table([ahead, behind])}
+    assert cells["flex us"] == [15.0, None]
+    assert cells["best peer"] == ["textbook t", "textbook t"]
+
+
+def test_a_fault_of_ours_is_no_lead() -> None:
+    case = BIAS_ATTENTION_CASES[0]
+    peer = launches.attention(case, 90)[0]
+    ours = Launch(kernel=None, op="bias_attention", case=case.name, pass_name="fwd", dtype="bf16", args={}, grid=(1,),
+                  elements=1, bytes=1)  # fmt: skip
+    rows = [failure(ours, 90, "3", "spilt"), replace(failure(peer, 90, "3", ""), status="ok", modelled_us=5.0)]
+    found = table._compared(f"bias_attention/{case.name}", "sm_90", rows, {peer.id})
+    assert found.faults == (f"{ours.id}: spilt",)
+    assert "behind at" in table.verdict([found])
