@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from vitbench.bench import command as single
-from vitbench.bench import telling
 from vitbench.bench.options import BenchOptions, ReportOptions, SweepOptions
 from vitbench.bench.plan import Case
 from vitbench.bench.progress import ConsoleProgress, duration
@@ -39,7 +38,7 @@ def bench(given: BenchOptions) -> int:
     device = _device(given, on)
     cases = single.plan(given, device)
     options = _settled(single.options(cases, given))
-    seconds = _seconds(options)
+    seconds = shards.seconds(options)
     divided = shards.divide(cases, _count(given, cases, seconds, len(on)), seconds)
     loads = [sum(map(seconds, shard)) for shard in divided]
     console().print(_plan_line(len(cases), loads), soft_wrap=True)
@@ -103,10 +102,6 @@ def _settled(options: SweepOptions) -> SweepOptions:
 
     variant = replace(options.variant, config=whole(options.variant.config))
     return replace(options, images=whole(options.images), weights=whole(options.weights), variant=variant, fresh=False)
-
-
-def _seconds(options: SweepOptions) -> Callable[[Case], float]:
-    return lambda case: telling.seconds(case, options)
 
 
 def _count(given: BenchOptions, cases: Sequence[Case], seconds: Callable[[Case], float], places: int) -> int:

@@ -5,34 +5,44 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 
+from vitbench.bench import telling
+from vitbench.bench.options import SweepOptions
 from vitbench.bench.plan import Case, group
 
-#: How far the longest shard may be above the least that is possible, for models to stay whole.
+#: How far the longest shard may be above the least that is possible, for more of a model to stay together.
 SLACK = 0.02
+#: Parts that a shard has at least: of one model alone, it would be as wrong as that model's prediction.
+PARTS = 16
 
 #: Cases that stay together, and their seconds.
 Part = tuple[float, list[Case]]
 
 
 def divide(cases: Sequence[Case], count: int, seconds: Callable[[Case], float]) -> list[list[Case]]:
-    """At most `count` shards, the longest first, each in the order of `cases`.
+    """`count` shards, fewer only where there are fewer cases, the longest first, each in the order of `cases`.
 
-    Cases that differ only in implementation stay together, as they are timed in turns. A model stays whole where that
-    costs less than SLACK, else it is cut in halves, quarters and so on: its cases share what is built and compiled.
+    Cases that differ only in implementation stay together, as they are timed in turns. So do neighbours of one model,
+    which share what is built, up to a PARTS-th of a shard, and less where shards would else be uneven.
     """
     groups = [(sum(map(seconds, members)), members) for members in group(cases)]
     count = min(count, len(groups))
     bound = least(groups, count)
-    limit = bound
+    limit = sum(cost for cost, _ in groups) / count / PARTS
     while True:
         parts = _joined(groups, limit)
         loads, spread = _longest_first(parts, count)
-        if max(loads) <= (1 + SLACK) * bound or len(parts) == len(groups):
+        even = len(parts) >= count and max(loads) <= (1 + SLACK) * bound
+        if even or len(parts) == len(groups):
             break
         limit /= 2
     place = {case: number for number, case in enumerate(cases)}
     by_load = sorted(range(count), key=lambda shard: -loads[shard])
     return [sorted((case for _, part in spread[shard] for case in part), key=place.__getitem__) for shard in by_load]
+
+
+def seconds(options: SweepOptions) -> Callable[[Case], float]:
+    """What a case is predicted to take, which is not more than it may."""
+    return lambda case: min(telling.seconds(case, options), options.time_limit)
 
 
 def least(groups: Sequence[Part], count: int) -> float:
@@ -64,4 +74,4 @@ def _longest_first(parts: Sequence[Part], count: int) -> tuple[list[float], list
     return [load for load, _ in sorted(heap, key=lambda one: one[1])], shards
 
 
-__all__ = ["SLACK", "divide", "least"]
+__all__ = ["PARTS", "SLACK", "divide", "least", "seconds"]

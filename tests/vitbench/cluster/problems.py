@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vitbench.bench import sweep, telling
+from vitbench.bench import sweep
 from vitbench.bench.options import SweepOptions
 from vitbench.bench.plan import Case
 from vitbench.cluster import folder as folders
@@ -31,7 +31,7 @@ def cases(count: int, models: Sequence[str] = ("resnet18", "cmt_s")) -> list[Cas
 
 
 def run_of(folder: Path, planned: Sequence[Case], count: int, options: SweepOptions = QUICK) -> Run:
-    divided = shards.divide(planned, count, lambda case: telling.seconds(case, options))
+    divided = shards.divide(planned, count, shards.seconds(options))
     return folders.create(folder, divided, {case: n for n, case in enumerate(planned)}, options, "local")
 
 

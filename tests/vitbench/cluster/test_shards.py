@@ -31,6 +31,7 @@ def test_every_case_is_in_one_shard_and_none_is_far_above_the_least(drawn: list[
     shards = divide(cases, count, seconds.__getitem__)
     assert sorted((c for shard in shards for c in shard), key=cases.index) == cases
     assert len(shards) == min(count, len(cases))
+    assert all(shards), "a job that has nothing to do"
     assert all(shard == sorted(shard, key=cases.index) for shard in shards)
     found = loads(shards, seconds)
     assert found == sorted(found, reverse=True)
@@ -46,10 +47,17 @@ def test_implementations_of_one_case_are_never_parted() -> None:
     assert sorted(len(members) for shard in shards for members in group(shard)) == [3] * 7
 
 
-def test_models_stay_whole_where_that_costs_nothing() -> None:
-    cases = [case(model, batch) for model in range(8) for batch in range(1, 6)]
+def test_models_stay_whole_where_they_are_small() -> None:
+    cases = [case(model, batch) for model in range(100) for batch in range(1, 3)]
     shards = divide(cases, 4, lambda one: 1.0)
-    assert [len({one.model for one in shard}) for shard in shards] == [2, 2, 2, 2]
+    assert [len({one.model for one in shard}) for shard in shards] == [25] * 4
+
+
+def test_a_shard_is_not_of_one_model() -> None:
+    """It would be as wrong as what is predicted of that model."""
+    cases = [case(model, batch) for model in range(4) for batch in range(1, 101)]
+    shards = divide(cases, 4, lambda one: 1.0)
+    assert all(len({one.model for one in shard}) >= 3 for shard in shards)
 
 
 def test_a_model_is_parted_where_the_shards_would_else_be_uneven() -> None:
