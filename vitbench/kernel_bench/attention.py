@@ -26,7 +26,7 @@ from vitbench.kernel_bench.peers import aligned, cast, compiled, sdpa_impls
 from vitbench.kernel_bench.problem import DTYPES, NEEDS_GPU, Impl, Problem
 from vitbench.ops import bundle
 
-_FUSED_LAUNCHES = {False: "fwd", True: "fwd+bwd*"}
+_FUSED_LAUNCHES = {False: "fwd*", True: "fwd*+bwd*"}
 
 
 def _qkv(B: int, H: int, N: int, M: int, D: int, dtype: torch.dtype, device: str) -> list[Tensor]:

@@ -3,7 +3,8 @@
 Fused: both products, the bias, the softmax. The N x M scores never leave the chip. Cannot be avoided: reading q, k, v
 and bias once and writing the output (bytes), 4 B H N M D floating-point operations, B H N M exp2.
 
-The kernels are in forward/ and backward/, whose plan.py choose by shape.
+The kernels are in forward/ and backward/, whose plan.py choose by shape. A large batch reads each number of the bias
+from the L2 cache again and again: there padding.py writes it once in the dtype of q, in rows of a multiple of 16 keys.
 Scaled dot-product attention: Vaswani et al., arXiv:1706.03762; the softmax in blocks: Milakov and Gimelshein,
 arXiv:1805.02867; Dao et al., arXiv:2205.14135.
 """
@@ -18,9 +19,11 @@ from torch.utils.flop_counter import register_flop_formula
 
 from vitkernels.attention.backward.plan import backward_calls, bias_slices
 from vitkernels.attention.checks import Shape, check_qkv, check_shape, last_contiguous, softmax_gradient, token_major
-from vitkernels.attention.forward.plan import forward_calls
+from vitkernels.attention.forward.plan import forward_calls, holds_bias
+from vitkernels.attention.padding import padded_bias
 from vitkernels.runtime.autograd import distinct, needs_grad, once_differentiable
 from vitkernels.runtime.call import Call, run_all, sum_parts_call
+from vitkernels.runtime.constants import DENSE, PADDED
 from vitkernels.runtime.device import (
     EVERY_DEVICE,
     arch_of,
@@ -99,7 +102,7 @@ def _fwd(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, need_lse: 
             return out.copy_(bias_attention_reference(q, k, v, bias, scale)), lse.zero_()
     check_interpretable(q)
     q, k, v, bias = (last_contiguous(x) for x in (q, k, v, bias))
-    run_all(forward_calls(out, lse if need_lse else None, q, k, v, bias, scale, arch_of(q), False))
+    run_all(bias_forward_calls(out, lse if need_lse else None, q, k, v, bias, scale, arch_of(q)))
     return out, lse
 
 
@@ -120,17 +123,44 @@ def _bwd(
     return dq, dk, dv, dbias
 
 
+def pays_to_pad(q: Tensor, n_keys: int) -> bool:
+    """Whether kernels that read the bias padded save more than it takes to pad it: 16 images, and much to do for them.
+
+    Not where the bias stands still in registers, and is read once; of fp16, which is padded in fp32, only where rows of
+    the bias are not aligned.
+    """
+    B, H, N, _ = q.shape
+    shorter = q.dtype == torch.bfloat16 or (q.dtype == torch.float16 and n_keys % 4 > 0)
+    return shorter and not holds_bias(q, n_keys) and B >= 16 and B * H * N * n_keys >= 2**24
+
+
+def bias_forward_calls(
+    out: Tensor, lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, arch: int
+) -> list[Call]:
+    """`forward_calls`, of a padded bias where it pays."""
+    if not pays_to_pad(q, k.shape[2]):
+        return forward_calls(out, lse, q, k, v, bias, scale, arch, DENSE.value)
+    padded, call = padded_bias(bias, q.dtype, "fwd_pad")
+    return [call, *forward_calls(out, lse, q, k, v, padded, scale, arch, PADDED.value)]
+
+
 def bias_backward_calls(
     dq: Tensor, dk: Tensor, dv: Tensor, dbias: Tensor | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor,
     out: Tensor, lse: Tensor, grad: Tensor, scale: float, arch: int,
 ) -> list[Call]:  # fmt: skip
-    """`backward_calls` and, where dbias (dense) is given, the sum of its partial gradients."""
+    """`backward_calls`, of a padded bias where it pays, and, where dbias is given, the sum of its partial gradients."""
     B, H, N, _ = q.shape
+    first, expanded = [], DENSE.value
+    if pays_to_pad(q, k.shape[2]):
+        bias, call = padded_bias(bias, q.dtype, "bwd_pad")
+        first, expanded = [call], PADDED.value
     parts = None
     if dbias is not None:
         parts = lse.new_empty((bias_slices(B, H, N, k.shape[2]), *dbias.shape))
-    calls = backward_calls(dq, dk, dv, parts, lse.new_empty((B, H, N)), q, k, v, bias, out, lse, grad, scale, arch)
-    return calls if dbias is None or parts is None else [*calls, sum_parts_call(dbias, parts, "bwd_sum_dbias")]
+    delta = lse.new_empty((B, H, N))
+    calls = backward_calls(dq, dk, dv, parts, delta, q, k, v, bias, out, lse, grad, scale, arch, expanded=expanded)
+    last = [] if dbias is None or parts is None else [sum_parts_call(dbias, parts, "bwd_sum_dbias")]
+    return [*first, *calls, *last]
 
 
 @register_flop_formula(torch.ops.vitkernels.bias_attention_fwd)
@@ -175,7 +205,8 @@ def bias_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float |
         q: [B, H, N, D]; k, v: [B, H, M, D]; fp16, bf16 or fp32 (on the CPU also fp64), any strides with a contiguous
             last dim (anything else is copied); N and M from 1 to 16384, D from 16 to 128.
         bias: [H, N, M], any floating dtype, added after scaling, may hold -inf; receives a gradient, summed over the
-            batch in fp32.
+            batch in fp32. For q in bf16 kernels read it rounded to bf16 where that pays (16 images and more, more than
+            64 keys): as documented at `relative_attention`.
         scale: default D ** -0.5.
 
     Returns: [B, H, N, D] in q.dtype, laid out as (B, N, H, D) so that merging heads is free.
@@ -233,7 +264,7 @@ def audit_launches(arch: int) -> list[Launch]:
         B, H, N, M, D = case.B, case.H, case.N, case.M, case.D
         q, k, v = (torch.empty((B, n, H, D), device="meta", dtype=torch.bfloat16).transpose(1, 2) for n in (N, M, M))
         bias, lse = torch.empty((H, N, M), device="meta"), torch.empty((B, H, 2, N), device="meta")
-        fwd = forward_calls(q, None, q, k, v, bias, D**-0.5, arch, False)
+        fwd = bias_forward_calls(q, None, q, k, v, bias, D**-0.5, arch)
         bwd = bias_backward_calls(q, k, v, bias, q, k, v, bias, q, lse, q, D**-0.5, arch)
         launches += [call.audit("bias_attention", case.name, D, B * H * N * M) for call in (*fwd, *bwd)]
     return launches

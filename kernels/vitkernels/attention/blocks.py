@@ -8,6 +8,7 @@ import triton
 from torch import Tensor
 
 from vitkernels.runtime.call import cdiv
+from vitkernels.runtime.constants import PADDED
 from vitkernels.runtime.device import reads_operands_from_registers
 
 PROGRAMS_WANTED = 384  # three for each of 132 multiprocessors: few stand idle while the last ones run
@@ -94,3 +95,12 @@ def backward_stages(tensor: Tensor, arch: int) -> int:
     """
     D = tensor.shape[3]
     return 3 if tensor.element_size() == 2 and arch // 10 == 9 and D <= 64 and D % 16 == 0 else 1
+
+
+def register_limit(head_dim: int, expanded: int, arch: int) -> dict[str, int]:
+    """Compile options of the backward passes over keys and over a padded bias.
+
+    For heads of more than 32 channels the assembler for sm_80 spills 8 bytes to have more programs at once; told how
+    many registers three programs leave it, it does not.
+    """
+    return {"maxnreg": 160} if arch == 80 and head_dim > 32 and expanded == PADDED.value else {}

@@ -18,7 +18,7 @@ from vitkernels.attention.backward.plan import backward_calls, bias_slices, key_
 from vitkernels.attention.blocks import padded_head_dim, rest_block, stride_alignment, tall_tile
 from vitkernels.attention.tiles import aligned, load_rows_or_last, sum_rows
 from vitkernels.runtime.call import Call, cdiv, sum_parts_call
-from vitkernels.runtime.constants import LOG2E, LOWEST, OUTSIDE
+from vitkernels.runtime.constants import LOG2E, LOWEST, OUTSIDE, TABLE
 from vitkernels.runtime.device import reads_results_from_tensor_memory
 
 
@@ -207,7 +207,7 @@ def gated_backward_calls(
         Call(kernel=_delta_kernel, args=delta_args, grid=tiles * H * B, pass_name="bwd_delta", products=2,
              scores=B * H * N * N, num_warps=8 if tall else 4, num_stages=1),
         *backward_calls(
-            dq, dk, dv, parts, delta, q, k, v, weights, out, lse, grad, scale, arch, expanded=True, gated=True
+            dq, dk, dv, parts, delta, q, k, v, weights, out, lse, grad, scale, arch, expanded=TABLE.value, gated=True
         ),
         *([sum_parts_call(dp, parts, "bwd_sum_dp")] if parts.shape[0] > 1 else []),
         Call(kernel=_logits_gradient_kernel, args=logits_args, grid=H * cdiv(N, 16), pass_name="bwd_logits"),

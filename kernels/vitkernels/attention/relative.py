@@ -31,7 +31,7 @@ from vitkernels.attention.forward.plan import forward_calls
 from vitkernels.attention.relative_table import expand_call, table_gradient_kernel
 from vitkernels.runtime.autograd import distinct, needs_grad, once_differentiable
 from vitkernels.runtime.call import Call, cdiv, run_all, sum_parts_call
-from vitkernels.runtime.constants import LOG2E, LOWEST_EXPANDED, OUTSIDE
+from vitkernels.runtime.constants import LOG2E, LOWEST_EXPANDED, OUTSIDE, TABLE
 from vitkernels.runtime.device import (
     EVERY_DEVICE,
     arch_of,
@@ -87,7 +87,9 @@ def relative_backward_calls(
     B, H, N, _ = q.shape
     parts = None if dtable is None else lse.new_empty((bias_slices(B, H, N, k.shape[2]), H, N, N))
     delta = torch.empty_like(lse)
-    calls = backward_calls(dq, dk, dv, parts, delta, q, k, v, expanded, out, lse, grad, scale, arch, expanded=True)
+    calls = backward_calls(
+        dq, dk, dv, parts, delta, q, k, v, expanded, out, lse, grad, scale, arch, expanded=TABLE.value
+    )
     if dtable is None or parts is None:
         return calls
     if parts.shape[0] > 4:  # up to four are added up while they are gathered
@@ -151,7 +153,7 @@ def _fwd(q: Tensor, k: Tensor, v: Tensor, expanded: Tensor, scale: float, need_l
             return out.copy_(bias_attention_reference(q, k, v, bias, scale)), lse.zero_()
     check_interpretable(q)
     q, k, v = (last_contiguous(x) for x in (q, k, v))
-    run_all(forward_calls(out, lse if need_lse else None, q, k, v, expanded, scale, arch_of(q), True))
+    run_all(forward_calls(out, lse if need_lse else None, q, k, v, expanded, scale, arch_of(q), TABLE.value))
     return out, lse
 
 
@@ -334,7 +336,7 @@ def audit_launches(arch: int) -> list[Launch]:
         table = torch.empty(((2 * case.grid[0] - 1) * (2 * case.grid[1] - 1), H), device="meta")
         expanded, lse = _expand_fake(table, *case.grid, q.dtype), torch.empty((B, H, N), device="meta")
         fwd = [expand_call(expanded, table, case.grid)]
-        fwd += forward_calls(out, None, q, q, q, expanded, D**-0.5, arch, True)
+        fwd += forward_calls(out, None, q, q, q, expanded, D**-0.5, arch, TABLE.value)
         bwd = relative_backward_calls(out, out, out, table, q, q, q, expanded, out, lse, out, D**-0.5, case.grid, arch)
         launches += [call.audit("relative_attention", case.name, D, B * H * N * N) for call in (*fwd, *bwd)]
     return launches

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vitkernels.runtime.constants import LOG2E, OUTSIDE
+from vitkernels.runtime.constants import LOG2E, OUTSIDE, TABLE
 
 
 @triton.jit
@@ -148,12 +148,12 @@ def exponential(x, EXPANDED: tl.constexpr):
 
 @triton.jit
 def store_lse(ptr, image_head, rows, N, n_rows, top, total, EXPANDED: tl.constexpr):
-    """The softmax's denominators of rows [R] before n_rows: ptr is [B, H, N] for an expanded bias, else [B, H, 2, N].
+    """The softmax's denominators of rows [R] before n_rows: ptr is [B, H, N] for an expanded table, else [B, H, 2, N].
 
-    For an expanded bias log2 of it, as one number. Else the largest score and log2 of the sum of exponentials below it:
-    where a mask of -1e9 is the largest score, fp32 has no digits left for the other number.
+    For a table log2 of it, as one number. Else the largest score and log2 of the sum of exponentials below it: where a
+    mask of -1e9 is the largest score, fp32 has no digits left for the other number.
     """
-    if EXPANDED:
+    if EXPANDED == TABLE:
         tl.store(ptr + image_head * N + rows, top + tl.math.log2(total), mask=rows < n_rows)
     else:
         ptr += image_head * (2 * N)
@@ -164,18 +164,18 @@ def store_lse(ptr, image_head, rows, N, n_rows, top, total, EXPANDED: tl.constex
 @triton.jit
 def lse_step(N, EXPANDED: tl.constexpr):
     """Numbers that `store_lse` leaves of one image and head."""
-    return N if EXPANDED else 2 * N
+    return N if EXPANDED == TABLE else 2 * N
 
 
 @triton.jit
 def load_lse(ptr, at, rows, n_rows, EXPANDED: tl.constexpr):
     """(largest score, log2 of the sum below it) [R], as `store_lse` left them; at [R] is where.
 
-    For an expanded bias both are the one number that is there. Rows from n_rows on weigh nothing.
+    For a table both are the one number that is there. Rows from n_rows on weigh nothing.
     """
     beyond: tl.constexpr = 1.0e30
-    top = tl.load(ptr + at, mask=rows < n_rows, other=beyond if EXPANDED else 0.0)
-    total = top if EXPANDED else tl.load(ptr + n_rows + at, mask=rows < n_rows, other=beyond)
+    top = tl.load(ptr + at, mask=rows < n_rows, other=beyond if EXPANDED == TABLE else 0.0)
+    total = top if EXPANDED == TABLE else tl.load(ptr + n_rows + at, mask=rows < n_rows, other=beyond)
     return top, total
 
 
@@ -183,7 +183,9 @@ def load_lse(ptr, at, rows, n_rows, EXPANDED: tl.constexpr):
 def softmax_weights(s, lse, EXPANDED: tl.constexpr):
     """softmax [R, K] of scores [R, K], from what `load_lse` gives."""
     below = s - lse[0][:, None]
-    return tl.math.exp2(below if EXPANDED else below * LOG2E - lse[1][:, None])
+    if EXPANDED == TABLE:
+        return tl.math.exp2(below)
+    return tl.math.exp2((below if EXPANDED else below * LOG2E) - lse[1][:, None])
 
 
 @triton.jit

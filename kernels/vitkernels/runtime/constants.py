@@ -14,3 +14,7 @@ LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 # The lowest finite entry of an expanded bias, in units of log2: the last number of float16, in every dtype.
 LOWEST_EXPANDED = tl.constexpr(-65504.0)
+
+# What EXPANDED says of a kernel's bias. DENSE is as it was given; others are [H, N, M padded to 16], the padding -inf,
+# in units of log2, as scores are. Of a TABLE no entry is below LOWEST_EXPANDED, so that one number is a row's lse.
+DENSE, TABLE, PADDED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)

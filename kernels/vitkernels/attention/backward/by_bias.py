@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vitkernels.attention.blocks import backward_stages, has_tail, last_tile, tall_tile
+from vitkernels.attention.blocks import backward_stages, has_tail, last_tile, register_limit, tall_tile
 from vitkernels.attention.tiles import (
     aligned,
     load_bias,
@@ -28,6 +28,7 @@ from vitkernels.attention.tiles import (
     store_scores,
 )
 from vitkernels.runtime.call import Call, cdiv
+from vitkernels.runtime.constants import TABLE
 from vitkernels.runtime.device import reads_results_from_tensor_memory
 
 
@@ -166,7 +167,7 @@ def bias_calls(
     narrow = 0 < rest <= 16 < block_m
     # A short rest of keys is taken along by the last whole block where registers hold 16 keys more, else by a launch of
     # its own, whose tiles are 16 keys wide.
-    if narrow and block_m < M and shared["D"] <= 32 and shared["EXPANDED"]:
+    if narrow and block_m < M and shared["D"] <= 32 and shared["EXPANDED"] == TABLE.value:
         spans = [(0, M // block_m - 1, block_m, 0), (M - rest - block_m, 1, block_m, 16)]
     else:
         spans = [(0, M // block_m + (rest > 0 and not narrow), block_m, 0)] + [(M - rest, 1, 16, 0)] * narrow
@@ -174,6 +175,7 @@ def bias_calls(
         Call(
             kernel=_bwd_bias_kernel, pass_name=f"bwd_bias_{first}", products=2,
             num_stages=backward_stages(shared["q_ptr"], arch),
+            options=register_limit(shared["D"], shared["EXPANDED"], arch),
             num_warps=8 if keys_1 and reads_results_from_tensor_memory(arch) else warps,
             grid=tiles * chunks * H * cdiv(B, images), scores=B * H * N * min(M - first, chunks * (keys_0 + keys_1)),
             args=shared | {

@@ -17,7 +17,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vitkernels.attention.blocks import PROGRAMS_WANTED, backward_stages, has_tail, last_tile, tall_tile
+from vitkernels.attention.blocks import (
+    PROGRAMS_WANTED,
+    backward_stages,
+    has_tail,
+    last_tile,
+    register_limit,
+    tall_tile,
+)
 from vitkernels.attention.tiles import (
     aligned,
     load_bias,
@@ -199,7 +206,7 @@ def key_calls(dk: Tensor, dv: Tensor, shared: dict[str, Any], block_n: int, bloc
     strides = (0, *dk.stride()) if spans == 1 else dk_parts.stride()
     key = Call(
         kernel=_bwd_key_kernel, pass_name="bwd_key", num_stages=backward_stages(dk, arch), products=4,
-        scores=B * H * N * M, grid=tiles * B * H * spans,
+        scores=B * H * N * M, grid=tiles * B * H * spans, options=register_limit(D, shared["EXPANDED"], arch),
         args=shared | {
             "dk_ptr": dk_parts, "dv_ptr": dv_parts, "SPAN": span, "BLOCK_N": block_n, "BLOCK_M": block_m,
             "dk_stride_s": strides[0], "dk_stride_b": strides[1], "dk_stride_h": strides[2], "dk_stride_m": strides[3],

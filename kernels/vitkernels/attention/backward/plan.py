@@ -28,7 +28,7 @@ from vitkernels.attention.backward.queries_held_bias import whole_bias_calls
 from vitkernels.attention.backward.scores_held import fits_short, short_calls
 from vitkernels.attention.blocks import images_per_program, padded_head_dim, stride_alignment
 from vitkernels.runtime.call import Call, cdiv
-from vitkernels.runtime.constants import LOG2E
+from vitkernels.runtime.constants import DENSE, LOG2E, TABLE
 from vitkernels.runtime.device import reads_operands_from_registers
 
 
@@ -63,7 +63,7 @@ def backward_calls(
     scale: float,
     arch: int,
     *,
-    expanded: bool = False,
+    expanded: int = DENSE.value,
     gated: bool = False,
 ) -> list[Call]:
     """The launches that fill dq, dk, dv (token-major), delta and, where given, dbias_parts.
@@ -72,7 +72,7 @@ def backward_calls(
         dbias_parts: [bias_slices(), H, N, M] fp32.
         delta: [B, H, N] fp32.
         arch: 90 for sm_90.
-        expanded: bias is padded along M to a multiple of 16 and in units of log2.
+        expanded: one of `DENSE`, `TABLE`, `PADDED`: how bias is given.
         gated: the gated attention of gated.py: bias holds weights that are added to the softmax (whose lse is
             scaled), dbias_parts receives dP, and delta is given.
     """
@@ -98,7 +98,7 @@ def backward_calls(
     }  # fmt: skip
     if not gated and fits_short(N, M, D, itemsize, arch):
         calls, bias_is_made = short_calls(dq, dk, dv, dbias_parts, of_queries, images, arch), True
-    elif not gated and fits_whole(q, expanded, scale, arch):
+    elif not gated and expanded == TABLE.value and fits_whole(q, scale, arch):
         parts = q.new_empty((B, H, N, 8))
         calls, bias_is_made = whole_calls(dq, dk, dv, parts, of_queries), True
         if dbias_parts is not None:

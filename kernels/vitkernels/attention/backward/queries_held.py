@@ -181,7 +181,7 @@ def _bwd_whole_kernel(
         store_rows(dq_ptr, dq_row, dqs[i] * scale, rows, N, D, BLOCK_D)
 
 
-def fits_whole(q: Tensor, expanded: bool, scale: float, arch: int) -> bool:
+def fits_whole(q: Tensor, scale: float, arch: int) -> bool:
     """Whether one program holds all queries of an image and head, and enough programs are left.
 
     Not for scales so small or large that lse / scale leaves the range or the digits of its parts (`_store_parts`).
@@ -189,7 +189,7 @@ def fits_whole(q: Tensor, expanded: bool, scale: float, arch: int) -> bool:
     B, H, N, D = q.shape
     if reads_operands_from_registers(arch) or reads_results_from_tensor_memory(arch) or not 2**-8 < abs(scale) < 2**8:
         return False
-    return 64 < N <= 256 and D <= 32 and q.element_size() == 2 and expanded and B * H >= blocks.PROGRAMS_WANTED
+    return 64 < N <= 256 and D <= 32 and q.element_size() == 2 and B * H >= blocks.PROGRAMS_WANTED
 
 
 def alignment(shared: dict[str, Any]) -> int:

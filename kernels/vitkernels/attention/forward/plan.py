@@ -41,8 +41,9 @@ def holds_bias(q: Tensor, n_keys: int) -> bool:
 def held_blocks(q: Tensor, n_keys: int, arch: int) -> Blocks:
     B, H, N, D = q.shape
     keys = max(16, triton.next_power_of_2(n_keys))
-    # Three stages of larger heads fill Hopper's shared memory with two programs; with narrow loads they spill.
-    stages = 2 if D > 32 and (arch // 10 == 9 or D % 16) else 3
+    # Of larger heads three stages fill Hopper's shared memory with two programs; on sm_100 narrow loads spill so.
+    short = {9: D % 16 == 0, 10: D % 16 > 0}.get(arch // 10, False)
+    stages = 2 if D > 32 and short else 3
     resident = 4 if D <= 32 else 3
     images = images_in_waves(B, cdiv(N, 64) * H, multiprocessors_of(q, arch), resident)
     return Blocks(rows=64, keys=keys, images=images, stages=stages)
@@ -63,7 +64,7 @@ def streamed_blocks(q: Tensor, wide: bool, arch: int) -> Blocks:
     return Blocks(rows=64, keys=keys, images=2 if shared else 1, stages=3)
 
 
-def _bias_alignment(bias: Tensor, n_keys: int, expanded: bool) -> int:
+def _bias_alignment(bias: Tensor, n_keys: int, expanded: int) -> int:
     """The largest of 4, 2, 1 that divides a bias' strides and, as far as rows are read to their last key, keys."""
     sizes = (bias.stride(0), bias.stride(1), 0 if expanded else n_keys)
     return next(align for align in (4, 2, 1) if not any(size % align for size in sizes))
@@ -71,11 +72,11 @@ def _bias_alignment(bias: Tensor, n_keys: int, expanded: bool) -> int:
 
 def forward_calls(
     out: Tensor, lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, arch: int,
-    expanded: bool,
+    expanded: int,
 ) -> list[Call]:  # fmt: skip
     """The launch that fills out and, where given, lse fp32, as `store_lse` fills it.
 
-    An expanded bias is [H, N, M padded to 16], in units of log2.
+    expanded is one of `DENSE`, `TABLE`, `PADDED`.
     """
     B, H, N, D = q.shape
     M = k.shape[2]
