@@ -38,7 +38,7 @@ from vitkernels.attention.tiles import (
     store_rows,
 )
 from vitkernels.runtime.call import Call, cdiv, sum_parts_call
-from vitkernels.runtime.constants import OUTSIDE
+from vitkernels.runtime.constants import OUTSIDE, TABLE
 from vitkernels.runtime.device import reads_results_from_tensor_memory
 
 
@@ -188,9 +188,9 @@ def _keys(
 def key_calls(dk: Tensor, dv: Tensor, shared: dict[str, Any], block_n: int, block_m: int, arch: int) -> list[Call]:
     """The launches that fill dk and dv (token-major); shared holds the arguments that both passes take."""
     B, H, M, D = dk.shape
-    # Every tile of keys reads all queries: tiles of 128 keys read them half as often as tiles of 64. Not with a dense
-    # bias, whose pointers take the registers that this needs.
-    fits_tall = D <= 32 and shared["EXPANDED"] and not reads_results_from_tensor_memory(arch)
+    # Every tile of keys reads all queries: tiles of 128 keys read them half as often as tiles of 64. Not without a
+    # table: pointers of a dense bias, or the second number of lse, take the registers that this needs.
+    fits_tall = D <= 32 and shared["EXPANDED"] == TABLE.value and not reads_results_from_tensor_memory(arch)
     if fits_tall and tall_tile(dk, arch) and last_tile(M, 128) == 64:
         block_m = 128
     N, tiles, last = shared["N"], cdiv(M, block_m), last_tile(M, block_m)
@@ -204,15 +204,16 @@ def key_calls(dk: Tensor, dv: Tensor, shared: dict[str, Any], block_n: int, bloc
     # takes pointers, and products come out of tensor memory (sm_100).
     fits_tail = shared["EXPANDED"] or not reads_results_from_tensor_memory(arch)
     strides = (0, *dk.stride()) if spans == 1 else dk_parts.stride()
+    stages = backward_stages(dk, arch) if span > block_n else 1  # of a single tile nothing is copied ahead
     key = Call(
-        kernel=_bwd_key_kernel, pass_name="bwd_key", num_stages=backward_stages(dk, arch), products=4,
+        kernel=_bwd_key_kernel, pass_name="bwd_key", num_stages=stages, products=4,
         scores=B * H * N * M, grid=tiles * B * H * spans, options=register_limit(D, shared["EXPANDED"], arch),
         args=shared | {
             "dk_ptr": dk_parts, "dv_ptr": dv_parts, "SPAN": span, "BLOCK_N": block_n, "BLOCK_M": block_m,
             "dk_stride_s": strides[0], "dk_stride_b": strides[1], "dk_stride_h": strides[2], "dk_stride_m": strides[3],
             "TAIL_N": fits_tail and has_tail(N, block_n), "LAST": last,
             "INSIDE": fits_tail and (M % block_m == 0 or last < block_m),
-            "LAST_INSIDE": shared["EXPANDED"] and cdiv(M, 16) * 16 % block_m == last % block_m,
+            "LAST_INSIDE": bool(shared["EXPANDED"]) and cdiv(M, 16) * 16 % block_m == last % block_m,
         },
     )  # fmt: skip
     if spans == 1:

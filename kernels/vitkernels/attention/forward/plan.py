@@ -18,6 +18,7 @@ from vitkernels.runtime.call import Call, cdiv
 from vitkernels.runtime.constants import LOG2E
 from vitkernels.runtime.device import (
     multiprocessors_of,
+    reads_operands_from_registers,
     reads_results_from_tensor_memory,
 )
 
@@ -44,7 +45,7 @@ def held_blocks(q: Tensor, n_keys: int, arch: int) -> Blocks:
     # Of larger heads three stages fill Hopper's shared memory with two programs; on sm_100 narrow loads spill so.
     short = {9: D % 16 == 0, 10: D % 16 > 0}.get(arch // 10, False)
     stages = 2 if D > 32 and short else 3
-    resident = 4 if D <= 32 else 3
+    resident = 4 if D <= 32 and not reads_operands_from_registers(arch) else 3
     images = images_in_waves(B, cdiv(N, 64) * H, multiprocessors_of(q, arch), resident)
     return Blocks(rows=64, keys=keys, images=images, stages=stages)
 
