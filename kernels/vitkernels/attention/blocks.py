@@ -97,10 +97,11 @@ def backward_stages(tensor: Tensor, arch: int) -> int:
     return 3 if tensor.element_size() == 2 and arch // 10 == 9 and D <= 64 and D % 16 == 0 else 1
 
 
-def register_limit(head_dim: int, expanded: int, arch: int) -> dict[str, int]:
+def register_limit(head_dim: int, bias: Tensor, expanded: int, arch: int) -> dict[str, int]:
     """Compile options of the backward passes over keys and over a padded bias.
 
-    For heads of more than 32 channels the assembler for sm_80 spills 8 bytes to have more programs at once; told how
-    many registers three programs leave it, it does not.
+    For heads of more than 32 channels and a bias of 16 bits the assembler for sm_80 spills 8 bytes to have more
+    programs at once; told how many registers three programs leave it, it does not.
     """
-    return {"maxnreg": 160} if arch == 80 and head_dim > 32 and expanded == PADDED.value else {}
+    spills = arch == 80 and head_dim > 32 and expanded == PADDED.value and bias.element_size() == 2
+    return {"maxnreg": 160} if spills else {}

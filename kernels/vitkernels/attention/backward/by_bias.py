@@ -175,7 +175,7 @@ def bias_calls(
         Call(
             kernel=_bwd_bias_kernel, pass_name=f"bwd_bias_{first}", products=2,
             num_stages=backward_stages(shared["q_ptr"], arch),
-            options=register_limit(shared["D"], shared["EXPANDED"], arch),
+            options=register_limit(shared["D"], shared["bias_ptr"], shared["EXPANDED"], arch),
             num_warps=8 if keys_1 and reads_results_from_tensor_memory(arch) else warps,
             grid=tiles * chunks * H * cdiv(B, images), scores=B * H * N * min(M - first, chunks * (keys_0 + keys_1)),
             args=shared | {

@@ -207,7 +207,8 @@ def key_calls(dk: Tensor, dv: Tensor, shared: dict[str, Any], block_n: int, bloc
     stages = backward_stages(dk, arch) if span > block_n else 1  # of a single tile nothing is copied ahead
     key = Call(
         kernel=_bwd_key_kernel, pass_name="bwd_key", num_stages=stages, products=4,
-        scores=B * H * N * M, grid=tiles * B * H * spans, options=register_limit(D, shared["EXPANDED"], arch),
+        scores=B * H * N * M, grid=tiles * B * H * spans,
+        options=register_limit(D, shared["bias_ptr"], shared["EXPANDED"], arch),
         args=shared | {
             "dk_ptr": dk_parts, "dv_ptr": dv_parts, "SPAN": span, "BLOCK_N": block_n, "BLOCK_M": block_m,
             "dk_stride_s": strides[0], "dk_stride_b": strides[1], "dk_stride_h": strides[2], "dk_stride_m": strides[3],
