@@ -42,8 +42,8 @@ def holds_bias(q: Tensor, n_keys: int) -> bool:
 def held_blocks(q: Tensor, n_keys: int, arch: int) -> Blocks:
     B, H, N, D = q.shape
     keys = max(16, triton.next_power_of_2(n_keys))
-    # Of larger heads three stages fill Hopper's shared memory with two programs; on sm_100 narrow loads spill so.
-    short = {9: D % 16 == 0, 10: D % 16 > 0}.get(arch // 10, False)
+    # Of 64 keys of larger heads three stages fill Hopper's shared memory with two programs; on sm_100 narrow rows spill
+    short = {9: keys > 32, 10: D % 16 > 0}.get(arch // 10, False)
     stages = 2 if D > 32 and short else 3
     resident = 4 if D <= 32 and not reads_operands_from_registers(arch) else 3
     images = images_in_waves(B, cdiv(N, 64) * H, multiprocessors_of(q, arch), resident)
