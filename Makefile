@@ -110,10 +110,10 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal -m 'not slow_fault' $(ARGS)
 
 test-faults: $(READY)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal $(if $(PART),-m slow_fault --part $(PART),-m fault) $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal $(if $(PART),-m slow_fault --part=$(PART),-m fault) $(ARGS)
 
 fault-table: $(READY)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal -m fault --fault-table docs/faults.md $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal -m fault --fault-table=docs/faults.md $(ARGS)
 
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal -m fuzz --hypothesis-profile fuzz --hypothesis-show-statistics $(ARGS)

@@ -98,6 +98,8 @@ def until(holds: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow_fault
+@pytest.mark.fault("kill -9 of a shard", "SIGUSR2, as before a time limit, then SIGKILL", "every row, once")
 def test_a_shard_goes_on_after_a_notice_and_after_sigkill(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", cases(5, ["resnet18"]), 1)
     (shard,) = run.shards

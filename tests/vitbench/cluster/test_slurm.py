@@ -38,6 +38,11 @@ def busy(run: Run) -> Shard | None:
     return next((s for s in run.shards if s.state().state == "running" and 0 < s.done() < len(s.case_ids()) - 1), None)
 
 
+@pytest.mark.slow_fault
+@pytest.mark.fault(
+    "jobs cancelled and preempted", "scancel, requeue, SIGUSR2 and a restarted controller, on a real SLURM",
+    "every row, once, after the same command again",
+)  # fmt: skip
 def test_four_shards_survive_requeue_cancel_notice_and_a_new_controller(
     slurm: Slurm, command: Command, tmp_path: Path
 ) -> None:

@@ -37,6 +37,7 @@ def fill(disk: Path, leave: int) -> Path:
     return ballast
 
 
+@pytest.mark.slow_fault
 @pytest.mark.fault(
     "disk full on append", "a disk of 1 MiB that fills up in a sweep",
     "every row so far; the one at hand is lost and measured by the same command once there is room",

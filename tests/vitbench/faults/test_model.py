@@ -18,8 +18,11 @@ fault = pytest.mark.fault
 @pytest.mark.parametrize(("how", "limit", "status", "reason", "workers"), [
     pytest.param(
         "hang", 20.0, "timeout", "took longer than --time-limit 20 s", 2,
-        marks=fault("hang in the model", "a forward pass that never returns and ignores SIGTERM",
-                    "the sweep goes on; the row says timeout"),
+        marks=[
+            pytest.mark.slow_fault,
+            fault("hang in the model", "a forward pass that never returns and ignores SIGTERM",
+                  "the sweep goes on; the row says timeout"),
+        ],
     ),
     pytest.param(
         "memory", 300.0, "oom", "can't allocate memory", 1,
