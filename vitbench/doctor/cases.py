@@ -26,6 +26,7 @@ TRIED = (
     Tried("bias_attention", "one tile of keys", {"B": 2, "H": 2, "N": 80, "M": 49, "D": 32}),
     Tried("bias_attention", "96 keys", {"B": 2, "H": 2, "N": 96, "M": 96, "D": 32}),
     Tried("bias_attention", "224 keys", {"B": 2, "H": 1, "N": 70, "M": 224, "D": 32}),
+    Tried("bias_attention", "a padded bias", {"B": 64, "H": 4, "N": 257, "M": 257, "D": 32}, wide=True),
     Tried("relative_attention", "5 x 6", {"B": 2, "H": 2, "grid": (5, 6), "D": 32}),
     Tried("relative_attention", "queries held", {"B": 192, "H": 2, "grid": (7, 10), "D": 32}, wide=True),
     Tried("gated_attention", "49 tokens", {"B": 2, "H": 2, "N": 49, "D": 48}),
