@@ -6,8 +6,11 @@ import ctypes
 import faulthandler
 import mmap
 import os
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,8 +32,16 @@ def guarded(tensor: Tensor) -> Tensor:
     return copy
 
 
+#: Exit code of a copy in which autograd refuses to run.
+_THREADED = 99
+
+
 def end_of_child(work: Callable[[], object]) -> int:
-    """How a copy of this process ends that does the work: 0, 1 after an exception, minus a signal's number."""
+    """How a copy of this process ends that does the work: 0, 1 after an exception, minus a signal's number.
+
+    Autograd refuses in copies of a process in which its threads run, as they do after some tests with CUDA builds of
+    torch: then it is how the whole test ends in a new process.
+    """
     child = os.fork()
     if not child:
         faulthandler.disable()
@@ -38,8 +49,14 @@ def end_of_child(work: Callable[[], object]) -> int:
         code = 0
         try:
             work()
-        except BaseException:
+        except BaseException as error:
             traceback.print_exc()
-            code = 1
+            code = _THREADED if "Autograd-and-Fork" in str(error) else 1
         os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code != _THREADED:
+        return code
+    test = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
+    return subprocess.run(command, env=own, cwd=Path(__file__).parents[2]).returncode

@@ -53,7 +53,7 @@ def _shares(shares: dict[str, float]) -> str:
 
 
 def _bar(share: float, stall: bool) -> str:
-    return f'<span class="bar{" stall" if stall else ""}" style="width:{20 * share:.2f}rem"></span>'
+    return f'<span class="bar{" stall" if stall else ""}" style="width:calc({share:.3f} * var(--full))"></span>'
 
 
 def _picture(found: Timeline) -> str:
