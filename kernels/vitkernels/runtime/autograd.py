@@ -43,7 +43,7 @@ class _Refuse(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Gradients:
-        raise NotImplementedError(f"{ctx.op} has no second derivative; differentiate {ctx.op}_reference twice instead")
+        raise RuntimeError(f"{ctx.op} has no second derivative; differentiate {ctx.op}_reference twice instead")
 
 
 def once_differentiable(op: str) -> Callable[[Callable[..., Gradients]], Callable[..., Gradients]]:
