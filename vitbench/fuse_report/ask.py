@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 
 from vitbench.fuse_report.setting import Answer, Setting
@@ -40,22 +38,10 @@ def ask_all(settings: Sequence[Setting], told: Callable[[int, int], None]) -> li
 
 
 def _path(setting: Setting) -> Path:
-    name = hashlib.sha256(repr(setting).encode()).hexdigest()[:24]
-    return store.folder().parents[1] / "fuse-report" / _fingerprint() / f"{name}.json"
-
-
-@cache
-def _fingerprint() -> str:
-    digest = hashlib.sha256(store.fingerprint().encode())
     here = Path(__file__)
-    for path in (
-        here,
-        here.with_name("setting.py"),
-        here.with_name("find.py"),
-        *sorted(here.parents[1].joinpath("measure").glob("*.py")),
-    ):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+    code = [here, *(here.with_name(f"{name}.py") for name in ("setting", "find"))]
+    code += sorted(here.parents[1].joinpath("measure").glob("*.py"))
+    return store.folder_of("fuse-report", code) / store.name_of(setting)
 
 
 __all__ = ["ask_all"]

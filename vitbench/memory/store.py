@@ -46,6 +46,24 @@ def fingerprint() -> str:
     return digest.hexdigest()[:16]
 
 
+def folder_of(room: str, code: Sequence[Path]) -> Path:
+    """Where answers of another room lie, which depend on its code too."""
+    return folder().parents[1] / room / _with(fingerprint(), tuple(code))
+
+
+@cache
+def _with(known: str, code: tuple[Path, ...]) -> str:
+    digest = hashlib.sha256(known.encode())
+    for path in code:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def name_of(setting: object) -> str:
+    """The file of an answer in its room's folder."""
+    return hashlib.sha256(repr(setting).encode()).hexdigest()[:24] + ".json"
+
+
 def _path(setting: Setting) -> Path:
     digest = hashlib.sha256(repr(setting).encode())
     with contextlib.suppress(OSError):
@@ -100,4 +118,4 @@ def _forget_old(parent: Path) -> None:
         one.rmdir()
 
 
-__all__ = ["fingerprint", "folder", "is_known", "read", "read_file", "write", "write_file"]
+__all__ = ["fingerprint", "folder", "folder_of", "is_known", "name_of", "read", "read_file", "write", "write_file"]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from vitbench.memory import pool, store
 from vitbench.predict.setting import Answer, Setting
 from vitbench.predict.table import KINDS, Kernel
+
+#: What decides an answer, beside what decides a prediction of memory.
+_CODE = ("ask", "find", "kernels", "operators", "setting", "table")
 
 
 @dataclass(frozen=True)
@@ -63,19 +64,11 @@ def _unpacked(kept: dict[str, Any]) -> Answer:
 
 
 def folder() -> Path:
-    return store.folder().parents[1] / "predict" / _fingerprint()
-
-
-@cache
-def _fingerprint() -> str:
-    digest = hashlib.sha256(store.fingerprint().encode())
-    for name in ("ask", "find", "kernels", "operators", "setting", "table"):
-        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
-    return digest.hexdigest()[:16]
+    return store.folder_of("predict", [Path(__file__).with_name(f"{name}.py") for name in _CODE])
 
 
 def _path(setting: Setting) -> Path:
-    return folder() / (hashlib.sha256(repr(setting).encode()).hexdigest()[:24] + ".json")
+    return folder() / store.name_of(setting)
 
 
 __all__ = ["Question", "ask", "ask_all", "folder"]
