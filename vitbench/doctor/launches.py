@@ -14,6 +14,7 @@ from vitkernels import (
     RelativeAttentionCase,
 )
 
+from vitbench.audit.workers.interpreting import interpret_for_good
 from vitbench.doctor.cases import TRIED, Tried
 from vitbench.doctor.check import Check, attempt
 from vitbench.kernel_bench import attention, block, depthwise, group
@@ -47,6 +48,8 @@ def main() -> None:
     """Sends a check for each case and pass, then None."""
     say, _ = answers()
     device = sys.argv[1]
+    if device == "cpu":
+        interpret_for_good()
     for tried in TRIED:
         if device != "cpu" or not tried.wide:
             for pass_ in tried.passes:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention.flex_attention import flex_attention
 
 from vitbench.errors import Unsupported
 from vitbench.ops import bundle as ops
@@ -48,6 +49,17 @@ def error(actual: Tensor, expected: Tensor) -> float:
     return ((actual.double() - expected).norm() / expected.norm()).item()
 
 
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """FlexAttention traced as ever and computed without C++, of which each new score takes a core 7 s.
+
+    That what torch generates is right, the tests of relative attention and of a bias for each image show.
+    """
+    flex = torch.compile(flex_attention, dynamic=False, fullgraph=True, backend="aot_eager")
+    monkeypatch.setattr(ops, "_compiled_flex", lambda: flex)
+    return monkeypatch
+
+
 @pytest.mark.parametrize("grid", [(1, 1), (1, 5), (3, 2), (7, 7)])
 def test_relative_bias_is_the_tables_row_of_each_offset(grid: tuple[int, int]) -> None:
     table = table_of(grid).requires_grad_()
@@ -74,16 +86,18 @@ def test_relative_attention_is_its_formula(bundle: Ops) -> None:
 
 @pytest.mark.parametrize("bundle", ALL, ids=lambda bundle: bundle.name)
 @torch.inference_mode()
-def test_attention_takes_a_bias_for_all_images_or_for_each(bundle: Ops) -> None:
+def test_attention_takes_a_bias_for_all_images_or_for_each(bundle: Ops, traced: pytest.MonkeyPatch) -> None:
     q, k, v = packed()
     for bias in (torch.randn(H, N, N), torch.randn(1, H, N, N)):
         expected = probabilities(q, k, bias.double()) @ v.double()
         assert error(bundle.attention(q, k, v, bias), expected) < FLOOR
+    traced.undo()
     bias = torch.randn(B, 1, 1, N)
     expected = probabilities(q, k, bias.double(), scale=0.7) @ v.double()
     assert error(bundle.attention(q, k, v, bias, scale=0.7), expected) < FLOOR
 
 
+@pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("bundle", ALL, ids=lambda bundle: bundle.name)
 @torch.inference_mode()
 def test_gated_attention_mixes_two_softmaxes(bundle: Ops) -> None:
