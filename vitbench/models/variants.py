@@ -37,9 +37,9 @@ def of_theirs(model: nn.Module, variant: Variant) -> nn.Module:
     if variant.reparam:
         from timm.utils.model import reparameterize_model
 
-        before = {name for name, _ in model.named_modules()}
+        before = _kinds(model)
         model = reparameterize_model(model, inplace=True)
-        if before == {name for name, _ in model.named_modules()}:
+        if _kinds(model) == before:
             raise Unsupported("--reparam: no branch of it can be merged")
     if variant.checkpointing:
         turn_on: Any = getattr(model, "set_grad_checkpointing", None)  # timm's
@@ -52,3 +52,8 @@ def of_theirs(model: nn.Module, variant: Variant) -> nn.Module:
         except AssertionError as error:  # timm's word for a model without
             raise Unsupported(f"--checkpointing: {error}") from error
     return model
+
+
+def _kinds(model: nn.Module) -> dict[str, type[nn.Module]]:
+    """Every module's class, by name: a norm that was merged is an identity, of the same name in some models."""
+    return {name: type(module) for name, module in model.named_modules()}

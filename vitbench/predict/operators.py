@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vitbench.catalog import Resolution
-from vitbench.trace import cuda
+from vitbench.trace import cuda, hollow
 from vitbench.trace.autocast import as_on_cuda
 from vitbench.trace.skeleton import quietly
 from vitbench.trace.tracer import Tracer
@@ -67,12 +67,19 @@ class Trace(NamedTuple):
     memory: tuple[tuple[int, int], ...]
 
 
-def trace(model: nn.Module, resolution: Resolution, layout: str = "nchw", autocast: torch.dtype | None = None) -> Trace:
+def trace(
+    model: nn.Module,
+    resolution: Resolution,
+    layout: str = "nchw",
+    autocast: torch.dtype | None = None,
+    dtype: torch.dtype | None = None,
+) -> Trace:
     """What a model in evaluation mode runs for images [B, 3, *resolution], seen at B = BATCH.
 
     Args:
-        model: on any device, the meta device too; its tensors are replaced by fake ones, so it is spent.
+        model: on any device, the meta device too; its tensors are replaced by hollow ones, so it is spent.
         autocast: dtype of mixed precision under CUDA's rules, or None.
+        dtype: that floating-point parameters and buffers get; None leaves theirs.
 
     Raises: whatever the model raises on tensors without data.
     """
@@ -82,12 +89,12 @@ def trace(model: nn.Module, resolution: Resolution, layout: str = "nchw", autoca
         if not _is_free(op):
             calls[_call(op, args, out)] += 1
 
+    _empty(model, layout == "nhwc", dtype)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     memory_format = torch.channels_last if layout == "nhwc" else torch.contiguous_format
     instead = cuda.instead()
     tracer = Tracer(instead, watch=watch)
     with quietly(), cuda.rules(instead), tracer:
-        _empty(model, layout == "nhwc")
         x = torch.empty(BATCH, 3, *resolution, dtype=dtype, memory_format=memory_format)
         held = [*model.parameters(), *model.buffers(), x]
         with tracer.recording({"": held}), torch.inference_mode(), as_on_cuda(autocast):
@@ -117,31 +124,26 @@ def _never(first: tuple[int, int], middle: tuple[int, int], last: tuple[int, int
     return (a - c) * (y - x) <= (a - b) * (z - x)
 
 
-def _empty(model: nn.Module, channels_last: bool) -> None:
-    """Puts a fake tensor in the place of each that a module holds; a tensor that is used twice is replaced once."""
+def _empty(model: nn.Module, channels_last: bool, dtype: torch.dtype | None) -> None:
+    """Puts a hollow tensor in the place of each that a module holds; one that is used twice is replaced once."""
     made: dict[int, Tensor] = {}
     kept = []  # no identity is given out twice
 
-    def fake(tensor: Tensor) -> Tensor:
+    def replaced(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
         if id(tensor) not in made:
             kept.append(tensor)
-            made[id(tensor)] = _fake(tensor, channels_last)
+            kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+            made[id(tensor)] = hollow.like(tensor, kind, channels_last and tensor.ndim == 4)
         return made[id(tensor)]
 
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                module._parameters[name] = nn.Parameter(fake(parameter), requires_grad=False)
-        for tensors in (module._buffers, vars(module)):
+                module._parameters[name] = nn.Parameter(replaced(parameter, dtype), requires_grad=False)
+        for tensors, kind in ((module._buffers, dtype), (vars(module), None)):
             for name, value in tensors.items():
                 if isinstance(value, Tensor):
-                    tensors[name] = fake(value)
-
-
-def _fake(tensor: Tensor, channels_last: bool) -> Tensor:
-    if channels_last and tensor.ndim == 4:
-        return torch.empty(tensor.shape, dtype=tensor.dtype, memory_format=torch.channels_last)
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+                    tensors[name] = replaced(value, kind)
 
 
 _ALLOCATIONS = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "detach", "alias",

@@ -17,6 +17,7 @@ class Setting:
     Attributes:
         fast_norm: timm's models normalise in the lower precision under autocast, as `set_fast_norm` makes them.
         reparam: branches that can be are merged.
+        num_classes: outputs of the classifier, 0 for none; None for those that vitbench gives the model.
     """
 
     model: str
@@ -25,6 +26,7 @@ class Setting:
     dtype: str = "amp"
     fast_norm: bool = False
     reparam: bool = False
+    num_classes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from vitbench.models import foreign
 from vitbench.predict import ask
 from vitbench.predict.published import JUDGING, TRACED, Figure, figures
 from vitbench.predict.setting import Answer, Setting
@@ -15,10 +16,14 @@ from vitbench.predict.table import Known, write
 
 
 def settings(found: Sequence[Figure]) -> list[Setting]:
-    """As the figures' models ran; those of which figures are with merged branches also without, for models without."""
+    """As the figures' models ran, with the classifiers that timm's weights have.
+
+    Those of which figures are with merged branches also without, for models without.
+    """
+    config = foreign.load("timm").models.get_pretrained_cfg
     forms = {(f.model, f.resolution, f.layout, form) for f in found for form in {False, f.reparam}}
     return [
-        Setting(f"timm:{model}", (size, size), layout, "amp-fp16", fast_norm=True, reparam=reparam)
+        Setting(f"timm:{model}", (size, size), layout, "amp-fp16", True, reparam, config(model).num_classes)
         for model, size, layout, reparam in sorted(forms)
     ]
 

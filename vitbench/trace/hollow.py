@@ -39,6 +39,16 @@ def make(shape: Iterable[int], stride: Iterable[int], dtype: torch.dtype, nbytes
     return _in_storage(_storage(nbytes), shape, stride, dtype, offset)
 
 
+def like(tensor: Tensor, dtype: torch.dtype, channels_last: bool = False) -> Tensor:
+    """A hollow tensor of a shape and strides, or channels-last [B, C, h, w]. Outside of any mode."""
+    shape, stride = tuple(tensor.shape), tensor.stride()
+    if channels_last:
+        _, channels, height, width = shape
+        stride = (channels * height * width, 1, channels * width, channels)
+    span = 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if tensor.numel() else 0
+    return make(shape, stride, dtype, span * dtype.itemsize)
+
+
 def _storage(nbytes: int) -> Any:
     return torch._C._construct_storage_from_data_pointer(_START, _CPU, nbytes)
 
@@ -207,4 +217,4 @@ def _recipe(parts: list[Any], sizes: list[int], kind: Any) -> Recipe:
     return give
 
 
-__all__ = ["gives_back", "is_hollow", "make", "refusing", "run"]
+__all__ = ["gives_back", "is_hollow", "like", "make", "refusing", "run"]

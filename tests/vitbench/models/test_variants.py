@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitbench.bench import build, command, predict
 from vitbench.bench.options import BenchOptions, SweepOptions
@@ -65,6 +65,13 @@ def test_merged_branches_compute_the_same_with_fewer_parameters(timm: Any) -> No
     for name in ("resnet50", "timm:resnet18"):
         with pytest.raises(Unsupported, match="no branch of it can be merged"):
             create_model(name, variant=Variant(reparam=True))
+
+
+def test_norms_that_leave_an_identity_of_their_name_are_merged(timm: Any) -> None:
+    plain, merged = (create_model("timm:nextvit_small", variant=Variant(reparam=wanted)) for wanted in (False, True))
+    assert [name for name, _ in plain.named_modules()] == [name for name, _ in merged.named_modules()]
+    norms = [sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) for model in (plain, merged)]
+    assert norms[1] < norms[0]
 
 
 def test_checkpointing_gives_the_same_gradients_from_fewer_saved_tensors(timm: Any) -> None:

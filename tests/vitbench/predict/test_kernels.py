@@ -99,6 +99,18 @@ def test_memory_is_that_of_the_memory_command() -> None:
         assert answer.peak_bytes(batch) == pytest.approx(MIB * prediction.peak - workspace, rel=0.01)
 
 
+def test_the_classifier_may_be_another_or_none() -> None:
+    counts = []
+    for classes in (None, 10, 0):
+        answer = find.find(Setting("timm:convnext_atto", (64, 64), num_classes=classes))
+        counts.append(answer.parameters)
+    assert counts == [counts[2] + 320 * 1000 + 1000, counts[2] + 320 * 10 + 10, counts[2]]
+
+
+def test_models_that_look_at_their_device_while_they_are_made_are_traced() -> None:
+    assert not find.find(Setting("timm:vit_tiny_r_s16_p8_224", (224, 224), fast_norm=True)).reason
+
+
 def test_a_model_that_cannot_be_traced_is_an_answer_with_the_reason() -> None:
     answer = find.find(Setting("vit_tiny_patch16_224", (100, 100)))
     assert not answer.kernels

@@ -89,7 +89,7 @@ def test_the_committed_kernels_are_what_is_traced(model: str, tmp_path: Path, mo
 
 
 def _setting(model: str, size: int) -> Setting:
-    return Setting(f"timm:{model}", (size, size), "nchw", "amp-fp16", fast_norm=True)
+    return Setting(f"timm:{model}", (size, size), "nchw", "amp-fp16", fast_norm=True, num_classes=1000)
 
 
 def row(predicted: float, measured: float = 100.0, rare: float = 0.0) -> truth.Row:
