@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import gc
+import sys
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +56,18 @@ def fakes_held() -> int:
 
 def forget() -> None:
     """Empties the caches of libraries of models, which can hold tensors without data, or of another device."""
-    for cached in gc.get_objects():
-        if type(cached) is functools._lru_cache_wrapper and str(cached.__module__).startswith(LIBRARIES):
-            cached.cache_clear()
+    for cached in _caches(len(sys.modules)):
+        cached.cache_clear()
+
+
+@functools.lru_cache(maxsize=1)
+def _caches(modules: int) -> list[Any]:
+    """What libraries make when they are imported; looked for again when there are more modules, as that takes long."""
+    return [
+        one
+        for one in gc.get_objects()
+        if type(one) is functools._lru_cache_wrapper and str(one.__module__).startswith(LIBRARIES)
+    ]
 
 
 __all__ = ["LIBRARIES", "changed", "fakes_held", "forget", "state"]

@@ -1,12 +1,15 @@
 """What can be said of a case without running it: parameters, MACs, peak memory, images a second. For plans and rows.
 
 Memory of a CPU is predicted from what its operators allocate, that of a GPU by `vitbench.memory` from CUDA's rules.
+What was found out is kept for the next call, as there.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import os
+from dataclasses import asdict, replace
 from functools import cache, lru_cache, partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -19,11 +22,11 @@ from vitbench.catalog import Resolution
 from vitbench.measure import device as devices
 from vitbench.measure import flops, memory
 from vitbench.measure.flops import FlopCount
+from vitbench.memory import store
 from vitbench.memory.plan import DEFAULT_GPU, Target, target_of
 from vitbench.memory.predict import Answer, ask
 from vitbench.memory.setting import Limit, Setting, batch_words, prefers_cudnn, workspace_bytes
 from vitbench.models import spec_of, unserved
-from vitbench.ops.bundle import EAGER, Ops
 from vitbench.ops.implementations import ops_for
 from vitbench.ops.names import COMPILED
 from vitbench.predict import ask as throughput
@@ -31,22 +34,64 @@ from vitbench.predict.forecast import forecast
 from vitbench.predict.setting import DTYPES
 from vitbench.predict.setting import Setting as ThroughputSetting
 from vitbench.trace.precision import TORCH_DTYPES
+from vitbench.trace.skeleton import Unwritten
 from vitbench.variant import PUBLISHED, Variant
 
 
-def _build(model: str, resolution: Resolution, variant: Variant, ops: Ops) -> nn.Module:
+@lru_cache(maxsize=1)
+def _built(model: str, resolution: Resolution, variant: Variant, impl: str) -> nn.Module:
+    """Without its weights: to be counted, then traced, and left as it is by both."""
     spec = spec_of(model, variant)
-    return spec.build(ops, resolution, spec.num_classes)
+    with torch.device("meta"), Unwritten():
+        return spec.build(ops_for(impl), resolution, spec.num_classes)
+
+
+#: Variables that choose the kernels of a CPU.
+_CHOOSING = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+
+
+def _kept(what: object, variant: Variant) -> Path:
+    """The file of what is known; it changes with the code that finds it out."""
+    here = Path(__file__)
+    code = [here, here.with_name("build.py"), *sorted(here.parents[1].joinpath("measure").glob("*.py"))]
+    return store.folder_of("bench", code) / store.name_of((what, variant), variant.config)
+
+
+def find_count(model: str, resolution: Resolution, variant: Variant = PUBLISHED) -> FlopCount:
+    """What `count` keeps, found anew."""
+    try:
+        return flops.count(_built(model, resolution, variant, "eager"), resolution)
+    finally:
+        isolation.forget()
 
 
 @cache
 def count(model: str, resolution: Resolution, variant: Variant = PUBLISHED) -> FlopCount:
     """Of the eager model at batch 1: the same for every implementation of a case."""
-    with torch.device("meta"):
-        built = _build(model, resolution, variant, EAGER)
+    path = _kept((model, resolution), variant)
+    if kept := store.read_file(path):
+        return FlopCount(**kept | {name: tuple(kept[name]) for name in ("uncounted_ops", "differences")})
+    found = find_count(model, resolution, variant)
+    store.write_file(path, asdict(found))
+    return found
+
+
+def find_memory(case: Case, variant: Variant = PUBLISHED) -> float:
+    """What `memory_mib` keeps, found anew for a CPU."""
     try:
-        return flops.count(built, resolution)
+        if case.device != "cpu":
+            return _on_gpu(case, _target(case), variant=variant).predictions[case.batch].peak
+        return memory.predict(
+            partial(_built, case.model, case.resolution, variant, case.impl),
+            case.resolution,
+            case.batch,
+            "train" if case.mode == "train" else "infer",
+            TORCH_DTYPES[case.dtype],
+            channels_last=case.layout == "nhwc",
+            autocast=autocast_dtype(case),
+        ).peak_mib
     finally:
+        _built.cache_clear()
         isolation.forget()
 
 
@@ -59,20 +104,14 @@ def memory_mib(case: Case, variant: Variant = PUBLISHED) -> float | None:
     """
     if case.impl in COMPILED or unserved(case.model, case.impl, case.resolution, variant):
         return None
-    try:
-        if case.device != "cpu":
-            return _on_gpu(case, _target(case), variant=variant).predictions[case.batch].peak
-        return memory.predict(
-            partial(_build, case.model, case.resolution, variant, ops_for(case.impl)),
-            case.resolution,
-            case.batch,
-            "train" if case.mode == "train" else "infer",
-            TORCH_DTYPES[case.dtype],
-            channels_last=case.layout == "nhwc",
-            autocast=autocast_dtype(case),
-        ).peak_mib
-    finally:
-        isolation.forget()
+    if case.device != "cpu":
+        return find_memory(case, variant)
+    machine = (devices.cpu_name(), torch.get_num_threads(), *map(os.environ.get, _CHOOSING))
+    path = _kept((case, machine), variant)
+    if not (kept := store.read_file(path)):
+        kept = {"peak_mib": find_memory(case, variant)}
+        store.write_file(path, kept)
+    return float(kept["peak_mib"])
 
 
 @lru_cache(maxsize=4096)

@@ -53,12 +53,12 @@ class _Trial:
         return make_step(module, self._workload.input(case, dtype), case.mode)
 
     def _count(self) -> str:
-        found = predict.count(self.case.model, self.case.resolution)
+        found = predict.find_count(self.case.model, self.case.resolution)
         return f"{found.params_m:.3f} M parameters, {found.gmacs:.4f} GMACs"
 
     def _predict(self) -> str:
-        found = [predict.memory_mib(replace(self.case, mode=mode)) for mode in ("infer", "train")]
-        return " and ".join(f"{mib:.1f} MiB" for mib in found if mib is not None) + " to infer and to train"
+        found = [predict.find_memory(replace(self.case, mode=mode)) for mode in ("infer", "train")]
+        return " and ".join(f"{mib:.1f} MiB" for mib in found) + " to infer and to train"
 
     def _build(self) -> str:
         set_precision(self.case)

@@ -88,7 +88,8 @@ def default_device() -> str:
     return "cuda" if gpu_count() and not torch_version().endswith("+cpu") else "cpu"
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's model, as the system calls it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -145,7 +146,7 @@ def environment(device: str) -> Environment:
     """The machine, the software and the code, as rows name them."""
     commit = _git("rev-parse", "--short=12", "HEAD")
     changed = _git("status", "--porcelain", "--", "vitbench", "kernels", "pyproject.toml")
-    name, uuid, driver = _cpu_name(), _machine_digest(), None
+    name, uuid, driver = cpu_name(), _machine_digest(), None
     if device != "cpu":
         library, handle = nvml(), nvml_handle(device)
         assert library is not None

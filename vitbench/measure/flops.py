@@ -4,17 +4,17 @@ Convention: only convolutions and matrix products count, attention's two product
 layers included, fused or not; bias, normalisation, activation, softmax, pooling and resizing do not. One
 multiply-accumulate is two FLOPs.
 
-The model runs once on fake tensors. Of every operator that it calls (linear, einsum, lstm) our own rule counts the
-arguments' shapes (`mac_rules`), and torch's formulas, those of FlopCounterMode, count the products that the operator
-is made of (mm, bmm, convolution). Where the two differ the larger counts and the difference is told: a counter errs
-by not knowing an operator. Custom operators count by the formula that they register with torch.
+The model runs once on tensors without data. Of every operator that it calls (linear, einsum, lstm) our own rule counts
+the arguments' shapes (`mac_rules`), and torch's formulas, those of FlopCounterMode, count the products that the
+operator is made of (mm, bmm, convolution). Where the two differ the larger counts and the difference is told: a counter
+errs by not knowing an operator. Custom operators count by the formula that they register with torch.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch.utils.flop_counter import flop_registry
 
 from vitbench.catalog import Resolution
 from vitbench.measure.mac_rules import RULES, activations, multiplies
+from vitbench.trace import hollow
 from vitbench.trace.skeleton import is_composite, run_fake
 
 
@@ -52,7 +53,7 @@ def count(model: nn.Module, resolution: Resolution, in_chans: int = 3) -> FlopCo
     """
 
     def counted(skeleton: nn.Module, x: Tensor) -> _Counting:
-        counting = _Counting()
+        counting = _Counting(hollow.run if hollow.is_hollow(x) else _call)
         with _whole_operators(), torch.inference_mode(), counting:
             skeleton.eval()(x)
         return counting
@@ -85,11 +86,20 @@ def _whole_operators() -> Iterator[None]:
         torch._C._set_mkldnn_enabled(one_dnn)
 
 
-class _Counting(TorchDispatchMode):
-    """Counts operators as the model calls them; those that they are made of belong to the call around them."""
+def _call(op: Any, args: Any, kwargs: Any) -> Any:
+    return op(*args, **kwargs)
 
-    def __init__(self) -> None:
+
+class _Counting(TorchDispatchMode):
+    """Counts operators as the model calls them; those that they are made of belong to the call around them.
+
+    Args:
+        run: gives what an operator gives for its arguments.
+    """
+
+    def __init__(self, run: Callable[[Any, Any, Any], Any] = _call) -> None:
         super().__init__()
+        self._run = run
         self.activations = 0
         self.uncounted: set[str] = set()
         self._by_rule: dict[str, int] = defaultdict(int)
@@ -124,7 +134,7 @@ class _Counting(TorchDispatchMode):
                 with self:
                     out = func.decompose(*args, **kwargs)
             else:
-                out = func(*args, **kwargs)
+                out = self._run(func, args, kwargs)
                 self._count_by_torch(func, args, kwargs, out)
             if rule is not None:
                 names = (argument.name for argument in func._schema.arguments)

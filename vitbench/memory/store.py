@@ -59,16 +59,16 @@ def _with(known: str, code: tuple[Path, ...]) -> str:
     return digest.hexdigest()[:16]
 
 
-def name_of(setting: object) -> str:
-    """The file of an answer in its room's folder."""
-    return hashlib.sha256(repr(setting).encode()).hexdigest()[:24] + ".json"
+def name_of(setting: object, config: str = "") -> str:
+    """The file of an answer in its room's folder; `config` is a file whose content decides it too."""
+    digest = hashlib.sha256(repr(setting).encode())
+    with contextlib.suppress(OSError):
+        digest.update(Path(config).read_bytes())
+    return digest.hexdigest()[:24] + ".json"
 
 
 def _path(setting: Setting) -> Path:
-    digest = hashlib.sha256(repr(setting).encode())
-    with contextlib.suppress(OSError):
-        digest.update(Path(setting.variant.config).read_bytes())
-    return folder() / f"{digest.hexdigest()[:24]}.json"
+    return folder() / name_of(setting, setting.variant.config)
 
 
 def read(setting: Setting) -> dict[str, Any]:

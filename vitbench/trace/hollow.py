@@ -9,7 +9,7 @@ once for its arguments' shapes, strides and dtypes, by torch's FakeTensorMode; t
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from math import prod
@@ -39,14 +39,19 @@ def make(shape: Iterable[int], stride: Iterable[int], dtype: torch.dtype, nbytes
     return _in_storage(_storage(nbytes), shape, stride, dtype, offset)
 
 
+def new(shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A hollow tensor, alone in a storage that just holds it."""
+    last = sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+    return make(shape, stride, dtype, (last + 1) * dtype.itemsize if prod(shape) else 0)
+
+
 def like(tensor: Tensor, dtype: torch.dtype, channels_last: bool = False) -> Tensor:
     """A hollow tensor of a shape and strides, or channels-last [B, C, h, w]. Outside of any mode."""
     shape, stride = tuple(tensor.shape), tensor.stride()
     if channels_last:
         _, channels, height, width = shape
         stride = (channels * height * width, 1, channels * width, channels)
-    span = 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if tensor.numel() else 0
-    return make(shape, stride, dtype, span * dtype.itemsize)
+    return new(shape, stride, dtype)
 
 
 def _storage(nbytes: int) -> Any:
@@ -217,4 +222,4 @@ def _recipe(parts: list[Any], sizes: list[int], kind: Any) -> Recipe:
     return give
 
 
-__all__ = ["gives_back", "is_hollow", "like", "make", "refusing", "run"]
+__all__ = ["gives_back", "is_hollow", "like", "make", "new", "refusing", "run"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vitbench.trace import hollow
+from vitbench.trace import hollow, known
 
 Result = TypeVar("Result")
 
@@ -73,21 +73,26 @@ def fakes(among_others: bool = False) -> Iterator[None]:
 def run_fake(model: nn.Module, shape: Sequence[int], call: Callable[[nn.Module, Tensor], Result]) -> Result:
     """`call(skeleton, x)` with a copy of `model` and an input of `shape`, both on the CPU without data.
 
-    What a fake model cannot do is tried on the meta device.
+    They are hollow, for a `call` that leaves operators to `hollow.run`. What a model cannot do with those is tried on
+    fake tensors, which know numbers that a model makes itself, and then on the meta device.
 
-    Raises: what the fake model raised, where neither can.
+    Raises: what the fake model raised, where none can.
     """
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+
+    def run(make: Callable[[Any, Any, torch.dtype], Tensor]) -> Result:
+        skeleton = replace_tensors(model, lambda t: make(t.shape, t.stride(), t.dtype))
+        return call(skeleton, make(tuple(shape), known.strides(tuple(shape)), dtype))
+
+    with contextlib.suppress(Exception), quietly(), hollow.refusing():
+        return run(hollow.new)
     try:
         with fakes(among_others=True):
-            like = partial(torch.empty_strided, device="cpu")
-            fake = replace_tensors(model, lambda t: like(t.shape, t.stride(), dtype=t.dtype))
-            return call(fake, torch.empty(*shape, dtype=dtype, device="cpu"))
+            return run(lambda size, step, kind: torch.empty_strided(size, step, dtype=kind, device="cpu"))
     except Exception as problem:
         with torch.device("meta"):
-            meta = replace_tensors(model, lambda t: torch.empty_like(t, device="meta"))
             try:
-                return call(meta, torch.empty(*shape, dtype=dtype))
+                return run(lambda size, step, kind: torch.empty_strided(size, step, dtype=kind, device="meta"))
             except Exception:
                 raise problem from None
 

@@ -45,13 +45,14 @@ class InThisProcess:
 
 
 @pytest.fixture
-def failing_counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def failing_counter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """What counting on the meta device came to with a CUDA build of torch 2.11."""
 
     def count(model: nn.Module, resolution: object) -> None:
         raise NotImplementedError("convolution_overrideable not implemented")
 
     monkeypatch.setattr("vitbench.measure.flops.count", count)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where nothing was counted before
     monkeypatch.setattr(sweep, "LocalExecutor", InThisProcess)
     predict.count.cache_clear()
     yield

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -50,12 +52,17 @@ def test_a_mode_that_is_still_entered_is_named() -> None:
 
 
 @pytest.mark.parametrize("mode", [FakeTensorMode, Tracer])
-def test_caches_of_libraries_forget_tensors_without_data(mode: Callable[[], Any]) -> None:
+def test_caches_of_libraries_forget_tensors_without_data(
+    mode: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    isolation.forget()
+
     @functools.lru_cache
     def table(size: int) -> torch.Tensor:
         return torch.empty(size)
 
     table.__module__ = "transformers.models.some"
+    monkeypatch.setitem(sys.modules, table.__module__, ModuleType(table.__module__))  # imported meanwhile
     before = isolation.fakes_held()  # by what other tests compiled in this process
     with mode():
         table(3)

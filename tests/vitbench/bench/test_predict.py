@@ -10,6 +10,7 @@ import pytest
 from vitbench import cards
 from vitbench.bench import isolation, predict
 from vitbench.bench.plan import Case
+from vitbench.measure.flops import FlopCount
 from vitbench.predict.ask import ask
 from vitbench.predict.forecast import forecast
 from vitbench.predict.setting import Setting
@@ -20,6 +21,33 @@ CASE = Case("resnet18", "eager", "infer", "amp", "nchw", (224, 224), 64, "cuda")
 
 def test_without_a_card_nothing_is_predicted() -> None:
     assert predict.img_per_s(replace(CASE, device="cpu")) is None
+
+
+def test_what_was_found_out_is_kept_for_the_next_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    here = Case("efficientnet_b0", "eager", "infer", "fp32", "nchw", (64, 64), 1, "cpu")
+
+    def ask(classes: int) -> tuple[FlopCount, float | None]:
+        variant = Variant(num_classes=classes)
+        predict.count.cache_clear()  # as in another process
+        predict.memory_mib.cache_clear()
+        return predict.count(here.model, here.resolution, variant), predict.memory_mib(here, variant)
+
+    known = ask(7)
+    assert known[0].gmacs > 0
+    assert known[1] == pytest.approx(predict.find_memory(here, Variant(num_classes=7)))
+    fewer_classes = ask(5)
+    assert fewer_classes[0].params_m == pytest.approx(known[0].params_m - 2 * 1281 / 1e6)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("asked anew")
+
+    monkeypatch.setattr("vitbench.measure.flops.count", refuse)
+    monkeypatch.setattr("vitbench.measure.memory.predict", refuse)
+    assert (ask(7), ask(5)) == (known, fewer_classes)
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")  # other kernels, which take other memory
+    with pytest.raises(RuntimeError, match="asked anew"):
+        ask(7)
 
 
 def test_on_a_card_the_row_says_what_the_command_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
 from torch import nn
 
-from vitbench.bench import predict
 from vitbench.doctor import command, deep
 from vitbench.doctor.check import ABSENT, FAILED, LATE, OK, Check
 from vitbench.doctor.options import DoctorOptions
@@ -34,14 +32,11 @@ def test_each_thing_is_tried_once() -> None:
 
 
 @pytest.fixture
-def failing_counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def failing_counter(monkeypatch: pytest.MonkeyPatch) -> None:
     def count(model: nn.Module, resolution: object) -> None:
         raise NotImplementedError("convolution_overrideable not implemented")
 
     monkeypatch.setattr("vitbench.measure.flops.count", count)
-    predict.count.cache_clear()
-    yield
-    predict.count.cache_clear()
 
 
 @pytest.mark.usefixtures("failing_counter")

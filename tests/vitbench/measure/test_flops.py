@@ -48,6 +48,32 @@ def test_fused_attention_counts_as_eager_does() -> None:
     assert count(create_model("cmt_ti", "sdpa"), (160, 160)) == count(create_model("cmt_ti"), (160, 160))
 
 
+def test_hollow_tensors_count_as_fake_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = {name: create_model(name, resolution=64) for name in ("cmt_ti", "resnet18", "efficientnet_b0")}
+    models["lstm"] = nn.Sequential(nn.Flatten(2), nn.LSTM(64 * 64, 8, batch_first=True))
+    found = {name: count(model, (64, 64)) for name, model in models.items()}
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("no hollow tensors")
+
+    monkeypatch.setattr("vitbench.trace.hollow.new", refuse)
+    assert {name: count(model, (64, 64)) for name, model in models.items()} == found
+
+
+def test_a_model_that_reads_a_number_that_it_wrote_itself_is_counted() -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(10, 7)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(int(torch.tensor(3.0))):
+                x = x + self.layer(x).sum()
+            return x
+
+    assert count(Reads(), (5, 10)).gmacs == 3 * 15 * 70 / 1e9
+
+
 def test_it_is_fast_on_a_real_model() -> None:
     model = create_model("vit_base_patch16_224")
     count(create_model("resnet18"), (32, 32))
