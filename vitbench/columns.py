@@ -179,7 +179,10 @@ def _parsed(columns: Sequence[Column], condition: str) -> tuple[Column, str, str
     found = re.fullmatch(r"(.+?)\s*(<=|>=|!=|==|<|>|=)\s*(.*)", condition)
     if not found:
         raise InputError(f"--filter {condition!r} is no condition such as 'params_m<30' or 'family=cmt*'")
-    return _named(columns, found[1].strip(), "--filter"), found[2].replace("==", "="), found[3]
+    compare, wanted = found[2].replace("==", "="), found[3]
+    if compare not in ("=", "!=") and _as_number(wanted) is None:
+        raise InputError(f"--filter {condition!r}: {wanted!r} is no number")
+    return _named(columns, found[1].strip(), "--filter"), compare, wanted
 
 
 def _holds(columns: Sequence[Column], row: int, condition: str) -> bool:
@@ -190,8 +193,6 @@ def _holds(columns: Sequence[Column], row: int, condition: str) -> bool:
         return _COMPARE[compare](number, limit)
     if compare in ("=", "!="):
         return fnmatch.fnmatchcase(plain(value).lower(), wanted.lower()) == (compare == "=")
-    if limit is None:
-        raise InputError(f"--filter {condition!r}: {wanted!r} is no number")
     return False
 
 

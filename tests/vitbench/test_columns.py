@@ -264,12 +264,32 @@ def test_every_command_with_a_table_has_the_options() -> None:
 def test_a_column_that_is_not_there_is_told_before_anything_is_measured(
     command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
-    out = tmp_path / "a.csv"
-    for arguments in (("bench", "--model", "cmt_ti"), ("memory-curves", "--model", "cmt_ti"), ("audit",)):
-        given = ("--out", str(out)) if arguments[0] != "audit" else ()
-        done = command(*arguments, *given, "--columns", "speed")
-        assert (done.returncode, "no column 'speed'" in done.stderr) == (2, True)
-    assert not out.exists()
+    out = ("--out", str(tmp_path / "a"))
+    cmt = ("--model", "cmt_ti")
+    for arguments in (
+        ("bench", *cmt, *out),
+        ("bench", *cmt, *out, "--executor", "submitit-local"),
+        ("memory-curves", *cmt, *out),
+        ("memory-curves", *cmt, *out, "--gpu", "A100 80GB"),
+        ("memory", *cmt, *out, "--gpu", "A100 80GB"),
+        ("predict", *cmt, *out),
+        ("fuse-report", "timm:resnet18", *out),
+        ("audit",),
+        ("audit", "--peers"),
+        ("audit", "--baseline", str(ROOT / "results/baseline")),
+        ("doctor", "--deep"),
+    ):
+        for option, text in (("columns", "speed"), ("sort", "-speed"), ("filter", "speed<3")):
+            done = command(*arguments, f"--{option}", text)
+            assert done.returncode == 2, arguments
+            assert "no column 'speed'" in done.stderr or "'-speed' is unknown" in done.stderr, arguments
+            assert not done.stdout, arguments
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_limit_that_is_no_number_is_told_before_anything_is_measured() -> None:
+    with pytest.raises(InputError, match="'few' is no number"):
+        columns.check(SOME, columns.Shown(filter="params_m<few"))
 
 
 def test_a_quiet_column_is_there_when_it_is_named() -> None:

@@ -79,11 +79,12 @@ def run(given: AuditOptions) -> int:
 
 def _peers(given: AuditOptions, archs: Sequence[int], chip: Chip | None) -> int:
     """Ours beside its peers; 1 where it is not ahead, or has no time."""
+    columns.check(peers.table([], peers.names(archs[0])), given)
     found = []
     with _progress() as done:
         for arch in archs:
             found += peers.compare(arch, given.kernel, given.processes or None, done, chip.name if chip else "")
-    columns.show(peers.table(found))
+    columns.show(peers.table(found), given)
     for fault in (fault for case in found for fault in case.faults):
         print(fault)
     print(peers.verdict(found))
@@ -115,7 +116,8 @@ def _check(given: AuditOptions) -> None:
     if given.processes < 0:
         raise InputError(f"--processes is a count of 1 or more, got {given.processes}")
     of_table = baseline.moved_columns([]) if given.baseline else validate.table([]) if given.validate else table([])
-    columns.check(of_table, given)
+    if not given.peers:
+        columns.check(of_table, given)
     triton = given.triton
     if triton and not (triton / "triton" / "__init__.py").exists():
         raise InputError(f"--triton {triton} holds no triton package; `pip install --target {triton} triton==...` does")

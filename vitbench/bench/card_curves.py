@@ -31,6 +31,7 @@ def run(given: MemoryCurvesOptions) -> int:
         raise InputError("--gpu names a card that need not be here, --device one that is: give one of them")
     names = [cards.find(name.strip()).name for name in given.gpu.split(",") if name.strip()]
     out = given.out or Path("results") / devices.slug(names[0]) / f"memory-{file_name(devices.slug(given.model))}.csv"
+    columns.check(command.table([], names), given)
     rows = command.predicted(
         MemoryOptions(
             model=given.model,

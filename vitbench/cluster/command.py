@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from vitbench import columns
 from vitbench.bench import command as single
 from vitbench.bench.options import BenchOptions, ReportOptions, SweepOptions
 from vitbench.bench.plan import Case
@@ -19,6 +20,7 @@ from vitbench.cluster.options import MergeOptions, StatusOptions
 from vitbench.console import console
 from vitbench.errors import InputError, nearest
 from vitbench.measure import device as devices
+from vitbench.report.tables import sweep_columns
 
 EXECUTORS = ("local", "slurm", "submitit-local")
 #: Predicted seconds of a shard where their number is not given; on this machine each device gets several, which evens
@@ -33,6 +35,7 @@ def bench(given: BenchOptions) -> int:
 
     Raises: InputError on options that cannot be used.
     """
+    columns.check(sweep_columns([]), given)
     _check(given)
     on = local.slots(given.device) if given.executor == "local" else []
     device = _device(given, on)

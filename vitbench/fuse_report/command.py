@@ -54,6 +54,7 @@ def run(given: FuseReportOptions) -> int:
         raise InputError(f"--format {given.format!r} is unknown: {nearest(given.format, FORMATS)}")
     if given.out is not None and given.out.exists() and not given.out.is_dir():
         raise InputError(f"--out {given.out} is a file: name a folder")
+    columns.check(_columns([]), given)
     for pattern in given.model.split(","):
         if ":" not in pattern:
             raise InputError(
@@ -63,7 +64,7 @@ def run(given: FuseReportOptions) -> int:
     found = rows(given)
     chosen = columns.choose(_columns(found), given.columns, given.sort, given.filter)
     if given.format == "table":
-        columns.show(chosen if given.columns else columns.filled(chosen))
+        columns.show(_columns(found), given)
         console().print(_summary(found), soft_wrap=True)
     elif given.format == "json":
         names = [column.name for column in chosen]

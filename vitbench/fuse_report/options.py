@@ -8,11 +8,11 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from vitbench.columns import Columns, Filter, Sort
+from vitbench.columns import Shown
 
 
 @dataclass(frozen=True, kw_only=True)
-class FuseReportOptions:
+class FuseReportOptions(Shown):
     """Of `vitbench fuse-report`."""
 
     model: Annotated[
@@ -21,6 +21,3 @@ class FuseReportOptions:
     resolution: Annotated[str, Option(help="Sizes such as 224, `native`, or factors of it such as x1.5.")] = "native"
     format: Annotated[str, Option(help="table, csv or json.")] = "table"
     out: Annotated[Path | None, Option(metavar="DIR", help="Also write fuse-report.csv there.")] = None
-    columns: Columns = ""
-    sort: Sort = ""
-    filter: Filter = ""

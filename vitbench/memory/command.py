@@ -36,6 +36,7 @@ def run(given: MemoryOptions) -> int:
         raise InputError(f"--format {given.format!r} is unknown: {nearest(given.format, FORMATS)}")
     if given.out is not None and given.out.exists() and not given.out.is_dir():
         raise InputError(f"--out {given.out} is a file: name a folder")
+    columns.check(table([], [one.name for one in plan.targets(given.gpu, given.gib)]), given)
     rows = predicted(given)
     if given.format == "table":
         columns.show(table(rows), given)
@@ -91,9 +92,9 @@ def _plain(value: object) -> object:
 _SHOWN = ("peak", "reserve", "weights", "gradients", "optimizer", "activations", "workspace")
 
 
-def table(rows: Sequence[Row]) -> list[Column]:
-    """A row for each case; what is the same for all cases is left out, and each card has two columns."""
-    gpus = list(dict.fromkeys(row.gpu for row in rows))
+def table(rows: Sequence[Row], cards_named: Sequence[str] = ()) -> list[Column]:
+    """A row for each case; what is the same for all is left out, and each card, found or named, has two columns."""
+    gpus = list(dict.fromkeys([*(row.gpu for row in rows), *cards_named]))
     keys = ("model", "resolution", "batch", "mode", "dtype", "impl", "optimizer")
     kinds: dict[str, Kind] = {"model": "key", "resolution": "number", "batch": "number"}
     first = rows[:: len(gpus)]
@@ -112,7 +113,8 @@ def table(rows: Sequence[Row]) -> list[Column]:
     )
     found.append(peak)
     for number, gpu in enumerate(gpus):
-        verdicts, largest = zip(*map(_judged, rows[number :: len(gpus)]), strict=True)
+        judged = [_judged(row) for row in rows[number :: len(gpus)]]
+        verdicts, largest = [one for one, _ in judged], [other for _, other in judged]
         found += [Column(gpu, verdicts, "word"), Column("largest" if len(gpus) == 1 else f"{gpu} max", largest)]
     return [*found, *parts]
 

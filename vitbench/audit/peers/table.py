@@ -76,14 +76,19 @@ def _compared(name: str, arch: str, rows: Sequence[Row], rivals: set[str]) -> Co
     )  # fmt: skip
 
 
-def table(found: Sequence[Compared]) -> list[Column]:
-    """A line a case: ours, each peer, how far ahead."""
+def names(arch: int) -> list[str]:
+    """Of the peers."""
+    return list(dict.fromkeys(launch.op for launches in peers(arch).values() for launch in launches))
+
+
+def table(found: Sequence[Compared], named: Sequence[str] = ()) -> list[Column]:
+    """A line a case: ours, each peer of those found or named, how far ahead."""
 
     def digits(value: object) -> str:
         return "" if value is None else f"{value:.2f}"
 
-    names = list(dict.fromkeys(peer for case in found for peer in case.peers_us))
-    peers_us = [Column(f"{peer} us", [case.peers_us.get(peer) for case in found], show=digits) for peer in names]
+    of_any = dict.fromkeys([*(peer for case in found for peer in case.peers_us), *named])
+    peers_us = [Column(f"{peer} us", [case.peers_us.get(peer) for case in found], show=digits) for peer in of_any]
     best = [min(case.peers_us, key=lambda peer: case.peers_us[peer], default="") for case in found]
     tiles = [f"{peer} {case.tried.get(peer, '')}" for case, peer in zip(found, best, strict=True)]
     return [
