@@ -198,6 +198,9 @@ def bias_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float |
     A row whose keys are all masked is what softmax in fp32 makes of it, forward and backward, for every M: with -1e9 or
     the lowest finite number, which leave a score no digits, the mean of v; with -inf NaN, as are then dk and dv.
 
+    A score's gradient is its weight times the difference of dP and of the row sum of dO x O, and O is rounded to
+    q.dtype: where one key has nearly all the weight and the truth is nearly zero, half an eps of that sum is left.
+
     Tensors on the CPU are computed by `bias_attention_reference`, except under TRITON_INTERPRET=1, where Triton's
     interpreter runs the kernels. Under autocast q, k and v are cast to its dtype; the bias stays as it is.
 

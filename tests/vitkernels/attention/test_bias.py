@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from vitkernels import bias_attention, bias_attention_reference
 
 from .accuracy import run
-from .problems import bias_problem, check
+from .problems import bias_problem, check, gated_problem
 
 BIAS_SHAPES = {
     "window-49": (3, 2, 49, 49, 32),
@@ -78,6 +78,27 @@ def test_large_scores_do_not_overflow(device: str) -> None:
     torch.manual_seed(0)
     problem = bias_problem(1, 1, 20, 300, 32, torch.float32, device)
     problem.inputs[0] *= 200
+    check(problem)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(("factor", "scale"), [(50, None), (1, 1e4)])
+@pytest.mark.parametrize("operation", ["bias", "gated"])
+def test_where_softmax_saturates_gradients_are_as_exact_as_the_output_is_rounded(
+    operation: str, factor: float, scale: float | None, dtype: torch.dtype, device: str
+) -> None:
+    """One key has all the weight, and the gradient of its score is the difference of two numbers that are nearly equal.
+
+    Plain PyTorch, which rounds other numbers or overflows, is no measure there: the bound is of rounding alone.
+    """
+    torch.manual_seed(0)
+    if operation == "bias":
+        problem = bias_problem(2, 2, 20, 30, 32, dtype, device, scale=scale)
+    else:
+        problem = gated_problem(2, 2, 20, 32, dtype, device, scale=scale)
+    for number in (0, 1):
+        problem.inputs[number] = problem.inputs[number] * factor
+    problem.rival = problem.reference  # whose error is of fp32 sums
     check(problem)
 
 
