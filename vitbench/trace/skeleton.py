@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitbench.trace import hollow, known
@@ -38,17 +39,42 @@ def replace_tensors(model: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Mo
 class Unwritten(TorchDispatchMode):
     """A mode in which nothing is written into parameters: what initialises them is left out, as nobody will read them.
 
-    On the meta device it computes nothing and yet takes torch's slowest way, of a real model it is most of the work.
+    On the meta device it computes nothing and yet takes torch's slowest way, of a real model it is most of the work and
+    all of its memory: pages that nobody writes are never taken. What writes through `.data` is left out as well.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._storages: dict[int, Any] = {}  # of parameters; held, so that no address is used again
+
+    def __enter__(self) -> Unwritten:
+        self._hook = register_module_parameter_registration_hook(self._register)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        self._hook.remove()
+        self._storages.clear()
+
+    def _register(self, module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        if type(parameter) is nn.Parameter:
+            storage = parameter.untyped_storage()
+            self._storages[storage._cdata] = storage
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:  # nothing is compiled meanwhile, and asking imports what would
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if args and type(args[0]) is nn.Parameter and hollow.gives_back(func):
+        if args and hollow.gives_back(func) and self._is_parameter(args[0]):
             return args[0]
         return func(*args, **(kwargs or {}))
+
+    def _is_parameter(self, written: Any) -> bool:
+        return type(written) is nn.Parameter or (
+            type(written) is Tensor and written.untyped_storage()._cdata in self._storages
+        )
 
 
 @contextlib.contextmanager

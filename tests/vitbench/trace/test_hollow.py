@@ -184,3 +184,21 @@ def test_parameters_are_made_and_not_written() -> None:
         assert torch.equal(torch.ones(3).mul_(2), torch.full((3,), 2.0))
     assert layer.weight.shape == (4, 3)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_initialises_through_data_writes_nothing_and_buffers_are_written() -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(5))
+            self.register_buffer("table", torch.arange(5.0))
+            self.weight.data.add_(7)
+            self.weight[1:3].data.fill_(9)
+            self.table.data.add_(7)
+
+    with Unwritten():
+        layer = Layer()
+    assert layer.weight.tolist() == [0] * 5
+    assert layer.table.tolist() == [7, 8, 9, 10, 11]
+    again = Layer()  # outside everything is written
+    assert again.weight.tolist() == [7, 9, 9, 7, 7]
