@@ -12,6 +12,10 @@ LOG2E = tl.constexpr(1.4426950408889634)
 OUTSIDE = tl.constexpr(float("-inf"))
 LOWEST = tl.constexpr(-3.4028234663852886e38)
 
+# A sum of exponentials between this and its reciprocal leaves numbers of fp32 and bf16 on both sides for its terms, and
+# for their products with values.
+LARGEST_SUM = tl.constexpr(2.0**80)
+
 # The lowest finite entry of an expanded bias, in units of log2: the last number of float16, in every dtype.
 LOWEST_EXPANDED = tl.constexpr(-65504.0)
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vitkernels import bias_attention, bias_attention_reference
+from vitkernels.attention.forward.plan import Blocks
 
 from .accuracy import run
 from .problems import bias_problem, check, gated_problem
@@ -99,6 +100,27 @@ def test_where_softmax_saturates_gradients_are_as_exact_as_the_output_is_rounded
     for number in (0, 1):
         problem.inputs[number] = problem.inputs[number] * factor
     problem.rival = problem.reference  # whose error is of fp32 sums
+    check(problem)
+
+
+@pytest.mark.parametrize("shift", [-200, -57, -54, 54, 57, 200])
+def test_scores_about_the_edges_of_what_needs_no_maximum(
+    monkeypatch: pytest.MonkeyPatch, shift: float, device: str
+) -> None:
+    """A few rows of one image leave the range that exponentials as they are have, in a program of two images.
+
+    As bf16 has it, which the interpreter cannot compute; fp32 has one image for want of registers alone.
+    """
+    torch.manual_seed(0)
+    blocks = Blocks(rows=32, keys=16, images=2, stages=2)
+    monkeypatch.setattr("vitkernels.attention.forward.plan.streamed_blocks", lambda *_: blocks)
+    problem = bias_problem(3, 1, 70, 80, 32, torch.float32, device)
+    problem.inputs[3][:, 5:9] += shift
+    check(problem)
+    with torch.no_grad():
+        problem.inputs[0][1, :, 5:9] *= 30
+        problem.inputs[3][:, 30] = float("-inf")
+        problem.inputs[3][:, 30, 1:3] = 4.0
     check(problem)
 
 

@@ -1,8 +1,9 @@
 """Follows the addresses of a launch's loads and stores in Triton's interpreter: no memory is read, no value computed.
 
 Machine code shows how wide a load is, not which of its lanes are masked off nor what two loads have in common; the
-interpreter knows every element's address. Loads give zeros and nothing is stored, so a launch needs no tensors and
-addresses that depend on data are those of zeros. Programs spread over the grid are followed, and scaled.
+interpreter knows every element's address. Loads give zeros, products ones (a sum of weights that is zero is a case of
+its own in kernels) and nothing is stored, so a launch needs no tensors and addresses that depend on data are those of
+zeros. Programs spread over the grid are followed, and scaled.
 
 A process of its own, since nothing compiles in one that interprets. It is asked a `Job` and answers a `Traffic`, or a
 `Failed` for what the interpreter cannot run. With the bytes of an L2 cache as its argument it follows every program,
@@ -151,7 +152,7 @@ class _Followed(interpreter.InterpreterBuilder):
         return interpreter.TensorHandle(np.zeros_like(value.data), value.dtype.scalar)
 
     def create_dot(self, a: Any, b: Any, d: Any, *_: Any) -> Any:
-        return interpreter.TensorHandle(np.zeros_like(d.data), d.dtype.scalar)
+        return interpreter.TensorHandle(np.ones_like(d.data), d.dtype.scalar)
 
 
 def _element_addresses(pointers: Any, mask: Any) -> tuple[Array, Array]:

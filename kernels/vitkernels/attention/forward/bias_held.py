@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vitkernels.attention.forward.softmax import absorb, finish, nothing_yet
+from vitkernels.attention.forward.softmax import finish, weigh_all
 from vitkernels.attention.tiles import aligned, load_bias_or_last, load_rows_or_last
 
 
@@ -74,6 +74,5 @@ def bias_held_kernel(
         q = load_rows_or_last(q_ptr + b64 * q_step, q_row, rows, N, D, BLOCK_D)
         k = load_rows_or_last(k_ptr + b64 * k_step, k_row, keys, M, D, BLOCK_D)
         v = load_rows_or_last(v_ptr + b64 * v_step, v_row, keys, M, D, BLOCK_D)
-        top, total, acc = nothing_yet(BLOCK_N, BLOCK_D)
-        top, total, acc = absorb(q, k, v, bias, score_scale, top, total, acc, EXPANDED)
+        top, total, acc = weigh_all(q, k, v, bias, score_scale, EXPANDED)
         finish(out_ptr + b64 * out_step, out_row, lse_ptr, b64 * H + h, rows, N, top, total, acc, D, EXPANDED)

@@ -1,4 +1,8 @@
-"""The online softmax of the forward kernels.
+"""The softmax of the forward kernels, over blocks of keys.
+
+Where the dtype of p reaches as far as fp32, exponentials are those of the scores as they are: no maximum is looked for
+and nothing rescaled, and each row's sum then says whether that was right. It is for every row whose log-sum-exp lies
+within 80 log 2 = 55 of zero; else a program takes its images once more, by the online softmax.
 
 Row sums come from the matrix unit: p is multiplied by ones while it sits in registers.
 """
@@ -12,7 +16,7 @@ import triton
 import triton.language as tl
 
 from vitkernels.attention.tiles import exponential, store_lse, store_rows, sum_rows
-from vitkernels.runtime.constants import LOWEST
+from vitkernels.runtime.constants import LARGEST_SUM, LOWEST
 
 
 @triton.jit
@@ -29,6 +33,41 @@ def absorb(q, k, v, bias, score_scale, top, total, acc, EXPANDED: tl.constexpr):
     shrink = exponential(top - new_top, EXPANDED)[:, None]
     p = exponential(s - new_top[:, None], EXPANDED).to(q.dtype)
     return new_top, sum_rows(p, total * shrink), tl.dot(p, v, acc * shrink, input_precision="tf32x3")
+
+
+@triton.jit
+def weigh_all(q, k, v, bias, score_scale, EXPANDED: tl.constexpr):
+    """`absorb` for the only block of keys."""
+    s = tl.dot(q, tl.trans(k), input_precision="tf32x3") * score_scale + bias
+    top = tl.maximum(tl.max(s, 1), LOWEST)
+    p = exponential(s - top[:, None], EXPANDED).to(q.dtype)
+    total = sum_rows(p, tl.zeros([q.shape[0], 8], tl.float32))
+    return top, total, tl.dot(p, v, input_precision="tf32x3")
+
+
+@triton.jit
+def reaches_far(dtype: tl.constexpr):
+    """Whether exponentials of scores as they are fit: fp16 ends at 2^16."""
+    return dtype != tl.float16
+
+
+@triton.jit
+def absorb_as_is(q, k, v, bias, score_scale, total, acc):
+    """`absorb` without a maximum, of a bias and a scale in units of log2."""
+    s = tl.dot(q, tl.trans(k), input_precision="tf32x3") * score_scale + bias
+    p = tl.math.exp2(s).to(q.dtype)
+    return sum_rows(p, total), tl.dot(p, v, acc, input_precision="tf32x3")
+
+
+@triton.jit
+def all_in_range(totals, AS_IS: tl.constexpr):
+    """Whether the sums of all rows, a tuple of [R, 8], say that no maximum was needed. One answer for a program."""
+    if not AS_IS:
+        return True
+    fits = tl.full(totals[0].shape, 1, tl.int32)
+    for i in tl.static_range(len(totals)):
+        fits = fits & ((totals[i] > 1.0 / LARGEST_SUM) & (totals[i] < LARGEST_SUM)).to(tl.int32)
+    return tl.min(tl.min(fits, 1), 0) == 1
 
 
 @triton.jit

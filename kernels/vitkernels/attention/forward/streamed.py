@@ -1,6 +1,7 @@
 """Forward for any number of keys: blocks of keys are copied to shared memory while earlier ones are multiplied.
 
-A program owns a tile of queries of one head and of a few images, which share each block of the bias.
+A program owns a tile of queries of one head and of a few images, which share each block of the bias. Where exponentials
+of the scores as they are turn out not to do, it takes its images once more, one by one, with a running maximum.
 """
 
 # ruff: noqa: RUF005 - Triton joins tuples by + only
@@ -12,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vitkernels.attention.forward.softmax import absorb, finish, nothing_yet
+from vitkernels.attention.forward.softmax import absorb, absorb_as_is, all_in_range, finish, nothing_yet, reaches_far
 from vitkernels.attention.tiles import (
     aligned,
     load_bias_inside,
@@ -20,6 +21,64 @@ from vitkernels.attention.tiles import (
     load_rows_inside,
     load_rows_or_last,
 )
+from vitkernels.runtime.constants import LOG2E
+
+
+@triton.jit
+def _pass_keys(
+    q,  # (pointer, stride of images, of rows), as are k and v
+    k,
+    v,
+    bias,  # (pointer, stride of rows, keys)
+    first,  # image
+    rows,
+    N,
+    M,
+    score_scale,
+    IMAGES: tl.constexpr,
+    AS_IS: tl.constexpr,
+    EXPANDED: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    WHOLE: tl.constexpr,
+    BIAS_WHOLE: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """All keys of a few images, for their rows: (tops, totals, accs) of `softmax`, tops being zero AS_IS."""
+    qs, tops, totals, accs = (), (), (), ()
+    for i in tl.static_range(IMAGES):
+        qs = qs + (load_rows_or_last(q[0] + (first + i) * q[1], q[2], rows, N, D, BLOCK_D),)
+        top, total, acc = nothing_yet(rows.shape[0], BLOCK_D)
+        if AS_IS:
+            top = tl.zeros_like(top)
+        tops, totals, accs = tops + (top,), totals + (total,), accs + (acc,)
+    if AS_IS and not EXPANDED:
+        score_scale *= LOG2E
+    for start in tl.range(0, M, BLOCK_M, num_stages=STAGES):
+        keys = start + tl.arange(0, BLOCK_M)
+        if BIAS_WHOLE:
+            added = load_bias_inside(bias[0], bias[1], rows, N, keys, EXPANDED)
+        else:
+            added = load_bias_or_last(bias[0], bias[1], rows, N, keys, bias[2], EXPANDED)
+        if AS_IS and not EXPANDED:
+            added *= LOG2E
+        new_tops, new_totals, new_accs = (), (), ()
+        for i in tl.static_range(IMAGES):
+            if WHOLE:
+                k_i = load_rows_inside(k[0] + (first + i) * k[1], k[2], keys, D, BLOCK_D)
+                v_i = load_rows_inside(v[0] + (first + i) * v[1], v[2], keys, D, BLOCK_D)
+            else:
+                k_i = load_rows_or_last(k[0] + (first + i) * k[1], k[2], keys, M, D, BLOCK_D)
+                v_i = load_rows_or_last(v[0] + (first + i) * v[1], v[2], keys, M, D, BLOCK_D)
+            top = tops[i]
+            if AS_IS:
+                total, acc = absorb_as_is(qs[i], k_i, v_i, added, score_scale, totals[i], accs[i])
+            else:
+                top, total, acc = absorb(qs[i], k_i, v_i, added, score_scale, top, totals[i], accs[i], EXPANDED)
+            new_tops, new_totals, new_accs = new_tops + (top,), new_totals + (total,), new_accs + (acc,)
+        tops, totals, accs = new_tops, new_totals, new_accs
+    return tops, totals, accs
 
 
 @triton.jit
@@ -67,39 +126,31 @@ def streamed_kernel(
     # The last images begin early where the batch is no multiple: two programs compute some, and store the same.
     b = tl.minimum(pid // (tiles * H) * IMAGES, B - IMAGES).to(tl.int64)
     h64 = h.to(tl.int64)
-    bias_ptr += h64 * aligned(bias_stride_h, BIAS_ALIGN)
-    q_step, k_step, v_step = aligned(q_stride_b, ALIGN), aligned(k_stride_b, ALIGN), aligned(v_stride_b, ALIGN)
-    q_row, k_row, v_row = aligned(q_stride_n, ALIGN), aligned(k_stride_m, ALIGN), aligned(v_stride_m, ALIGN)
-    out_step, out_row = aligned(out_stride_b, ALIGN), aligned(out_stride_n, ALIGN)
     bias_row, bias_keys = aligned(bias_stride_n, BIAS_ALIGN), aligned(M, BIAS_ALIGN)
+    out_step, out_row = aligned(out_stride_b, ALIGN), aligned(out_stride_n, ALIGN)
+    out_ptr += h64 * aligned(out_stride_h, ALIGN)
     q_ptr += h64 * aligned(q_stride_h, ALIGN)
     k_ptr += h64 * aligned(k_stride_h, ALIGN)
     v_ptr += h64 * aligned(v_stride_h, ALIGN)
-    out_ptr += h64 * aligned(out_stride_h, ALIGN)
+    q = (q_ptr, aligned(q_stride_b, ALIGN), aligned(q_stride_n, ALIGN))
+    k = (k_ptr, aligned(k_stride_b, ALIGN), aligned(k_stride_m, ALIGN))
+    v = (v_ptr, aligned(v_stride_b, ALIGN), aligned(v_stride_m, ALIGN))
+    bias = (bias_ptr + h64 * aligned(bias_stride_h, BIAS_ALIGN), bias_row, bias_keys)
 
-    qs, ks, vs, tops, totals, accs = (), (), (), (), (), ()
-    for i in tl.static_range(IMAGES):
-        qs = qs + (load_rows_or_last(q_ptr + (b + i) * q_step, q_row, rows, N, D, BLOCK_D),)
-        ks, vs = ks + (k_ptr + (b + i) * k_step,), vs + (v_ptr + (b + i) * v_step,)
-        top, total, acc = nothing_yet(BLOCK_N, BLOCK_D)
-        tops, totals, accs = tops + (top,), totals + (total,), accs + (acc,)
-    for start in tl.range(0, M, BLOCK_M, num_stages=STAGES):
-        keys = start + tl.arange(0, BLOCK_M)
-        if BIAS_WHOLE:
-            bias = load_bias_inside(bias_ptr, bias_row, rows, N, keys, EXPANDED)
-        else:
-            bias = load_bias_or_last(bias_ptr, bias_row, rows, N, keys, bias_keys, EXPANDED)
-        new_tops, new_totals, new_accs = (), (), ()
+    as_is: tl.constexpr = reaches_far(q_ptr.dtype.element_ty)
+    tops, totals, accs = _pass_keys(
+        q, k, v, bias, b, rows, N, M, score_scale, IMAGES, as_is, EXPANDED, D, BLOCK_D, BLOCK_M, WHOLE, BIAS_WHOLE,
+        STAGES,
+    )  # fmt: skip
+    if all_in_range(totals, as_is):
         for i in tl.static_range(IMAGES):
-            if WHOLE:
-                k = load_rows_inside(ks[i], k_row, keys, D, BLOCK_D)
-                v = load_rows_inside(vs[i], v_row, keys, D, BLOCK_D)
-            else:
-                k = load_rows_or_last(ks[i], k_row, keys, M, D, BLOCK_D)
-                v = load_rows_or_last(vs[i], v_row, keys, M, D, BLOCK_D)
-            top, total, acc = absorb(qs[i], k, v, bias, score_scale, tops[i], totals[i], accs[i], EXPANDED)
-            new_tops, new_totals, new_accs = new_tops + (top,), new_totals + (total,), new_accs + (acc,)
-        tops, totals, accs = new_tops, new_totals, new_accs
-    for i in tl.static_range(IMAGES):
-        out_i = out_ptr + (b + i) * out_step
-        finish(out_i, out_row, lse_ptr, (b + i) * H + h, rows, N, tops[i], totals[i], accs[i], D, EXPANDED)
+            out_i = out_ptr + (b + i) * out_step
+            finish(out_i, out_row, lse_ptr, (b + i) * H + h, rows, N, tops[i], totals[i], accs[i], D, EXPANDED)
+    else:
+        for image in tl.range(b, b + IMAGES):
+            top, total, acc = _pass_keys(
+                q, k, v, bias, image, rows, N, M, score_scale, 1, False, EXPANDED, D, BLOCK_D, BLOCK_M, WHOLE,
+                BIAS_WHOLE, 1,
+            )  # fmt: skip
+            out_i = out_ptr + image * out_step
+            finish(out_i, out_row, lse_ptr, image * H + h, rows, N, top[0], total[0], acc[0], D, EXPANDED)
