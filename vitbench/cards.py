@@ -103,6 +103,8 @@ CARDS = (
     Card("RTX A6000", "RTX A6000", 86, 84, 1.800, 48, 768, 6, 154.8, 300, f"NVIDIA RTX A6000 data sheet, {_RECALLED}"),
     Card("RTX 4090", "GeForce RTX 4090", 89, 128, 2.520, 24, 1008, 72, 165.2, 450, _ADA),
     Card("RTX 4080", "GeForce RTX 4080", 89, 76, 2.505, 16, 716.8, 64, 97.5, 320, _ADA),
+    Card("RTX 4060", "GeForce RTX 4060", 89, 24, 2.460, 8, 272, 24, 30.2, 115,
+         "NVIDIA's product page; read in third parties' listings (v1olegrace/triton-kernel-lab), 2026-11-30"),
     Card("L4", "NVIDIA L4", 89, 58, 2.040, 24, 300, 48, 121, 72, f"NVIDIA L4 data sheet; {_ADA[7:]}"),
     Card("L40S", "NVIDIA L40S", 89, 142, 2.520, 48, 864, 96, 362, 350, f"NVIDIA L40S data sheet; {_ADA[7:]}"),
     Card("RTX 6000 Ada", "RTX 6000 Ada", 89, 142, 2.505, 48, 960, 96, 364.2, 300, f"NVIDIA data sheet, {_RECALLED}"),

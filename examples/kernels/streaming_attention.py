@@ -276,17 +276,17 @@ def _case(b: int, h: int, n: int, d: int, causal: bool) -> str:
     return f"b{b}-h{h}-n{n}-d{d}-{'causal' if causal else 'full'}"
 
 
-def forward_launch(b: int, h: int, n: int, d: int, causal: bool, blocks: Blocks) -> Launch:
-    """A forward pass in fp16."""
+def forward_launch(b: int, h: int, n: int, d: int, causal: bool, blocks: Blocks, masked: bool = False) -> Launch:
+    """A forward pass in fp16; masked where a kernel does not know that blocks fill the sequence."""
     scores = b * h * n * n // (2 if causal else 1)
     return Launch(
         kernel=forward_kernel, op="streaming_attention", pass_name="fwd", dtype="fp16",
-        case=f"{_case(b, h, n, d, causal)}-{blocks.m}x{blocks.n}-s{blocks.stages}-w{blocks.warps}",
+        case=f"{_case(b, h, n, d, causal)}-{blocks.m}x{blocks.n}-s{blocks.stages}-w{blocks.warps}{'-masked' * masked}",
         args={
             "o_ptr": "*fp16", "q_ptr": "*fp16", "k_ptr": "*fp16", "v_ptr": "*fp16", "lse_ptr": "*fp32", "heads": h,
             "n": n, "stride_b": h * n * d, "stride_h": n * d, "stride_m": d,
             "scale_log2": d**-0.5 * LOG2_E, "BLOCK_M": blocks.m, "BLOCK_N": blocks.n, "D": d, "CAUSAL": causal,
-            "EVEN": n % blocks.m == 0,
+            "EVEN": n % blocks.m == 0 and not masked,
         },
         grid=(triton.cdiv(n, blocks.m), b * h), num_warps=blocks.warps, num_stages=blocks.stages, elements=scores,
         bytes=b * h * n * (8 * d + 4), matrix_flops=4 * scores * d, special=scores,

@@ -1,4 +1,4 @@
-"""Kernels of published times that nobody would write so today, and that are therefore no examples."""
+"""Kernels of published times that are no examples: few would write them so, or an example does nearly the same."""
 
 # Parameters of kernels are Triton values, which have no Python types.
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -67,4 +67,47 @@ def attention_of_2022_launch(b: int, h: int, n: int, d: int) -> Launch:
         },
         grid=(triton.cdiv(n, 128), b * h), num_warps=4 if d <= 64 else 8, num_stages=1, elements=scores,
         bytes=b * h * n * (8 * d + 4), matrix_flops=4 * scores * d, special=scores,
+    )  # fmt: skip
+
+
+@triton.jit
+def masked_matmul(
+    c_ptr, a_ptr, b_ptr,  # [M, N], [M, K], [K, N], contiguous
+    m, n, k,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """C = A B in tiles, numbered as in examples/kernels/matmul.py, with every edge masked in the loop."""
+    pid = tl.program_id(0)
+    rows, columns = tl.cdiv(m, BLOCK_M), tl.cdiv(n, BLOCK_N)
+    first = pid // (GROUP * columns) * GROUP
+    height = min(rows - first, GROUP)
+    offs_m = (first + pid % (GROUP * columns) % height) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = pid % (GROUP * columns) // height * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_k = tl.arange(0, BLOCK_K)
+    a_at = a_ptr + offs_m[:, None] * k + offs_k[None, :]
+    b_at = b_ptr + offs_k[:, None] * n + offs_n[None, :]
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, k, BLOCK_K):
+        inner = offs_k < k - start
+        a = tl.load(a_at, mask=(offs_m < m)[:, None] & inner[None, :], other=0.0)
+        b = tl.load(b_at, mask=inner[:, None] & (offs_n < n)[None, :], other=0.0)
+        acc = tl.dot(a, b, acc)
+        a_at += BLOCK_K
+        b_at += BLOCK_K * n
+    c_at = c_ptr + offs_m[:, None] * n + offs_n[None, :]
+    tl.store(c_at, acc.to(c_ptr.dtype.element_ty), mask=(offs_m < m)[:, None] & (offs_n < n)[None, :])
+
+
+def masked_matmul_launch(n: int, tiles: tuple[int, int, int, int, int], group: int) -> Launch:
+    """Its launch on square fp16 matrices; `tiles` are block sizes of M, N and K, stages, warps."""
+    block_m, block_n, block_k, stages, warps = tiles
+    return Launch(
+        kernel=masked_matmul, op="masked_matmul", case=f"{n}-{block_m}x{block_n}x{block_k}-s{stages}-g{group}",
+        pass_name="fwd", dtype="fp16",
+        args={
+            "c_ptr": "*fp16", "a_ptr": "*fp16", "b_ptr": "*fp16", "m": n, "n": n, "k": n, "BLOCK_M": block_m,
+            "BLOCK_N": block_n, "BLOCK_K": block_k, "GROUP": group,
+        },
+        grid=(triton.cdiv(n, block_m) * triton.cdiv(n, block_n),), num_warps=warps, num_stages=stages, elements=n * n,
+        bytes=6 * n * n, matrix_flops=2 * n**3,
     )  # fmt: skip

@@ -37,11 +37,14 @@ def alternatives(point: Point) -> list[list[Launch]]:
     if point.kernel == "matmul":
         product, n = _example("matmul"), point.size("n")
         return [[product.launch(n, n, n, tiles)] for tiles in product.TILES]
+    if point.kernel == "masked matmul":
+        m, n, k, stages, warps = (int(size) for size in point.sizes["tiles"].split("x"))
+        return [[kernels.masked_matmul_launch(point.size("n"), (m, n, k, stages, warps), point.size("group"))]]
     if point.kernel == "attention of 2022":
         return [
             [kernels.attention_of_2022_launch(*(point.size(name) for name in ("images", "heads", "tokens", "dim")))]
         ]
-    if point.kernel not in ("attention forward", "attention backward"):
+    if point.kernel not in ("attention forward", "masked attention forward", "attention backward"):
         raise InputError(f"no launch is described for the published kernel {point.kernel!r}")
     attention = _example("streaming_attention")
     sizes = [point.size(name) for name in ("images", "heads", "tokens", "dim", "causal")]
@@ -50,4 +53,5 @@ def alternatives(point: Point) -> list[list[Launch]]:
         return [attention.backward_launches(*sizes)]
     given = point.sizes.get("blocks")
     blocks = [attention.Blocks(*map(int, given.split("x")))] if given else attention.FORWARD
-    return [[attention.forward_launch(*sizes, choice)] for choice in blocks]
+    masked = point.kernel.startswith("masked")
+    return [[attention.forward_launch(*sizes, choice, masked)] for choice in blocks]
