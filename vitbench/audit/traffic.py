@@ -25,6 +25,9 @@ class Traffic:
         missed_narrow: the same when only the other, narrower loads go through it.
         programs: how many programs were followed.
         memory: bytes between the L2 cache and memory, where every program was followed; else None.
+        common: bytes of the sectors that all programs load, once for each program; then of narrower loads alone.
+        span: bytes that a program's loads ask of the L1 cache on an average; then its narrower loads alone.
+        meeting: atomic operations on the element that most of them are on.
     """
 
     asked: float
@@ -34,6 +37,9 @@ class Traffic:
     missed_narrow: tuple[float, ...]
     programs: int
     memory: float | None = None
+    common: tuple[float, float] = (0.0, 0.0)
+    span: tuple[float, float] = (0.0, 0.0)
+    meeting: float = 0.0
 
     def loaded(self, bypasses: bool, l1_bytes: float) -> float:
         """Bytes that loads bring from the L2 cache.
@@ -45,6 +51,16 @@ class Traffic:
         through = self.missed_narrow if bypasses else self.missed
         fitting = [amount for size, amount in zip(CAPACITIES, through, strict=True) if size <= l1_bytes]
         return (fitting[-1] if fitting else through[0]) + (self.asked_wide if bypasses else 0.0)
+
+    def held(self, bypasses: bool, l1_bytes: float) -> float:
+        """Of those bytes, what all but the first program of a multiprocessor find in its L1 cache.
+
+        A sector that all programs load is loaded again after as many bytes as a program loads.
+
+        Args:
+            l1_bytes: of the whole L1 cache, that of programs that run at once together.
+        """
+        return self.common[bypasses] if self.span[bypasses] <= l1_bytes else 0.0
 
 
 def total(parts: Iterable[Traffic], scale: float) -> Traffic:

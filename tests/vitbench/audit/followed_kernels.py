@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 from vitkernels import Launch
 
 
@@ -46,6 +47,19 @@ def shared_table(x_ptr, table_ptr, y_ptr, BLOCK: tl.constexpr):
     tl.store(y_ptr + at, tl.load(x_ptr + at) + tl.load(table_ptr + tl.arange(0, BLOCK)))
 
 
+@triton.jit
+def by_library(x_ptr, y_ptr, eps, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y_ptr + at, libdevice.rsqrt(tl.load(x_ptr + at) + eps.to(tl.float32)))
+
+
+@triton.jit
+def added_up(x_ptr, y_ptr, apart, BLOCK: tl.constexpr):
+    """Programs that lie `apart` add to elements of their own, or where that is 0 to the same ones."""
+    at = tl.arange(0, BLOCK)
+    tl.atomic_add(y_ptr + tl.program_id(0) * apart + at, tl.load(x_ptr + at))
+
+
 def audit_launches(arch: int) -> list[Launch]:
     x, y = {"x_ptr": "*fp32"}, {"y_ptr": "*fp32"}
     half = {"x_ptr": "*bf16", "y_ptr": "*bf16", "CHANNELS": 16, "WIDTH": 8}
@@ -58,6 +72,10 @@ def audit_launches(arch: int) -> list[Launch]:
         ("overlapping", windows, {**half, "stride": 14}, 1),
         ("assembly", by_assembly, {**x, **y, "BLOCK": 1024}, 4),
         ("table", shared_table, {**x, **y, "table_ptr": "*fp32", "BLOCK": 1024}, 64),
+        ("library", by_library, {**x, **y, "eps": 1e-6, "BLOCK": 1024}, 4),
+        ("meeting", added_up, {**x, **y, "apart": 0, "BLOCK": 32}, 50_000),
+        ("apart-adding", added_up, {**x, **y, "apart": 32, "BLOCK": 32}, 50_000),
+        ("shared", shared_table, {**x, **y, "table_ptr": "*fp32", "BLOCK": 1024}, 256),
     ]
     return [
         Launch(kernel=kernel, op="followed", case=case, pass_name="fwd", dtype="fp32", args=args, grid=(programs,),

@@ -8,6 +8,7 @@ import pytest
 
 from vitbench.audit import registry
 from vitbench.audit.job import job_of
+from vitbench.audit.model.chips import chip_of
 from vitbench.audit.run import Audited, audit
 from vitbench.audit.traffic import CAPACITIES, Traffic
 from vitbench.audit.workers.process import Worker
@@ -81,10 +82,39 @@ def test_memory_sees_what_programs_share_once() -> None:
     assert followed("table").memory is None
 
 
+def test_what_all_programs_share_comes_once_a_multiprocessor() -> None:
+    """256 programs read 4 KiB each and the same 4 KiB; 132 of them are the first of a multiprocessor."""
+    found = followed("shared")
+    assert found.common == (256 * 4 * KIB, 0)
+    assert found.span == (8 * KIB, 0)
+    assert found.held(bypasses=False, l1_bytes=8 * KIB) == 256 * 4 * KIB
+    assert found.held(bypasses=False, l1_bytes=8 * KIB - 1) == found.held(bypasses=True, l1_bytes=1 << 20) == 0
+
+
+def test_shared_bytes_are_charged_so(items: dict[str, Audited]) -> None:
+    assert items["shared"].row.loaded_bytes == 256 * 4 * KIB + 132 * 4 * KIB
+    # Fewer programs than multiprocessors: each is the first of its own.
+    assert items["table"].row.loaded_bytes == 64 * 8 * KIB
+
+
+def test_atomics_on_one_element_follow_one_another(items: dict[str, Audited]) -> None:
+    assert followed("meeting").meeting == 50_000
+    assert followed("apart-adding").meeting == 1
+    assert followed("shared").meeting == 0
+    meeting, apart = items["meeting"].row, items["apart-adding"].row
+    assert meeting.modelled_us == pytest.approx(50_000 / (chip_of(90).clock_ghz * 1e3))
+    assert apart.modelled_us < 0.8 * meeting.modelled_us
+
+
 def test_what_the_interpreter_cannot_run_is_counted_by_width(items: dict[str, Audited]) -> None:
     row = items["assembly"].row
     assert row.status == "ok", row.reason
     assert (row.loaded_bytes, row.stored_bytes) == (4 * 4 * KIB, 4 * 4 * KIB)
+
+
+def test_functions_of_a_library_and_numbers_with_methods_are_followed() -> None:
+    found = followed("library")
+    assert (found.asked, found.stored) == (4 * 4 * KIB, 4 * 4 * KIB)
 
 
 def test_traffic_is_kept_between_runs(items: dict[str, Audited], cache: Path) -> None:

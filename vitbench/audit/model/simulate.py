@@ -4,12 +4,13 @@ What is simulated: the programs that are resident at once and those that follow 
 first; the stall counts, six barriers and wait masks that the compiler wrote into each instruction; units and the
 load/store queue; loads that the L1 cache, L2 or memory answers after a latency and at a rate; groups of asynchronous
 copies and products, barriers of all and of some warps, bulk copies and tensor-memory products with the phases that end
-them; atomics as stores that occupy L2 longer. The busiest multiprocessor decides, so that tails count.
+them; atomics as stores that occupy L2 longer, and one after another where they meet at one address. The busiest
+multiprocessor decides, so that tails count.
 
 Bytes are those of `vitbench.audit.traffic`, spread evenly over the loads: which of them hit is taken in turn, not
 followed. What it cannot see: clocks that power limits, throttling, the instruction cache, bank conflicts of shared
-memory, conflicts of registers, the distance to a slice of L2, atomics that meet at one address, which phase a wait is
-for where copies and products share a kernel (the oldest one), several launches at once.
+memory, conflicts of registers, the distance to a slice of L2, which phase a wait is for where copies and products share
+a kernel (the oldest one), several launches at once.
 """
 
 from __future__ import annotations
@@ -33,15 +34,19 @@ _ROUNDS = 3
 _L2_BYTES_A_CYCLE = 64.0  # into one multiprocessor, however idle the others are
 #: An L2 slice adds one sector in the time of two stores: an assumption.
 _ATOMIC_FACTOR = 2.0
+#: Atomics on one address follow one another, one a clock since Kepler (NVIDIA's white paper on the GK110).
+_MEETING_CYCLES = 1.0
 
 
 @dataclass(frozen=True)
 class Moved:
-    """Bytes of a whole launch between L2 and the multiprocessors, and those that the elements of its loads ask for."""
+    """Bytes of a whole launch between L2 and the multiprocessors, and those that the elements of its loads ask for;
+    `meeting` are the atomic operations on the element that most of them are on."""
 
     loaded: float
     stored: float
     asked: float
+    meeting: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,7 @@ class _Run:
             steady = total > resident
             rate = (total - resident) / (ends[-1] - ends[resident - 1]) if steady else resident / ends[-1]
             cycles += (each - total) / float(rate)
-        self.us = cycles / traced.cut / (chip.clock_ghz * 1e3)
+        self.us = max(cycles / traced.cut, amounts.meeting * _MEETING_CYCLES) / (chip.clock_ghz * 1e3)
         self.issued_per_cycle = issued / float(ends[-1])
         self.lost = lost
         self.first = traced.paths[traced.warps[0, 0]], when

@@ -35,13 +35,15 @@ def _norm(times: list[float]) -> float:
     return float(sum(t**4 for t in times) ** 0.25)
 
 
-def moved(compiled: Compiled, counted: Profile, chip: Chip, traffic: Traffic | None) -> Moved:
+def moved(launch: Launch, compiled: Compiled, counted: Profile, chip: Chip, traffic: Traffic | None) -> Moved:
     """Without traffic, what the instructions can move, masked lanes included."""
     if traffic is None:
         return Moved(counted.load_bytes, counted.store_bytes, counted.load_bytes)
     resident = max(_fits(chip, compiled).programs, 1)
-    loaded = traffic.loaded(counted.bypasses, chip.l1_bytes / resident - compiled.shared_bytes)
-    return Moved(float(loaded), float(traffic.stored), float(traffic.asked))
+    l1_bytes = chip.l1_bytes - resident * compiled.shared_bytes
+    later = max(0.0, 1 - chip.multiprocessors / launch.programs)  # programs that are not their multiprocessor's first
+    loaded = traffic.loaded(counted.bypasses, l1_bytes / resident) - later * traffic.held(counted.bypasses, l1_bytes)
+    return Moved(float(loaded), float(traffic.stored), float(traffic.asked), traffic.meeting)
 
 
 def model(

@@ -59,7 +59,7 @@ def examine(
         counted = profile(graph, executions, launch, compiled, arch)
         if counted.endless:
             return Examined(compiled, None, failure(launch, arch, compiled.triton, unbounded(counted)))
-        amounts = moved(compiled, counted, chip, traffic)
+        amounts = moved(launch, compiled, counted, chip, traffic)
         simulated = kernel.simulated(launch, chip, amounts)
     except execute.RanAway as problem:
         return Examined(compiled, None, failure(launch, arch, compiled.triton, f"not counted: {problem}"))

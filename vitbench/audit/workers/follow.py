@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import triton.language as tl
+from triton.language.extra import libdevice
 from triton.runtime import interpreter
 from vitkernels import Descriptor
 
@@ -79,6 +80,7 @@ class _Program:
         self.elements = self.operations = 0
         self.everything, self.narrow = _Cache(), _Cache()
         self.loads: list[Array] = []
+        self.atomics: list[Array] = [np.empty(0, np.int64)]
 
     def load(self, addresses: Array, active: Array, itemsize: int) -> None:
         sectors, count = self._sectors(addresses, active)
@@ -106,6 +108,37 @@ class _Program:
     def traffic(self) -> Traffic:
         missed, narrow = tuple(self.everything.missed), tuple(self.narrow.missed)
         return Traffic(self.asked, self.asked_wide, self.stored, missed, narrow, 1)
+
+
+class _Common:
+    """What all programs load, and how much a program loads, of all loads and of narrow ones; where atomics meet."""
+
+    def __init__(self) -> None:
+        self.atomics: list[tuple[Array, Array]] = []
+        self.sectors: list[Array] = []
+        self.asked = [0.0, 0.0]
+        self.programs = 0
+
+    def add(self, program: _Program) -> Traffic:
+        caches = program.everything, program.narrow
+        known = self.sectors or [cache.sectors for cache in caches]
+        self.sectors = [np.intersect1d(a, cache.sectors, True) for a, cache in zip(known, caches, strict=True)]
+        self.asked = [a + cache.clock for a, cache in zip(self.asked, caches, strict=True)]
+        self.programs += 1
+        self.atomics.append(np.unique(np.concatenate(program.atomics), return_counts=True))
+        return program.traffic()
+
+    def of(self, traffic: Traffic, programs: int) -> Traffic:
+        everything, narrow = (float(SECTOR * len(sectors) * programs) for sectors in self.sectors)
+        spans = self.asked[0] / self.programs, self.asked[1] / self.programs
+        return replace(traffic, common=(everything, narrow), span=spans, meeting=self._meeting(programs))
+
+    def _meeting(self, programs: int) -> float:
+        """What two programs of those followed share is shared by as large a part of all programs."""
+        addresses, times = (np.concatenate(parts) for parts in zip(*self.atomics, strict=True))
+        _, place, sharing = np.unique(addresses, return_inverse=True, return_counts=True)
+        sums = np.bincount(place, times)
+        return float(np.where(sharing > 1, sums * programs / self.programs, sums).max(initial=0.0))
 
 
 def _wide(addresses: Array, itemsize: int) -> bool:
@@ -149,6 +182,8 @@ class _Followed(interpreter.InterpreterBuilder):
 
     def create_atomic_rmw(self, operation: Any, pointers: Any, value: Any, mask: Any, *_: Any) -> Any:
         self.create_masked_store(pointers, value, mask)
+        addresses, active = _element_addresses(pointers, mask)
+        self.program.atomics.append(addresses[active])
         return interpreter.TensorHandle(np.zeros_like(value.data), value.dtype.scalar)
 
     def create_dot(self, a: Any, b: Any, d: Any, *_: Any) -> Any:
@@ -198,18 +233,20 @@ def follow(job: Job, l2_bytes: int = 0) -> Traffic:
         return _every(run, grid, l2_bytes)
     elements = max(1, run((0, 0, 0)).elements)
     places = spread(grid, max(MIN_PROGRAMS, min(MAX_PROGRAMS, _ELEMENTS // elements)))
-    return total([run(place).traffic() for place in places], math.prod(grid) / len(places))
+    common = _Common()
+    parts = [common.add(run(place)) for place in places]
+    return common.of(total(parts, math.prod(grid) / len(places)), math.prod(grid))
 
 
 def _every(run: Callable[[tuple[int, int, int]], _Program], grid: tuple[int, int, int], l2_bytes: int) -> Traffic:
     cache = _Cache((l2_bytes,))
-    parts = []
+    parts, common = [], _Common()
     for place in spread(grid, math.prod(grid)):
         program = run(place)
         cache.load(np.unique(np.concatenate([*program.loads, np.empty(0, np.int64)])))
         cache.clock += round(program.stored)
-        parts.append(program.traffic())
-    every = total(parts, 1.0)
+        parts.append(common.add(program))
+    every = common.of(total(parts, 1.0), len(parts))
     return replace(every, memory=float(cache.missed[0]) + every.stored)
 
 
@@ -228,6 +265,8 @@ def _arguments(kernel: Any, function: Any, job: Job) -> dict[str, Any]:
             given[name] = _descriptor(value, _address(position))
         elif isinstance(value, str):
             given[name] = _pointer(value, _address(position))
+        elif isinstance(value, float):
+            given[name] = tl.tensor(interpreter.TensorHandle(np.array([value], np.float32), tl.float32), tl.float32)
         else:
             given[name] = interpreter._implicit_cvt(value)
     return inspect.getcallargs(function, **given)
@@ -263,7 +302,13 @@ def answer(job: Job, l2_bytes: int) -> Traffic | Failed:
         return Failed(f"{type(problem).__name__}: {str(problem).splitlines()[-1:]}"[:300], traceback.format_exc())
 
 
+def _first(value: Any, *_: Any, **__: Any) -> Any:
+    """In place of functions of a device's library, which the interpreter does not have."""
+    return value
+
+
 def main() -> None:
+    vars(libdevice).update({name: _first for name, found in vars(libdevice).items() if inspect.isfunction(found)})
     interpreter._convert_float = _zeros
     interpret_for_good()
     interpreter.interpreter_builder.__class__ = _Followed
