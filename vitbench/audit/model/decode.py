@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -85,9 +86,15 @@ class Code:
     group: Ints
 
 
-def decode(graph: Graph, chip: Chip, latency: Latency) -> Code:
-    """The kernel's instructions as `Code` for one card."""
+def decode(graph: Graph, chip: Chip, latency: Latency, shared_cycles: Mapping[int, int]) -> Code:
+    """The kernel's instructions as `Code` for one card.
+
+    Args:
+        shared_cycles: as `Trace` has them; other accesses of shared memory are taken to meet no conflict.
+    """
     found = [_decoded(i, graph, chip, latency) for i in graph.listing.instructions]
+    for index, cycles in shared_cycles.items():
+        found[index] = replace(found[index], cycles=max(found[index].cycles, float(cycles)))
     copied, last = bulk.copy_bytes(graph), bulk.ends_phase(graph)
     found = [
         replace(f, bytes=copied, argument=int(i.index in last or i.name == "UTMAREDG")) if f.kind in BULK_KINDS else f

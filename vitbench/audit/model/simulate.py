@@ -2,15 +2,15 @@
 
 What is simulated: the programs that are resident at once and those that follow them; four schedulers, oldest warp
 first; the stall counts, six barriers and wait masks that the compiler wrote into each instruction; units and the
-load/store queue; loads that the L1 cache, L2 or memory answers after a latency and at a rate; groups of asynchronous
-copies and products, barriers of all and of some warps, bulk copies and tensor-memory products with the phases that end
-them; atomics as stores that occupy L2 longer, and one after another where they meet at one address. The busiest
-multiprocessor decides, so that tails count.
+load/store queue; bank conflicts of shared memory, where a warp's addresses can be followed; loads that the L1 cache, L2
+or memory answers after a latency and at a rate; groups of asynchronous copies and products, barriers of all and of some
+warps, bulk copies and tensor-memory products with the phases that end them; atomics as stores that occupy L2 longer,
+and one after another where they meet at one address. The busiest multiprocessor decides, so that tails count.
 
 Bytes are those of `vitbench.audit.traffic`, spread evenly over the loads: which of them hit is taken in turn, not
-followed. What it cannot see: clocks that power limits, throttling, the instruction cache, bank conflicts of shared
-memory, conflicts of registers, the distance to a slice of L2, which phase a wait is for where copies and products share
-a kernel (the oldest one), several launches at once.
+followed. What it cannot see: clocks that power limits, throttling, the instruction cache, conflicts of registers, the
+distance to a slice of L2, which phase a wait is for where copies and products share a kernel (the oldest one), several
+launches at once.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class _Run:
     ) -> None:
         from vitbench.audit.model import engine
 
-        code = decode(graph, chip, latency)
+        code = decode(graph, chip, latency, traced.shared_cycles)
         each = -(-launch.programs // chip.multiprocessors)
         resident = min(fitting, each)
         lengths = np.array([len(path) for path in traced.paths], np.int64)

@@ -121,9 +121,28 @@ def reads(instruction: Instruction) -> set[str]:
 def control_slice(graph: Graph, watched: Callable[[Instruction], bool]) -> list[bool]:
     """For every instruction, whether a branch, or the guard of a watched instruction, may depend on its result.
 
-    Backwards flow of the registers that those decisions need; an instruction that sets one of them belongs to the
-    slice and its own sources become needed. Branches, exits, calls and returns always belong.
+    Branches, exits, calls and returns always belong.
     """
+    return _slice(
+        graph,
+        lambda i: {i.guard.lstrip("!")} if i.guard and watched(i) else set(),
+        {"BRA", "EXIT", "CALL", "RET", "BRX", "JMP", "BREAK"},
+    )
+
+
+def address_slice(graph: Graph, accesses: Callable[[Instruction], bool]) -> list[bool]:
+    """For every instruction, whether the address in brackets of one of these accesses may depend on its result."""
+
+    def needs(i: Instruction) -> set[str]:
+        addresses = [operand for operand in i.operands if operand.startswith("[")] if accesses(i) else []
+        return {match.group(1) for operand in addresses for match in _ANY.finditer(operand)}
+
+    return _slice(graph, needs, set())
+
+
+def _slice(graph: Graph, needs: Callable[[Instruction], set[str]], always: set[str]) -> list[bool]:
+    """Backwards flow of the registers that are needed; an instruction that sets one of them belongs to the slice and
+    its own sources become needed, as they do of instructions that always belong."""
     code = graph.listing.instructions
     chosen = [False] * len(code)
     needed_in: list[set[str]] = [set() for _ in graph.blocks]
@@ -136,16 +155,14 @@ def control_slice(graph: Graph, watched: Callable[[Instruction], bool]) -> list[
                 needed |= needed_in[successor]
             for index in range(block.stop - 1, block.start - 1, -1):
                 instruction = code[index]
-                transfers = instruction.name in ("BRA", "EXIT", "CALL", "RET", "BRX", "JMP", "BREAK")
                 set_here = writes(instruction)
-                if transfers or needed.intersection(set_here):
+                if instruction.name in always or needed.intersection(set_here):
                     if not chosen[index]:
                         chosen[index] = changed = True
                     if not instruction.guard:
                         needed.difference_update(set_here)
                     needed |= reads(instruction)
-                if instruction.guard and watched(instruction):
-                    needed.add(instruction.guard.lstrip("!"))
+                needed |= needs(instruction)
             if needed != needed_in[block.number]:
                 needed_in[block.number], changed = needed, True
     return chosen

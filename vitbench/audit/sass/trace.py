@@ -6,12 +6,14 @@ One thread stands for all of its warp, and for all warps unless a branch depends
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from vitbench.audit.sampling import spread
+from vitbench.audit.sass.banks import Banks
 from vitbench.audit.sass.execute import Launched, Machine
 from vitbench.audit.sass.graph import Graph
 from vitbench.audit.sass.thread import Thread
@@ -29,11 +31,13 @@ class Trace:
             not hold.
         warps: [programs, num_warps], which path each warp takes.
         cut: the share of the longest path that was kept; 1.0 unless MAX_LENGTH cut it.
+        shared_cycles: by instruction, how long shared memory is busy with an access, where its addresses are known.
     """
 
     paths: list[npt.NDArray[np.int32]]
     warps: npt.NDArray[np.int32]
     cut: float = 1.0
+    shared_cycles: Mapping[int, int] = field(default_factory=dict)
 
 
 def trace(graph: Graph, launched: Launched, machine: Machine | None = None) -> Trace:
@@ -62,13 +66,21 @@ def trace(graph: Graph, launched: Launched, machine: Machine | None = None) -> T
             row.append(known[key])
         rows.append(row if by_index else row * launched.num_warps)
     kept = max(len(path) for path in paths)
-    return Trace(paths, np.array(rows, np.int32), kept / longest if longest else 1.0)
+    banks, shared_cycles = Banks(machine.graph), dict[int, int]()
+    for path, warp in dict(zip(reversed(rows[0]), reversed(range(len(rows[0]))), strict=True)).items():
+        lanes = [_thread(machine, launched, places[0], (warp, lane)) for lane in range(32)]
+        shared_cycles = banks.cycles(paths[path], lanes) | shared_cycles
+    return Trace(paths, np.array(rows, np.int32), kept / longest if longest else 1.0, shared_cycles)
+
+
+def _thread(machine: Machine, launched: Launched, place: tuple[int, int, int], who: tuple[int, int] | None) -> Thread:
+    return Thread(launched.constants, machine.special(place, who), launched.memory)
 
 
 def _follow(
     machine: Machine, launched: Launched, place: tuple[int, int, int], who: tuple[int, int] | None
 ) -> npt.NDArray[np.int32]:
-    thread = Thread(launched.constants, machine.special(place, who), launched.memory)
+    thread = _thread(machine, launched, place, who)
     ranges = [np.arange(block.start, block.stop, dtype=np.int32) for block in machine.graph.blocks]
     parts = []
     for number, skipped in machine.path(thread):

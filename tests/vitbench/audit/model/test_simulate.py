@@ -134,14 +134,14 @@ def test_a_warp_groups_products_take_the_matrix_units_rate() -> None:
     graph = kernel(*[product] * 31, closing, line("WARPGROUP.DEPBAR.LE gsb0, 0x0"))
     assert cycles(run(graph)) == pytest.approx(32 * 64 + HOPPER.matrix, rel=0.01)
     narrow = kernel(line("HGMMA.64x8x16.F32.BF16 R24, gdesc[UR4], R24"))
-    code = decode(narrow, H200, HOPPER)
+    code = decode(narrow, H200, HOPPER, {})
     assert (code.kind[0], code.cycles[0]) == (Kind.GROUP_PRODUCT, 2 * 16 * (64 + 8) / 128)
 
 
 def test_an_older_product_runs_at_the_cards_rate() -> None:
     """16 x 8 x 16 multiply-adds: 8 cycles of an A100's quarter, 32 of an RTX 4090's."""
     graph = kernel(line("HMMA.16816.F32.BF16 R0, R4, R8, R0"))
-    took = {name: decode(graph, chip_named(name), HOPPER).cycles[0] for name in ("A100 80GB", "RTX 4090", "A10")}
+    took = {name: decode(graph, chip_named(name), HOPPER, {}).cycles[0] for name in ("A100 80GB", "RTX 4090", "A10")}
     assert took == {"A100 80GB": 8.0, "RTX 4090": 32.0, "A10": 16.0}
 
 
@@ -151,7 +151,7 @@ def test_tensor_memory_products_end_a_phase() -> None:
     idle = cycles(run(kernel(commit, wait)))
     described = line("UMOV UR11, 0x8200490")
     busy = cycles(run(kernel(described, *[product] * 8, commit, wait)))
-    code = decode(kernel(described, product), H200, HOPPER)
+    code = decode(kernel(described, product), H200, HOPPER, {})
     assert code.cycles[1] == 128 * 128 * 16 / 2048
     assert busy - idle == pytest.approx(8 * 128, rel=0.02)
 
@@ -180,3 +180,15 @@ def test_results_are_equal_bit_by_bit() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=re.escape("does not fit on a multiprocessor of the H200: too much registers")):
         run(kernel(LOAD), warps=32, registers=255)
+
+
+def test_lanes_that_meet_in_a_bank_are_served_one_after_another() -> None:
+    """Eight loads of lanes 4 and 128 bytes apart: one cycle of the load/store unit each, and 32."""
+    lane = line("S2R R0, SR_TID.X", write=0)
+
+    def loads(scale: str) -> float:
+        address = line(f"IMAD.SHL.U32 R1, R0, {scale}, RZ", stall=6, wait=0b000001)
+        return cycles(run(kernel(lane, address, *[line("LDS R4, [R1]", write=1)] * 8, line("FADD R5, R4, R4", wait=2))))
+
+    apart, together = loads("0x4"), loads("0x80")
+    assert together - apart == pytest.approx(4 * 8 * 31, abs=40)
