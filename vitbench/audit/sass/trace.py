@@ -67,9 +67,10 @@ def trace(graph: Graph, launched: Launched, machine: Machine | None = None) -> T
         rows.append(row if by_index else row * launched.num_warps)
     kept = max(len(path) for path in paths)
     banks, shared_cycles = Banks(machine.graph), dict[int, int]()
-    for path, warp in dict(zip(reversed(rows[0]), reversed(range(len(rows[0]))), strict=True)).items():
-        lanes = [_thread(machine, launched, places[0], (warp, lane)) for lane in range(32)]
-        shared_cycles = banks.cycles(paths[path], lanes) | shared_cycles
+    for number in dict.fromkeys(rows[0]):
+        warp = rows[0].index(number)
+        threads = [_thread(machine, launched, places[0], (warp, lane)) for lane in range(32)]
+        shared_cycles = banks.cycles(paths[number], threads) | shared_cycles
     return Trace(paths, np.array(rows, np.int32), kept / longest if longest else 1.0, shared_cycles)
 
 
