@@ -36,7 +36,7 @@ SHARED = $(call option,model,MODEL) $(call option,resolution,RES) $(call option,
 
 .PHONY: help setup bench memory-curves test test-fast test-faults fault-table fuzz test-oldest test-oldest-fast test-newest lint types bench-harness \
   bench-compare report readme clean memory-truth throughput-truth fit-predictor trace-predictor audit-truth audit audit-all \
-  audit-compile audit-accept audit-picture gate kernels-bench certify wheels
+  audit-compile audit-accept audit-picture audit-peers gate kernels-bench certify wheels
 
 # Environments of the oldest and the newest supported versions, 5 GB and minutes each (constraints-*.txt).
 OLDEST := $(or $(strip $(VENV)),.venv)-oldest
@@ -63,6 +63,7 @@ help:
 	@echo 'make audit-compile        every launch compiles without spills, with two versions of Triton (PART=1/8: a part)'
 	@echo 'make audit-accept         renew the committed audit, in a commit of its own'
 	@echo 'make audit-picture        pipe use and floor share of every kernel, from the committed audit'
+	@echo 'make audit-peers          ours beside kernels as people write them, as CSV: modelled, forward and backward'
 	@echo 'make audit-truth          published kernel times beside modelled ones, as CSV and picture'
 	@echo 'make gate                 this checkout against main: measured on a GPU, audited without (AGAINST= ARGS=)'
 	@echo 'make kernels-bench        kernels beside eager, SDPA, FlexAttention, compile, cuDNN (DEVICE= OUT= KERNEL= ARGS=)'
@@ -158,6 +159,9 @@ audit-accept: $(READY)
 
 audit-picture: $(READY)
 	$(PY) -m vitbench.audit.picture results/baseline
+
+audit-peers: $(READY)
+	-$(PY) -m vitbench audit --arch sm_90 --peers --out results/baseline/peers-sm_90.csv $(ARGS)
 
 audit-truth: $(READY)
 	$(PY) -m vitbench.audit.truth results/truth

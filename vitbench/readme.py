@@ -4,7 +4,8 @@ A block `<!-- WHAT: FILES -->` ... `<!-- end -->` holds what is made of its file
 
 - table: the rows of a vitbench CSV, those alone that a filter leaves where one follows it, or a pytest-benchmark JSON;
 - columns: what the columns of that CSV's table mean; standouts: what stands out in it, or in what a filter leaves;
-- verdict: what moved from one audit to another; kernels: the table of kernels from an audit;
+- verdict: what moved from one audit to another; kernels: the table of kernels from an audit; peers: ours beside
+  kernels as people write them;
 - kernel times, memory, throughput: how far what is modelled or predicted is from published figures;
   throughput errors: the same without other layouts and the farthest families;
 - certified: the summary of every certification in the folders that match;
@@ -70,6 +71,12 @@ def _throughput_errors(path: Path) -> str:
     return throughput_truth.told([one for one in found if one.rare == "all" and one.held_out != "layout"])
 
 
+def _peers(path: Path) -> str:
+    from vitbench.audit.peers import table  # imports torch
+
+    return table.page(table.TABLE.read(path))
+
+
 def _certified(folders: Path) -> str:
     """Summaries, one heading for each, two levels below their own."""
     root = Path(folders.anchor or ".")
@@ -115,6 +122,7 @@ _TEXT: dict[str, Callable[..., str]] = {
 }
 _MARKDOWN: dict[str, Callable[..., str]] = {
     "kernels": lambda path: kernel_table(read_csv(path)),
+    "peers": _peers,
     "certified": _certified,
     "options": lambda path: _options(path.name),
 }

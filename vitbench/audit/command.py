@@ -79,16 +79,19 @@ def run(given: AuditOptions) -> int:
 
 def _peers(given: AuditOptions, archs: Sequence[int], chip: Chip | None) -> int:
     """Ours beside its peers; 1 where it is not ahead, or has no time."""
-    columns.check(peers.table([], peers.names(archs[0])), given)
+    columns.check(peers.table([]), given)
     found = []
     with _progress() as done:
         for arch in archs:
             found += peers.compare(arch, given.kernel, given.processes or None, done, chip.name if chip else "")
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        peers.TABLE.write(given.out, found)
     columns.show(peers.table(found), given)
-    for fault in (fault for case in found for fault in case.faults):
+    for fault in (case.faults for case in found if case.faults):
         print(fault)
     print(peers.verdict(found))
-    return int(any(case.ratio <= 1 or case.faults for case in found))
+    return int(any(case.behind for case in found))
 
 
 def _archs(arch: str, chip: Chip | None) -> list[int]:
@@ -129,9 +132,11 @@ def _check(given: AuditOptions) -> None:
         raise InputError(
             "baselines are of usual cards: --card goes with neither --baseline, --accept nor --compile-only"
         )
-    others = (given.show, given.baseline, given.accept, given.validate, given.compile_only, given.out)
+    others = (given.show, given.baseline, given.accept, given.validate, given.compile_only)
     if given.peers and (any(others) or parse_part(given.part) != (1, 1) or given.kernels != "vitkernels"):
-        raise InputError("--peers is a table of its own of vitkernels: it goes with --kernel, --arch and --card alone")
+        raise InputError(
+            "--peers is of vitkernels and a table of its own: with it go --kernel, --arch, --card and --out"
+        )
     if parse_part(given.part) != (1, 1) and (given.accept or given.validate):
         raise InputError("--part leaves launches out, so it goes with neither --accept nor --validate")
     if given.html and not given.show:

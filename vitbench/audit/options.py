@@ -29,7 +29,7 @@ class AuditOptions(Shown):
         str, Option(metavar="CASE", help="Print resources, top costs, advice and hot loop of what matches.")
     ] = ""
     peers: Annotated[
-        bool, Option("--peers", help="Forward passes beside kernels as people write them; exit 1 where ours is behind.")
+        bool, Option("--peers", help="Passes beside kernels as people write them; exit 1 where ours is behind.")
     ] = False
     html: Annotated[
         Path | None,

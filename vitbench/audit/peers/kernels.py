@@ -102,6 +102,107 @@ def flex_attention(
 
 
 @triton.jit
+def attention_delta(delta_ptr, o_ptr, do_ptr, heads, n, d, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Sums of o * do over a head's channels, [B, H, N] of [B, N, H, D]."""
+    b, h = tl.program_id(1) // heads, tl.program_id(1) % heads
+    rows, offs_d = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    inside = (rows[:, None] < n) & (offs_d[None, :] < d)
+    at = b.to(tl.int64) * n * heads * d + rows[:, None] * heads * d + h * d + offs_d[None, :]
+    o = tl.load(o_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    do = tl.load(do_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(delta_ptr + tl.program_id(1) * n + rows, tl.sum(o * do, 1), mask=rows < n)
+
+
+@triton.jit
+def attention_keys(
+    dk_ptr, dv_ptr, q_ptr, k_ptr, v_ptr, do_ptr, bias_ptr,  # as forward
+    lse_ptr, delta_ptr,  # [B, H, N]: log2 of the softmax's denominators, and of attention_delta
+    heads, n, m, d, scale,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """dk and dv of a block of keys, while queries stream by."""
+    b, h = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
+    stride = heads * d
+    q_base, kv_base, row, table = b * n * stride + h * d, b * m * stride + h * d, (b * heads + h) * n, h * n * m
+    offs_n, offs_d = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    keys = (offs_n[:, None] < m) & (offs_d[None, :] < d)
+    kv_at = kv_base + offs_n[:, None] * stride + offs_d[None, :]
+    k = tl.load(k_ptr + kv_at, mask=keys, other=0.0)
+    v = tl.load(v_ptr + kv_at, mask=keys, other=0.0)
+    dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    for start in range(0, n, BLOCK_M):
+        offs_m = start + tl.arange(0, BLOCK_M)
+        rows = (offs_m[:, None] < n) & (offs_d[None, :] < d)
+        q_at = q_base + offs_m[:, None] * stride + offs_d[None, :]
+        q = tl.load(q_ptr + q_at, mask=rows, other=0.0)
+        do = tl.load(do_ptr + q_at, mask=rows, other=0.0)
+        lse = tl.load(lse_ptr + row + offs_m, mask=offs_m < n, other=0.0)
+        delta = tl.load(delta_ptr + row + offs_m, mask=offs_m < n, other=0.0)
+        inside = (offs_n[:, None] < m) & (offs_m[None, :] < n)
+        bias = tl.load(bias_ptr + table + offs_m[None, :] * m + offs_n[:, None], mask=inside, other=0.0)
+        p = tl.exp2((tl.dot(k, tl.trans(q)) * scale + bias) * _LOG2_E - lse[None, :])
+        p = tl.where(inside, p, 0.0)
+        dv = tl.dot(p.to(do.dtype), do, dv)
+        ds = p * (tl.dot(v, tl.trans(do)) - delta[None, :])
+        dk = tl.dot(ds.to(q.dtype), q, dk)
+    tl.store(dk_ptr + kv_at, (dk * scale).to(dk_ptr.dtype.element_ty), mask=keys)
+    tl.store(dv_ptr + kv_at, dv.to(dv_ptr.dtype.element_ty), mask=keys)
+
+
+@triton.jit
+def attention_queries(
+    dq_ptr, dbias_ptr, q_ptr, k_ptr, v_ptr, do_ptr, bias_ptr, lse_ptr, delta_ptr, heads, n, m, d, scale, first,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """dq of a block of queries, while keys stream by, and their part of the bias's gradient, added up in zeros; the
+    programs before the one numbered `first` do something else."""
+    b, h = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
+    stride = heads * d
+    q_base, kv_base, row, table = b * n * stride + h * d, b * m * stride + h * d, (b * heads + h) * n, h * n * m
+    offs_m, offs_d = (tl.program_id(0) - first) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    rows = (offs_m[:, None] < n) & (offs_d[None, :] < d)
+    q_at = q_base + offs_m[:, None] * stride + offs_d[None, :]
+    q = tl.load(q_ptr + q_at, mask=rows, other=0.0)
+    do = tl.load(do_ptr + q_at, mask=rows, other=0.0)
+    lse = tl.load(lse_ptr + row + offs_m, mask=offs_m < n, other=0.0)
+    delta = tl.load(delta_ptr + row + offs_m, mask=offs_m < n, other=0.0)
+    dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    for start in range(0, m, BLOCK_N):
+        offs_n = start + tl.arange(0, BLOCK_N)
+        keys = (offs_n[:, None] < m) & (offs_d[None, :] < d)
+        kv_at = kv_base + offs_n[:, None] * stride + offs_d[None, :]
+        k = tl.load(k_ptr + kv_at, mask=keys, other=0.0)
+        v = tl.load(v_ptr + kv_at, mask=keys, other=0.0)
+        inside = (offs_m[:, None] < n) & (offs_n[None, :] < m)
+        bias_at = table + offs_m[:, None] * m + offs_n[None, :]
+        bias = tl.load(bias_ptr + bias_at, mask=inside, other=0.0)
+        p = tl.exp2((tl.dot(q, tl.trans(k)) * scale + bias) * _LOG2_E - lse[:, None])
+        ds = tl.where(inside, p * (tl.dot(do, tl.trans(v)) - delta[:, None]), 0.0)
+        tl.atomic_add(dbias_ptr + bias_at, ds, mask=inside, sem="relaxed")
+        dq = tl.dot(ds.to(k.dtype), k, dq)
+    tl.store(dq_ptr + q_at, (dq * scale).to(dq_ptr.dtype.element_ty), mask=rows)
+
+
+@triton.jit
+def flex_backward(
+    dq_ptr, dk_ptr, dv_ptr, dbias_ptr, q_ptr, k_ptr, v_ptr, do_ptr, bias_ptr, lse_ptr, delta_ptr, heads, n, m, d, scale,
+    key_blocks, M1: tl.constexpr, N1: tl.constexpr, M2: tl.constexpr, N2: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Both in one launch, as FlexAttention's template divides its programs."""
+    if tl.program_id(0) < key_blocks:
+        attention_keys(
+            dk_ptr, dv_ptr, q_ptr, k_ptr, v_ptr, do_ptr, bias_ptr, lse_ptr, delta_ptr, heads, n, m, d, scale, M1, N1,
+            BLOCK_D,
+        )  # fmt: skip
+    else:
+        attention_queries(
+            dq_ptr, dbias_ptr, q_ptr, k_ptr, v_ptr, do_ptr, bias_ptr, lse_ptr, delta_ptr, heads, n, m, d, scale,
+            key_blocks, M2, N2, BLOCK_D,
+        )  # fmt: skip
+
+
+@triton.jit
 def direct_depthwise(
     y_ptr,  # [B, OH, OW, C]
     x_ptr,  # [B, H, W, C]

@@ -1,6 +1,11 @@
-"""Launches of the peers at the cases of vitkernels, forward, in bf16."""
+"""Launches of the peers at the cases of vitkernels, in bf16: attention forward and backward, convolution forward."""
 
 from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
 
 import torch
 import triton
@@ -12,6 +17,10 @@ from vitbench.audit.peers import kernels
 TEXTBOOK = (
     (128, 64, 3, 4), (128, 32, 3, 4), (64, 64, 3, 4), (64, 32, 3, 4), (64, 16, 3, 4), (128, 64, 2, 8), (128, 128, 2, 8),
     (128, 64, 2, 4), (64, 64, 2, 4), (64, 32, 2, 4), (64, 128, 2, 4), (64, 64, 1, 4),
+)  # fmt: skip
+#: Queries and keys that stream by and are held for dk and dv, then for dq, stages, warps: the fastest of them counts.
+TEXTBOOK_BACKWARD = (
+    (32, 128, 128, 32, 3, 4), (64, 64, 64, 64, 2, 4), (32, 64, 64, 32, 3, 4), (64, 64, 64, 64, 1, 4),
 )  # fmt: skip
 #: Pixels, channels, warps.
 DIRECT = (
@@ -39,22 +48,110 @@ def flex_tiles(arch: int, head_dim: int) -> list[tuple[int, int, int, int]]:
     return list(dict.fromkeys((x.block_m, x.block_n, x.num_stages, x.num_warps) for x in tried))
 
 
-def attention(case: BiasAttentionCase, arch: int) -> list[Launch]:
+def flex_backward_tiles(arch: int, head_dim: int) -> list[tuple[int, int, int, int, int, int]]:
+    """The same for the backward pass, as in TEXTBOOK_BACKWARD; of what max-autotune tries, small tiles unpipelined."""
+    from torch._inductor.template_heuristics.triton import CUDAConfigHeuristic
+
+    known = CUDAConfigHeuristic()
+    choose = known.get_flex_attn_bwd_configs
+    given: dict[str, Any] = {"head_dim": head_dim, "seq_len": 128, "dtype": torch.bfloat16}  # torch 2.14 asks for all
+    with mock.patch.object(torch.cuda, "get_device_capability", return_value=divmod(arch, 10)):
+        chosen = choose(**{name: given[name] for name in inspect.signature(choose).parameters})
+    tried = [*chosen, *(x for x in known.flex_attn_bwd_autotune_configs if x.num_stages == 1 and x.block_n1 <= 64)]
+    return list(
+        dict.fromkeys((x.block_m1, x.block_n1, x.block_m2, x.block_n2, x.num_stages, x.num_warps) for x in tried)
+    )
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One way to do the same: who does it so, with which tiles, and what is launched."""
+
+    name: str
+    tiles: str
+    launches: list[Launch]
+
+
+def attention(case: BiasAttentionCase, arch: int) -> list[Peer]:
     """The textbook kernel with each of TEXTBOOK, and FlexAttention's with its tiles."""
-    textbook = [_textbook(case, *tiles) for tiles in TEXTBOOK]
-    return textbook + [_flex(case, *tiles) for tiles in flex_tiles(arch, case.D)]
+    made = [_textbook(case, *tiles) for tiles in TEXTBOOK] + [_flex(case, *tiles) for tiles in flex_tiles(arch, case.D)]
+    return [Peer(x.op, x.case.partition("+")[2], [x]) for x in made]
+
+
+def attention_backward(case: BiasAttentionCase, arch: int) -> list[Peer]:
+    """The textbook's two kernels and FlexAttention's one, both after the sums of o * do in a launch of its own."""
+    peers = [Peer("textbook", _told(x), _textbook_backward(case, *x)) for x in TEXTBOOK_BACKWARD]
+    return peers + [Peer("flex", _told(x), _flex_backward(case, *x)) for x in flex_backward_tiles(arch, case.D)]
+
+
+def _told(tiles: tuple[int, int, int, int, int, int]) -> str:
+    m1, n1, m2, n2, stages, warps = tiles
+    return f"{m1}x{n1}+{m2}x{n2}+s{stages}+w{warps}"
+
+
+def _textbook_backward(case: BiasAttentionCase, *tiles: int) -> list[Launch]:
+    m1, n1, m2, n2, stages, warps = tiles
+    by_keys = _gradient(case, kernels.attention_keys, "textbook", "bwd_key", f"{m1}x{n1}", -(-case.M // n1), stages,
+                        warps, {"BLOCK_M": m1, "BLOCK_N": n1}, 8)  # fmt: skip
+    by_queries = _gradient(case, kernels.attention_queries, "textbook", "bwd_query", f"{m2}x{n2}", -(-case.N // m2),
+                           stages, warps, {"BLOCK_M": m2, "BLOCK_N": n2, "first": 0}, 6)  # fmt: skip
+    return [_delta(case, "textbook"), by_keys, by_queries]
+
+
+def _flex_backward(case: BiasAttentionCase, *tiles: int) -> list[Launch]:
+    m1, n1, m2, n2, stages, warps = tiles
+    keys, queries = -(-case.M // n1), -(-case.N // m2)
+    blocks = {"M1": m1, "N1": n1, "M2": m2, "N2": n2, "key_blocks": keys}
+    both = _gradient(case, kernels.flex_backward, "flex", "bwd", f"{m1}x{n1}+{m2}x{n2}", keys + queries, stages, warps,
+                     blocks, 14)  # fmt: skip
+    return [_delta(case, "flex"), both]
+
+
+def _delta(case: BiasAttentionCase, op: str) -> Launch:
+    elements = case.B * case.H * case.N * case.D
+    return Launch(
+        kernel=kernels.attention_delta, op=op, case=case.name, pass_name="bwd_delta", dtype="bf16",
+        args={
+            "delta_ptr": "*fp32", "o_ptr": "*bf16", "do_ptr": "*bf16", "heads": case.H, "n": case.N, "d": case.D,
+            "BLOCK_M": 64, "BLOCK_D": _channels(case),
+        },
+        grid=(-(-case.N // 64), case.B * case.H), elements=elements,
+        bytes=4 * elements + 4 * case.B * case.H * case.N,
+    )  # fmt: skip
+
+
+def _gradient(
+    case: BiasAttentionCase, kernel: Any, op: str, name: str, tiles: str, blocks: int, stages: int, warps: int,
+    args: dict[str, int], flops: int,
+) -> Launch:  # fmt: skip
+    """`flops` for each score and channel; dbias is added to by every image."""
+    scores = case.B * case.H * case.N * case.M
+    pointers = dict.fromkeys(("dq_ptr", "dk_ptr", "dv_ptr", "q_ptr", "k_ptr", "v_ptr", "do_ptr"), "*bf16")
+    pointers |= dict.fromkeys(("bias_ptr", "dbias_ptr", "lse_ptr", "delta_ptr"), "*fp32")
+    sizes = {"heads": case.H, "n": case.N, "m": case.M, "d": case.D, "scale": case.D**-0.5, "BLOCK_D": _channels(case)}
+    taken = {k: v for k, v in (pointers | sizes | args).items() if k in kernel.arg_names}
+    moved = 2 * case.B * case.H * case.D * (3 * case.N + 4 * case.M) + 8 * case.H * case.N * case.M
+    return Launch(
+        kernel=kernel, op=op, case=f"{case.name}+{tiles}+s{stages}+w{warps}", pass_name=name, dtype="bf16", args=taken,
+        grid=(blocks, case.B * case.H), num_stages=stages, num_warps=warps, elements=scores, bytes=moved,
+        matrix_flops=flops * scores * case.D, special=scores,
+    )  # fmt: skip
+
+
+def _channels(case: BiasAttentionCase) -> int:
+    return max(16, triton.next_power_of_2(case.D))
 
 
 def _textbook(case: BiasAttentionCase, rows: int, keys: int, stages: int, warps: int) -> Launch:
     sizes = {"heads": case.H, "n": case.N, "m": case.M, "d": case.D, "scale": case.D**-0.5}
-    blocks = {"BLOCK_M": rows, "BLOCK_N": keys, "BLOCK_D": max(16, triton.next_power_of_2(case.D))}
+    blocks = {"BLOCK_M": rows, "BLOCK_N": keys, "BLOCK_D": _channels(case)}
     grid = (-(-case.N // rows), case.B * case.H)
     return _attention("textbook", kernels.textbook_attention, case, sizes | blocks, grid, stages, warps)
 
 
 def _flex(case: BiasAttentionCase, rows: int, keys: int, stages: int, warps: int) -> Launch:
     sizes = {"heads": case.H, "n": case.N, "m": case.M, "d": case.D, "scale": case.D**-0.5, "SPARSE": _SPARSE}
-    blocks = {"BLOCK_M": rows, "BLOCK_N": keys, "BLOCK_D": max(16, triton.next_power_of_2(case.D))}
+    blocks = {"BLOCK_M": rows, "BLOCK_N": keys, "BLOCK_D": _channels(case)}
     known = {"blocks_ptr": "*i32", "indices_ptr": "*i32"}
     grid = (-(-case.N // rows), case.B, case.H)
     return _attention("flex", kernels.flex_attention, case, sizes | blocks | known, grid, stages, warps)
@@ -75,7 +172,7 @@ def _attention(
     )  # fmt: skip
 
 
-def depthwise(case: DepthwiseCase) -> list[Launch]:
+def depthwise(case: DepthwiseCase) -> list[Peer]:
     """The direct kernel with each of DIRECT."""
     out_h, out_w = ((size + 2 * case.padding - case.k) // case.stride + 1 for size in (case.H, case.W))
     inputs, outputs = case.B * case.H * case.W * case.C, case.B * out_h * out_w * case.C
@@ -85,7 +182,7 @@ def depthwise(case: DepthwiseCase) -> list[Launch]:
         "PADDING": case.padding,
     }  # fmt: skip
     name = f"{case.name}-b{case.B}-nhwc"
-    return [
+    made = [
         Launch(
             kernel=kernels.direct_depthwise, op="direct", case=f"{name}+{pixels}x{channels}+w{warps}",
             pass_name="fwd", dtype="bf16", args=args | {"BLOCK_P": pixels, "BLOCK_C": channels},
@@ -94,9 +191,11 @@ def depthwise(case: DepthwiseCase) -> list[Launch]:
         )
         for pixels, channels, warps in DIRECT
     ]  # fmt: skip
+    return [Peer(x.op, x.case.partition("+")[2], [x]) for x in made]
 
 
-def peers(arch: int) -> dict[str, list[Launch]]:
-    """By "operation/case" of vitkernels."""
-    found = {f"bias_attention/{case.name}": attention(case, arch) for case in BIAS_ATTENTION_CASES}
-    return found | {f"depthwise_conv2d/{case.name}-b{case.B}-nhwc": depthwise(case) for case in DEPTHWISE_CONV2D_CASES}
+def peers(arch: int) -> dict[str, list[Peer]]:
+    """By "operation/case/pass" of vitkernels."""
+    found = {f"bias_attention/{case.name}/fwd": attention(case, arch) for case in BIAS_ATTENTION_CASES}
+    found |= {f"bias_attention/{case.name}/bwd": attention_backward(case, arch) for case in BIAS_ATTENTION_CASES}
+    return found | {f"depthwise_conv2d/{x.name}-b{x.B}-nhwc/fwd": depthwise(x) for x in DEPTHWISE_CONV2D_CASES}

@@ -63,27 +63,47 @@ def test_flex_tiles_are_those_that_torch_chooses(monkeypatch: pytest.MonkeyPatch
     assert len(set(tiles)) == len(tiles) > 1
 
 
+@pytest.mark.parametrize("arch", [80, 90, 100, 120])
+def test_flex_tiles_of_the_backward_pass_begin_with_what_torch_chooses(arch: int) -> None:
+    tiles = launches.flex_backward_tiles(arch, 32)
+    expected = {90: (64, 64, 64, 64, 3, 4), 100: (64, 128, 128, 64, 3, 4)}.get(arch, (32, 128, 128, 32, 3, 4))
+    assert tiles[0] == expected
+    assert len(set(tiles)) == len(tiles) == 4
+
+
 def test_a_case_is_audited_with_its_peers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(launches, "TEXTBOOK", ((64, 64, 1, 4), (128, 128, 4, 4)))
     monkeypatch.setattr(launches, "flex_tiles", lambda arch, head_dim: [(64, 64, 3, 4)])
-    (found,) = table.compare(90, "bias_attention/coatnet_0-s4-224/fwd", 1, cache=tmp_path)
+    monkeypatch.setattr(launches, "TEXTBOOK_BACKWARD", ((32, 64, 64, 32, 1, 4),))
+    monkeypatch.setattr(launches, "flex_backward_tiles", lambda arch, head_dim: [(64, 64, 64, 64, 1, 4)])
+    forward, backward = table.compare(90, "bias_attention/coatnet_0-s4-224/*", 1, cache=tmp_path)
+    assert [x.case.rpartition("/")[2] for x in (forward, backward)] == ["fwd", "bwd"]
     # Four stages of a bias of 128 x 128 do not fit: what does counts.
-    assert found.tried == {"textbook": "64x64+s1+w4", "flex": "64x64+s3+w4"}
-    assert (found.case, found.faults) == ("bias_attention/coatnet_0-s4-224", ())
-    assert found.ratio == pytest.approx(min(found.peers_us.values()) / found.ours_us)
-    with pytest.raises(InputError, match="no forward pass that has peers matches"):
+    assert forward.tried in ("textbook 64x64+s1+w4", "flex 64x64+s3+w4")
+    for found in (forward, backward):
+        assert found.faults == ""
+        assert set(found.peers_us) == {"textbook", "flex"}
+        assert found.ratio == pytest.approx(min(found.peers_us.values()) / found.ours_us)
+        assert 0 < found.floor_us < found.ours_us
+    with pytest.raises(InputError, match="no pass that has peers matches"):
         table.compare(90, "gated_attention/*/fwd/*")
 
 
-def test_the_verdict_names_where_ours_is_behind() -> None:
-    ahead = table.Compared("a", "sm_90", 10.0, {"textbook": 12.0, "flex": 15.0}, {"textbook": "t", "flex": "f"})
-    behind = replace(ahead, case="b", peers_us={"textbook": 9.0})
+def test_the_verdict_and_the_page_name_where_ours_is_behind(tmp_path: Path) -> None:
+    ahead = table.Compared("a", "sm_90", "H200", "3.7.1", 10.0, 12.0, 15.0, None, 5.0, "textbook t")
+    behind = replace(ahead, case="b", textbook_us=9.0, flex_us=None)
     assert ahead.ratio == pytest.approx(1.2)
     assert table.verdict([ahead]) == "ahead of every peer at 1 of 1 cases"
     assert table.verdict([ahead, behind]) == "ahead of every peer at 1 of 2 cases; behind at b sm_90 (0.90)"
     cells = {column.name: column.values for column in table.table([ahead, behind])}
     assert cells["flex us"] == [15.0, None]
-    assert cells["best peer"] == ["textbook t", "textbook t"]
+    page = table.page([ahead, behind]).splitlines()
+    assert page[2:4] == [
+        "| a | 10.00 | 12.00 | 15.00 |  | 5.00 | 1.20 | textbook t |  |",
+        "| b | 10.00 | 9.00 |  |  | 5.00 | 0.90 | textbook t | not ahead |",
+    ]
+    table.TABLE.write(tmp_path / "peers.csv", [ahead, behind])
+    assert table.TABLE.read(tmp_path / "peers.csv") == [ahead, behind]
 
 
 def test_a_fault_of_ours_is_no_lead() -> None:
@@ -91,7 +111,33 @@ def test_a_fault_of_ours_is_no_lead() -> None:
     peer = launches.attention(case, 90)[0]
     ours = Launch(kernel=None, op="bias_attention", case=case.name, pass_name="fwd", dtype="bf16", args={}, grid=(1,),
                   elements=1, bytes=1)  # fmt: skip
-    rows = [failure(ours, 90, "3", "spilt"), replace(failure(peer, 90, "3", ""), status="ok", modelled_us=5.0)]
-    found = table._compared(f"bias_attention/{case.name}", "sm_90", rows, {peer.id})
-    assert found.faults == (f"{ours.id}: spilt",)
+    (theirs,) = peer.launches
+    rows = {theirs.id: replace(failure(theirs, 90, "3", ""), status="ok", modelled_us=5.0)}
+    found = table._compared("bias_attention/x/fwd", [failure(ours, 90, "3", "spilt")], [peer], rows)
+    assert found.faults == f"{ours.id}: spilt"
+    assert found.behind
     assert "behind at" in table.verdict([found])
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 40, 24, 16), (3, 1, 32, 33, 8)])
+def test_backward_is_right(sizes: tuple[int, int, int, int, int], device: str) -> None:
+    b, h, n, m, d = sizes
+    q, k, v = (torch.randn(b, length, h, d, device=device, requires_grad=True) for length in (n, m, m))
+    bias = torch.randn(h, n, m, device=device, requires_grad=True)
+    scores = torch.einsum("bnhd,bmhd->bhnm", q, k) * d**-0.5 + bias
+    o = torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v)
+    do = torch.randn(b, n, h, d, device=device)
+    want = torch.autograd.grad(o, (q, k, v, bias), do)
+    lse, delta = scores.logsumexp(-1).detach() * 1.4426950408889634, torch.empty(b, h, n, device=device)
+    kernels.attention_delta[triton.cdiv(n, 16), b * h](delta, o.contiguous(), do, h, n, d, 16, 16)
+    given = (q, k, v, do, bias, lse, delta, h, n, m, d, d**-0.5)
+    keys, queries = triton.cdiv(m, 16), triton.cdiv(n, 32)
+    for flex in (False, True):
+        dq, dk, dv, dbias = (torch.zeros_like(x) for x in (q, k, v, bias))
+        if flex:
+            kernels.flex_backward[keys + queries, b * h](dq, dk, dv, dbias, *given, keys, 16, 16, 32, 16, 16)
+        else:
+            kernels.attention_keys[keys, b * h](dk, dv, *given, 16, 16, 16)
+            kernels.attention_queries[queries, b * h](dq, dbias, *given, 0, 32, 16, 16)
+        for got, right in zip((dq, dk, dv, dbias), want, strict=True):
+            torch.testing.assert_close(got, right, atol=2e-5, rtol=1e-4)
