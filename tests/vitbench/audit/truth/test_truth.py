@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import triton
-from scipy.stats import spearmanr
 
 from vitbench import cards
 from vitbench.audit.truth import times
@@ -75,6 +74,8 @@ def test_the_committed_file_has_every_point_once(committed: list[Time]) -> None:
 
 @pytest.mark.fast
 def test_statistics_are_those_of_numpy_and_scipy(committed: list[Time]) -> None:
+    from scipy.stats import spearmanr  # a second and a half in each process, were it at the top
+
     for group in (committed, times.bounded_by_memory(committed), times.bounded_by_work(committed)):
         found = times.judge(group)
         tested = [time for time in group if time.use == TEST]
