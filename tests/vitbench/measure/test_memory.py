@@ -165,6 +165,24 @@ class Encoder(nn.Module):
         return self.fc((x[0] if isinstance(x, tuple) else x).mean(1))
 
 
+class Places(nn.Module):
+    """Embeds places as Gemma's vision towers do; how many there are it says, so that no number need be read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Linear(500, 30, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        here = torch.arange(x.shape[-1], device=x.device).clamp(min=0)
+        return self.table(F.one_hot(here, num_classes=500).to(x.dtype)).sum() + x.flatten(1)[:, :10]
+
+
+def test_one_hot_needs_no_data() -> None:
+    step = make_step(Places(), torch.randn(1, 3, 10, 70), "infer")
+    step()
+    assert predict(Places, (10, 70), 1, "infer").peak_mib == pytest.approx(measure(step).peak_mib, rel=0.01)
+
+
 def test_dropout_that_does_nothing_copies_nothing() -> None:
     def build() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(300, 4))
