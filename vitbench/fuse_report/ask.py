@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from vitbench.fuse_report.setting import Answer, Setting
 from vitbench.memory import pool, store
+from vitbench.predict.table import packed, unpacked
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,10 @@ class Question:
         if not kept:
             from vitbench.fuse_report import find  # imports torch
 
-            kept = asdict(find.find(self.setting))
+            found = find.find(self.setting)
+            kept = vars(found) | {"kernels": packed(found.kernels), "within": packed(found.within)}
             store.write_file(path, kept)
-        return Answer(**kept)
+        return Answer(**kept | {"kernels": unpacked(kept["kernels"]), "within": unpacked(kept["within"])})
 
 
 def ask_all(settings: Sequence[Setting], told: Callable[[int, int], None]) -> list[Answer]:
@@ -40,7 +42,7 @@ def ask_all(settings: Sequence[Setting], told: Callable[[int, int], None]) -> li
 def _path(setting: Setting) -> Path:
     here = Path(__file__)
     code = [here, *(here.with_name(f"{name}.py") for name in ("setting", "find"))]
-    code += sorted(here.parents[1].joinpath("measure").glob("*.py"))
+    code += [path for room in ("measure", "predict") for path in sorted(here.parents[1].joinpath(room).glob("*.py"))]
     return store.folder_of("fuse-report", code) / store.name_of(setting)
 
 

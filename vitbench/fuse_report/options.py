@@ -19,5 +19,9 @@ class FuseReportOptions(Shown):
         str, Argument(metavar="MODELS", help="Names or wildcards of a library, separated by commas: 'timm:swin*'.")
     ]
     resolution: Annotated[str, Option(help="Sizes such as 224, `native`, or factors of it such as x1.5.")] = "native"
+    gpu: Annotated[
+        str, Option(help="The card of which times are predicted; `vitbench predict --gpu list` has all.")
+    ] = "RTX 4090"
+    batch: Annotated[int, Option(help="The batch of which times are predicted.")] = 256
     format: Annotated[str, Option(help="table, csv or json.")] = "table"
     out: Annotated[Path | None, Option(metavar="DIR", help="Also write fuse-report.csv there.")] = None

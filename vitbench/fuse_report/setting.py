@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vitbench.catalog import Resolution
+from vitbench.predict.table import Kernel
+
+Kernels = tuple[tuple[Kernel, int], ...]
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,9 @@ class Setting:
 @dataclass(frozen=True)
 class Answer:
     """Modules that kernels serve and those that are left, in numbers and in words; of one image, 10^9
-    multiply-accumulates and those of them that operators of vitkernels compute; or why that is not known.
+    multiply-accumulates and those of them that operators of vitkernels compute; or why that is not known. `kernels` are
+    those of CUDA that the model starts unfused, under bf16 autocast, each with how often; `within` those of the modules
+    that are served; both empty where the model's code does not run on tensors without data.
     """
 
     served: int = 0
@@ -28,6 +33,8 @@ class Answer:
     gmacs: float = 0.0
     kernel_gmacs: float = 0.0
     reason: str = ""
+    kernels: Kernels = ()
+    within: Kernels = ()
 
 
 __all__ = ["Answer", "Setting"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from vitbench.memory import pool, store
 from vitbench.predict.setting import Answer, Setting
-from vitbench.predict.table import KINDS, Kernel
+from vitbench.predict.table import packed, unpacked
 
 #: What decides an answer, beside what decides a prediction of memory.
 _CODE = ("ask", "find", "kernels", "operators", "setting", "table")
@@ -53,14 +53,13 @@ def _packed(answer: Answer) -> dict[str, Any]:
         "family": answer.family,
         "memory": answer.memory,
         "reason": answer.reason,
-        "kernels": [(KINDS.index(k.kind), count, *k[1:]) for k, count in answer.kernels],
+        "kernels": packed(answer.kernels),
     }
 
 
 def _unpacked(kept: dict[str, Any]) -> Answer:
-    kernels = tuple((Kernel(KINDS[kind], *rest), count) for kind, count, *rest in kept["kernels"])
     memory = tuple((constant, slope) for constant, slope in kept["memory"])
-    return Answer(kernels, kept["parameters"], kept["family"], memory, kept["reason"])
+    return Answer(unpacked(kept["kernels"]), kept["parameters"], kept["family"], memory, kept["reason"])
 
 
 def folder() -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -60,11 +60,13 @@ class Call(NamedTuple):
 class Trace(NamedTuple):
     """Operators with how often each runs, and the peak of memory as lines: (bytes, bytes for each image).
 
-    At any batch the largest value of a line is what tensors take at the peak.
+    At any batch the largest value of a line is what tensors take at the peak. `within` are those of the calls that the
+    modules asked for make.
     """
 
     calls: Counter[Call]
     memory: tuple[tuple[int, int], ...]
+    within: Counter[Call]
 
 
 def trace(
@@ -73,6 +75,7 @@ def trace(
     layout: str = "nchw",
     autocast: torch.dtype | None = None,
     dtype: torch.dtype | None = None,
+    within: Collection[nn.Module] = (),
 ) -> Trace:
     """What a model in evaluation mode runs for images [B, 3, *resolution], seen at B = BATCH.
 
@@ -80,26 +83,42 @@ def trace(
         model: on any device, the meta device too; its tensors are replaced by hollow ones, so it is spent.
         autocast: dtype of mixed precision under CUDA's rules, or None.
         dtype: that floating-point parameters and buffers get; None leaves theirs.
+        within: modules of the model whose calls are counted apart too.
 
     Raises: whatever the model raises on tensors without data.
     """
     calls: Counter[Call] = Counter()
+    inner: Counter[Call] = Counter()
+    depth = 0
+
+    def enter(module: nn.Module, args: Any) -> None:
+        nonlocal depth
+        depth += 1
+
+    def leave(module: nn.Module, args: Any, out: Any) -> None:
+        nonlocal depth
+        depth -= 1
 
     def watch(op: Any, args: tuple[Any, ...], out: Any) -> None:
         if not _is_free(op):
-            calls[_call(op, args, out)] += 1
+            call = _call(op, args, out)
+            calls[call] += 1
+            inner[call] += depth > 0
 
     _empty(model, layout == "nhwc", dtype)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     memory_format = torch.channels_last if layout == "nhwc" else torch.contiguous_format
     instead = cuda.instead()
     tracer = Tracer(instead, watch=watch)
+    for module in within:
+        module.register_forward_pre_hook(enter)
+        module.register_forward_hook(leave)
     with quietly(), cuda.rules(instead), tracer:
         x = torch.empty(BATCH, 3, *resolution, dtype=dtype, memory_format=memory_format)
         held = [*model.parameters(), *model.buffers(), x]
         with tracer.recording({"": held}), torch.inference_mode(), as_on_cuda(autocast):
             model.eval()(x)
-    return Trace(calls, _peaks(tracer.sizes, tracer.events))
+    return Trace(calls, _peaks(tracer.sizes, tracer.events), +inner)
 
 
 def _peaks(sizes: list[int], events: list[int]) -> tuple[tuple[int, int], ...]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,16 @@ class Known(NamedTuple):
 def macs_of(kernels: Iterable[tuple[Kernel, int]]) -> float:
     """Multiply-accumulates of one image in convolutions, products and attention."""
     return sum(count * kernel.macs for kernel, count in kernels if kernel.kind not in ("pooling", "resize"))
+
+
+def packed(kernels: Iterable[tuple[Kernel, int]]) -> list[tuple[float, ...]]:
+    """As JSON keeps them: the kind by its number, how often, then the rest."""
+    return [(KINDS.index(kernel.kind), count, *kernel[1:]) for kernel, count in kernels]
+
+
+def unpacked(rows: Iterable[Sequence[Any]]) -> tuple[tuple[Kernel, int], ...]:
+    """What `packed` made."""
+    return tuple((Kernel(KINDS[kind], *rest), count) for kind, count, *rest in rows)
 
 
 Column = NDArray[np.float64]

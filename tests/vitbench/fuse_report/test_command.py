@@ -15,7 +15,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vitbench import cards
 from vitbench.fuse_report.command import COLUMNS
+from vitbench.predict.ask import ask
+from vitbench.predict.forecast import kernel_seconds
+from vitbench.predict.setting import Setting
+from vitbench.predict.table import KINDS
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -94,3 +99,29 @@ def test_bad_input_is_one_line(arguments: list[str], said: str, command: Command
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert said in line
+
+
+def test_the_share_of_time_is_that_of_the_modules_served(command: Command, timm: ModuleType) -> None:
+    """Depthwise convolutions alone are served: with the casts of autocast, which they make for themselves."""
+    model = ("timm:test_convnext", "--resolution", "96", "--format", "json")
+    row = json.loads(command("fuse-report", *model, "--gpu", "A100 80GB", "--batch", "64").stdout)[0]
+    predicted = ask(Setting("timm:test_convnext", (96, 96)))
+    seconds = kernel_seconds(predicted.kernels, cards.find("A100 80GB"), 64)
+    of_kind = dict.fromkeys(KINDS, 0.0)
+    for (kernel, _), s in zip(predicted.kernels, seconds, strict=True):
+        of_kind[kernel.kind] += s / sum(seconds)
+    depthwise = sum(share for kind, share in of_kind.items() if kind.startswith("depthwise"))
+    assert 0.1 < depthwise < row["time"] < depthwise + of_kind["copy"] + of_kind["elementwise"]
+    other = json.loads(command("fuse-report", *model).stdout)[0]
+    assert other["time"] != row["time"], "another card and batch"
+
+
+def test_of_attention_the_time_is_that_of_the_whole_module(command: Command, timm: ModuleType) -> None:
+    rows = json.loads(
+        command("fuse-report", "timm:test_vit,timm:swin_tiny_patch4_window7_224", "--format", "json").stdout
+    )
+    assert rows[0]["time"] == 0
+    swin = ask(Setting("timm:swin_tiny_patch4_window7_224", (224, 224)))
+    seconds = kernel_seconds(swin.kernels, cards.find("RTX 4090"), 256)
+    attention = [s for (k, _), s in zip(swin.kernels, seconds, strict=True) if "attention" in k.kind]
+    assert sum(attention) / sum(seconds) < rows[1]["time"] < 0.8, "with its linear layers, without the MLPs"
