@@ -116,7 +116,7 @@ def test_stores_happen_every_time() -> None:
     at = tl.tensor(
         TensorHandle(memory.ctypes.data + 4 * np.arange(8, dtype=np.uint64), pointer), tl.block_type(pointer, [8])
     )
-    store = replaying(lambda *operands, _semantic: tl.core.store.__wrapped__(*operands, _semantic=_semantic))
+    store = replaying(lambda at, value, _semantic: _semantic.store(at, value, None, (), "", ""))
     for number in range(3):
         values = np.full(8, number, np.float32)
         store(at, tl.tensor(TensorHandle(values, tl.float32), tl.block_type(tl.float32, [8])))
