@@ -34,7 +34,8 @@ from vitbench.process import answers
 
 _CACHE_VERSION = 4
 #: What decides the bytes that are followed.
-_FOLLOWING = ("workers/follow.py", "traffic.py", "sampling.py", "job.py")
+_INTERPRETER = ("workers/follow.py", "workers/interpreting.py", "workers/replaying.py")
+_FOLLOWING = (*_INTERPRETER, "traffic.py", "sampling.py", "job.py")
 _ENDS = """
         /*0000*/                   EXIT ;                                     /* 0x000000000000794d */
                                                                               /* 0x000fea0003800000 */
