@@ -29,6 +29,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # kernels run in Triton's interpreter. Ahead-of-time compilation happens in processes without it.
     if config.getoption("--device") == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
+    # torch would compile five programs first, 9 s of a core, to try the vectors that the processor says it has.
+    os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
     if part := config.getoption("--part"):
         config.pluginmanager.register(Part(*map(int, part.split("/"))))
     table, in_a_process_of_xdist = config.getoption("--fault-table"), hasattr(config, "workerinput")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -371,9 +372,13 @@ def test_the_command_measures_compiled_rivals_too(tmp_path: Path) -> None:
     assert {name for name, what in status.items() if what == "ok"} == {"eager", "sdpa-math", "flex", "compile"}
     assert measurements(out) == []  # peers' rows are none of the audit's launches
 
-    bad = subprocess.run([*command, "--dtype", "int8"], capture_output=True, text=True, check=False)
-    assert bad.returncode == 2
-    assert bad.stderr.splitlines() == ["vitbench: dtype 'int8' is unknown; allowed: bf16, fp16, fp32"]
+
+def test_bad_input_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["kernel_bench", "--device", "cpu", "--dtype", "int8"])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_module("vitbench.kernel_bench", run_name="__main__")
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.splitlines() == ["vitbench: dtype 'int8' is unknown; allowed: bf16, fp16, fp32"]
 
 
 def test_benchmarks_for_the_gate(tmp_path: Path) -> None:
