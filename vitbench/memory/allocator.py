@@ -55,48 +55,50 @@ class Allocator:
         self.allocated = self.peak = self.reserved = 0
         self._capacity = capacity
         self._free: dict[bool, list[tuple[int, int, _Block]]] = {True: [], False: []}
-        self._of: dict[int, tuple[_Block, bool]] = {}
+        self._of: dict[int, tuple[_Block, list[tuple[int, int, _Block]]]] = {}
         self._end = 0
 
     def allocate(self, number: int, size: int) -> None:
         """Raises: OutOfMemory."""
-        size = max(GRANULE, -(-size // GRANULE) * GRANULE)
+        size = -(-size // GRANULE) * GRANULE or GRANULE
         small = size <= _SMALL
         free = self._free[small]
         at = bisect_left(free, (size,))
         block = free.pop(at)[2] if at < len(free) else self._segment(size, small)
         rest = block.size - size
-        if rest >= GRANULE if small else rest > _SMALL:
+        if rest > _SMALL or (small and rest):
+            after = block.next
             left = _Block(block.address + size, rest)
-            left.before, left.next = block, block.next
-            if block.next is not None:
-                block.next.before = left
+            left.free, left.before, left.next = True, block, after
+            if after is not None:
+                after.before = left
             block.next, block.size = left, size
-            self._keep(left, small)
+            insort(free, (rest, left.address, left))
         block.free = False
-        self._of[number] = (block, small)
+        self._of[number] = (block, free)
         self.allocated += block.size
-        self.peak = max(self.peak, self.allocated)
+        if self.allocated > self.peak:
+            self.peak = self.allocated
 
     def free(self, number: int) -> None:
-        block, small = self._of.pop(number)
+        block, free = self._of.pop(number)
         self.allocated -= block.size
-        for other in (block.before, block.next):
-            if other is None or not other.free:
-                continue
-            free = self._free[small]
-            del free[bisect_left(free, (other.size, other.address))]
-            first, second = (other, block) if other is block.before else (block, other)
-            first.size += second.size
-            first.next = second.next
-            if second.next is not None:
-                second.next.before = first
-            block = first
-        self._keep(block, small)
-
-    def _keep(self, block: _Block, small: bool) -> None:
+        before, after = block.before, block.next
+        if after is not None and after.free:
+            del free[bisect_left(free, (after.size, after.address))]
+            block.size += after.size
+            block.next = after.next
+            if after.next is not None:
+                after.next.before = block
+        if before is not None and before.free:
+            del free[bisect_left(free, (before.size, before.address))]
+            before.size += block.size
+            before.next = block.next
+            if block.next is not None:
+                block.next.before = before
+            block = before
         block.free = True
-        insort(self._free[small], (block.size, block.address, block))
+        insort(free, (block.size, block.address, block))
 
     def _segment(self, size: int, small: bool) -> _Block:
         taken = _SMALL_SEGMENT if small else _LARGE_SEGMENT if size < _OWN_SEGMENT else -(-size // _ROUND) * _ROUND
@@ -111,10 +113,10 @@ class Allocator:
 
     def _give_back(self) -> None:
         """Segments in which nothing lives."""
-        for small, blocks in self._free.items():
+        for blocks in self._free.values():
             whole = [one for one in blocks if one[2].before is None and one[2].next is None]
             self.reserved -= sum(size for size, _, _ in whole)
-            self._free[small] = [one for one in blocks if one not in whole]
+            blocks[:] = [one for one in blocks if one not in whole]
 
 
 def replay(sizes: Sequence[int], held: int, events: Sequence[int], allocator: Allocator, times: int = 2) -> Peak:
@@ -126,16 +128,14 @@ def replay(sizes: Sequence[int], held: int, events: Sequence[int], allocator: Al
     """
     for number in range(held):
         allocator.allocate(number, sizes[number])
+    returned = {event for event in events if event >= 0}.difference(~event for event in events if event < 0)
     for _ in range(times):
-        alive = set()
         for event in events:
             if event >= 0:
                 allocator.allocate(event, sizes[event])
-                alive.add(event)
             elif ~event >= held:
                 allocator.free(~event)
-                alive.discard(~event)
-        for number in alive:  # what the step returns
+        for number in returned:  # by the step
             allocator.free(number)
     return Peak(allocator.peak, allocator.reserved)
 

@@ -94,41 +94,48 @@ def refusing() -> Iterator[None]:
         del Tensor.tolist
 
 
+class _Operator:
+    """What of an operator decides how it is run, looked up once, and the recipes of its results by its arguments."""
+
+    def __init__(self, op: Any) -> None:
+        # One that allocates nothing and reads no data.
+        self.native = (
+            op.namespace in ("prim", "profiler")
+            or op.is_view
+            or torch.Tag.inplace_view in op.tags
+            or op is torch.ops.aten._unsafe_view.default
+        )
+        self.takes_tensors = any("Tensor" in str(argument.type) for argument in op._schema.arguments)
+        self.gives_back = gives_back(op)
+        self.returns = bool(op._schema.returns)
+        self.recipes: dict[Any, Recipe] = {}
+
+
+_operator = cache(_Operator)
+
+
 def run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What `op` gives for these arguments; it is run itself for views, and where all tensors have their data.
 
     Raises: what torch raises where a result depends on data.
     """
-    if _is_native(op) or (_takes_tensors(op) and not _any_hollow(args) and not _any_hollow(kwargs.values())):
+    how = _operator(op)
+    if how.native or (how.takes_tensors and not _any_hollow(args) and not _any_hollow(kwargs.values())):
         return op(*args, **kwargs)
-    if gives_back(op):
+    if how.gives_back:
         if not is_hollow(args[0]) and args[0].is_cpu:
             raise DataDependentOutputException(op)  # what is read of it later would be what was there before
         return args[0]
-    if not op._schema.returns:  # as optimizers' kernels, which write to lists of tensors
+    if not how.returns:  # as optimizers' kernels, which write to lists of tensors
         return None
-    key = (op, _key(args), tuple(kwargs), _key(tuple(kwargs.values())), torch.get_default_dtype())
+    key = (_key(args), tuple(kwargs), _key(tuple(kwargs.values())) if kwargs else (), torch.get_default_dtype())
     try:
-        recipe = _RECIPES.get(key)
+        recipe = how.recipes.get(key)
     except TypeError:  # an argument that cannot be looked up
         return _learn(op, args, kwargs)(args, kwargs)
     if recipe is None:
-        recipe = _RECIPES[key] = _learn(op, args, kwargs)
+        recipe = how.recipes[key] = _learn(op, args, kwargs)
     return recipe(args, kwargs)
-
-
-_RECIPES: dict[Any, Recipe] = {}
-
-
-@cache
-def _is_native(op: Any) -> bool:
-    """Whether it allocates nothing and reads no data."""
-    return (
-        op.namespace in ("prim", "profiler")
-        or op.is_view
-        or torch.Tag.inplace_view in op.tags
-        or op is torch.ops.aten._unsafe_view.default
-    )
 
 
 @cache
@@ -138,11 +145,6 @@ def gives_back(op: Any) -> bool:
     written = [r for r in schema.returns if r.alias_info is not None and r.alias_info.is_write]
     first = schema.arguments[0].alias_info if schema.arguments else None
     return len(schema.returns) == 1 and bool(written) and first is not None and first.is_write
-
-
-@cache
-def _takes_tensors(op: Any) -> bool:
-    return any("Tensor" in str(argument.type) for argument in op._schema.arguments)
 
 
 def _any_hollow(values: Iterable[Any]) -> bool:

@@ -66,6 +66,20 @@ def _elementwise(x: Any, *more: Any, **options: Any) -> list[Made] | None:
     return [_like(x)]
 
 
+def _of_two(x: Any, other: Any, **options: Any) -> list[Made] | None:
+    """As `_elementwise`, or of two tensors that lie contiguous, of which the smaller one is broadcast."""
+    if not isinstance(x, Tensor) or not isinstance(other, Tensor) or not x.ndim or not other.ndim:
+        return _elementwise(x, other)
+    if not x.is_floating_point() or not other.is_floating_point() or not _plain(x, other):
+        return _elementwise(x, other)
+    large, small = (x, other) if x.numel() >= other.numel() else (other, x)
+    shape = tuple(large.shape)
+    ones = (1,) * (large.ndim - small.ndim)
+    if large.ndim < small.ndim or any(b not in (1, a) for a, b in zip(shape, (*ones, *small.shape), strict=True)):
+        return None
+    return [_new(shape, torch.promote_types(x.dtype, other.dtype))]
+
+
 def _softmax(x: Tensor, dim: int, widen: bool) -> list[Made] | None:
     return None if widen or not x.is_contiguous() else _elementwise(x)
 
@@ -108,6 +122,25 @@ def _sum(x: Tensor, dims: list[int], keepdim: bool = False, **options: Any) -> l
     return [_new((1,) * number + kept if keepdim else kept, x.dtype)] if x.is_contiguous() else None
 
 
+def _mean(x: Tensor, dims: list[int] | None, keepdim: bool = False, **options: Any) -> list[Made] | None:
+    if options or not dims or not x.is_floating_point() or not x.numel():
+        return None
+    over = {dim % x.ndim for dim in dims}
+    shape = [1 if axis in over else size for axis, size in enumerate(x.shape) if keepdim or axis not in over]
+    return [_new(tuple(shape), x.dtype)] if _plain(x) else None
+
+
+def _cat(tensors: list[Tensor], dim: int = 0) -> list[Made] | None:
+    first = tensors[0]
+    axis = dim % first.ndim if first.ndim else 0
+    if not first.ndim or not _plain(*tensors) or any(t.dtype is not first.dtype for t in tensors):
+        return None
+    before, after = tuple(first.shape[:axis]), tuple(first.shape[axis + 1 :])
+    if any(t.ndim != first.ndim or (*t.shape[:axis], *t.shape[axis + 1 :]) != (*before, *after) for t in tensors):
+        return None
+    return [_new((*before, sum(t.shape[axis] for t in tensors), *after), first.dtype)]
+
+
 def _matrices(a: Tensor, b: Tensor) -> list[Made] | None:
     fit = a.dtype is b.dtype and a.ndim == b.ndim and a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2]
     return [_new((*a.shape[:-1], b.shape[-1]), a.dtype)] if fit and a.numel() and b.numel() else None
@@ -125,10 +158,10 @@ def _plain_fp32(*tensors: Tensor | None) -> bool:
 def _layer_norm(
     x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> list[Made] | None:
-    if not _plain_fp32(x, weight, bias) or tuple(x.shape[-len(shape) :]) != tuple(shape):
+    if not _plain_fp32(weight, bias) or x.dtype is not torch.float32 or tuple(x.shape[-len(shape) :]) != tuple(shape):
         return None
     one = _new((*x.shape[: -len(shape)], *(1 for _ in shape)), x.dtype)
-    return [_like(x), one, one]
+    return [_new(tuple(x.shape), x.dtype), one, one] if x.numel() else None
 
 
 def _layer_norm_backward(
@@ -170,11 +203,27 @@ def _convolution(
     output_padding: list[int],
     groups: int,
 ) -> list[Made] | None:
-    if transposed or x.ndim != 4 or x.dtype is not weight.dtype or not _plain(x, weight):
+    last = x.ndim == 4 and _is_last(x)
+    if transposed or x.ndim != 4 or x.dtype is not weight.dtype or not (_plain(weight) and (last or _plain(x))):
         return None
     taken = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     sides = tuple((size + 2 * pad - dil * (kernel - 1) - 1) // step + 1 for size, kernel, step, pad, dil in taken)
-    return [_new((x.shape[0], weight.shape[0], *sides), x.dtype)] if min(sides) > 0 else None
+    if min(sides) < 1:
+        return None
+    shape = (x.shape[0], weight.shape[0], *sides)
+    return [(shape, _last(shape), x.dtype) if last else _new(shape, x.dtype)]
+
+
+def _last(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of a map [B, C, h, w] that lies channels-last."""
+    _, channels, height, width = shape
+    return (channels * height * width, 1, channels * width, channels)
+
+
+def _is_last(x: Tensor) -> bool:
+    """Whether a map lies channels-last and cannot be taken for a contiguous one."""
+    _, channels, height, width = x.shape
+    return channels > 1 and height * width > 1 and bool(x.numel()) and x.stride() == _last(tuple(x.shape))
 
 
 def _convolution_backward(
@@ -199,6 +248,11 @@ _RULES: dict[Any, Callable[..., list[Made] | None]] = {
     aten.native_batch_norm_backward.default: _batch_norm_backward,
     aten.convolution.default: _convolution,
     aten.convolution_backward.default: _convolution_backward,
+    aten.add.Tensor: _of_two,
+    aten.mul.Tensor: _of_two,
+    aten.div.Tensor: _elementwise,
+    aten.cat.default: _cat,
+    aten.mean.dim: _mean,
     aten.addmm.default: _addmm,
     aten.mm.default: _matrices,
     aten.bmm.default: _matrices,
@@ -215,8 +269,6 @@ _RULES: dict[Any, Callable[..., list[Made] | None]] = {
     aten._log_softmax_backward_data.default: _softmax_backward,
 } | dict.fromkeys(
     (
-        aten.add.Tensor,
-        aten.mul.Tensor,
         aten.gelu.default,
         aten.gelu_backward.default,
         aten.relu.default,

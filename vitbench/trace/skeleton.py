@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -33,11 +34,43 @@ def replace_tensors(model: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Mo
         for value in (*module._buffers.values(), *vars(module).values()):
             if isinstance(value, Tensor) and id(value) not in memo:
                 memo[id(value)] = make(value)
-    return copy.deepcopy(model, memo)
+    return _copied(model, memo)
+
+
+_PLAIN = frozenset({bool, int, float, str, type(None), torch.dtype, torch.Size})
+_COPYING = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__")
+
+
+@cache
+def _copies_itself(kind: Any) -> bool:
+    return any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in _COPYING)
+
+
+def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
+    """As copy.deepcopy, which looks at every number and empty dictionary of every module and takes far longer."""
+    if id(module) in memo:
+        return memo[id(module)]
+    kind: Any = type(module)
+    if _copies_itself(kind):
+        return copy.deepcopy(module, memo)
+    made = memo[id(module)] = kind.__new__(kind)
+    attributes = vars(made)
+    for name, value in vars(module).items():
+        if type(value) in _PLAIN:
+            attributes[name] = value
+        elif name == "_modules":
+            attributes[name] = {key: None if one is None else _copied(one, memo) for key, one in value.items()}
+        elif name in ("_parameters", "_buffers"):
+            attributes[name] = {key: None if one is None else memo[id(one)] for key, one in value.items()}
+        elif type(value) in (dict, set, OrderedDict) and not value:
+            attributes[name] = type(value)()
+        else:
+            attributes[name] = copy.deepcopy(value, memo)
+    return made
 
 
 class Unwritten(TorchDispatchMode):
-    """A mode in which nothing is written into parameters: what initialises them is left out, as nobody will read them.
+    """A mode in which nothing is written into parameters, and nothing random: nobody will read what initialises them.
 
     On the meta device it computes nothing and yet takes torch's slowest way, of a real model it is most of the work and
     all of its memory: pages that nobody writes are never taken. What writes through `.data` is left out as well.
@@ -67,7 +100,7 @@ class Unwritten(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if args and hollow.gives_back(func) and self._is_parameter(args[0]):
+        if args and hollow.gives_back(func) and (self._is_parameter(args[0]) or _is_random(func)):
             return args[0]
         return func(*args, **(kwargs or {}))
 
@@ -75,6 +108,11 @@ class Unwritten(TorchDispatchMode):
         return type(written) is nn.Parameter or (
             type(written) is Tensor and written.untyped_storage()._cdata in self._storages
         )
+
+
+@cache
+def _is_random(op: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in op.tags
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,6 +61,7 @@ class Tracer(TorchDispatchMode):
         self.events: list[int] = []
         self.now = self.peak = 0
         self._instead = {torch.ops.aten.one_hot.default: _one_hot, **(instead or {})}
+        self._found: dict[Any, Callable[..., Any] | None] = {}
         self._inside = inside
         self._watch = watch
         self._known: dict[int, tuple[int, weakref.ref[Any]]] = {}
@@ -110,12 +112,14 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in self._instead:
+        try:
+            instead = self._found[func]
+        except KeyError:  # of a composite its parts: torch's own, as `decompose` would prefer Python's, which copy more
+            parts = partial(func._op_dk, _COMPOSITE) if is_composite(func) and not is_whole(func) else None
+            instead = self._found[func] = self._instead.get(func, parts)
+        if instead is not None:
             with self:
-                return self._instead[func](*args, **kwargs)
-        if is_composite(func) and not is_whole(func):
-            with self:
-                return func._op_dk(_COMPOSITE, *args, **kwargs)  # decompose would prefer Python's, which copies more
+                return instead(*args, **kwargs)
         out = hollow.run(func, args, kwargs)
         if self._recording:
             self._watch(func, args, out)

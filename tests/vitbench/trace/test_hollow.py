@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vitbench.trace import hollow, known
-from vitbench.trace.skeleton import Unwritten
+from vitbench.trace.skeleton import Unwritten, replace_tensors
 from vitbench.trace.tracer import Tracer
 
 aten = torch.ops.aten
@@ -55,6 +55,26 @@ def calls() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
             for train in (True, False):
                 grad = (x, x, w, w, w, w, w, train, 1e-5, [True, True, True])
                 yield aten.native_batch_norm_backward.default, grad, {}
+        x = torch.empty(5, 3, 8, 4, dtype=dtype)
+        for size in ((3, 8, 4), (8, 1), (1, 1, 1, 4), (5, 1, 1, 1), (2, 5, 3, 8, 4), (1, 3, 8, 4)):
+            for other in (torch.empty(size, dtype=dtype), torch.empty(size, dtype=torch.float16)):
+                for op in (aten.add, aten.mul):
+                    yield op.Tensor, (x, other), {}
+                    yield op.Tensor, (other, x), {}
+        yield aten.mul.Tensor, (x, torch.empty((), dtype=torch.float64)), {}
+        yield aten.div.Tensor, (x, 3), {}
+        for dim in (0, 1, -1):
+            yield aten.cat.default, ([x, x],), {"dim": dim}
+            yield aten.cat.default, ([x, x.transpose(0, 1).contiguous().transpose(0, 1)], dim), {}
+        for dims in ([2, 3], [-1], [1], [0, 1, 2, 3]):
+            for keepdim in (True, False):
+                yield aten.mean.dim, (x, dims, keepdim), {}
+        x = torch.empty(5, 8, 4, 6, dtype=dtype).permute(0, 3, 1, 2)
+        for y in (x, x[:1], x[:, :, :1], x[..., :1]):
+            for w in (torch.empty(12, 6, 1, 1, dtype=dtype), torch.empty(1, 6, 1, 1, dtype=dtype)):
+                yield aten.convolution.default, (y, w, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1), {}
+            w = torch.empty(6, 1, 3, 3, dtype=dtype)
+            yield aten.convolution.default, (y, w, None, [2, 1], [1, 1], [1, 1], False, [0, 0], 6), {}
         a, b = torch.empty(6, 7, dtype=dtype), torch.empty(9, 7, dtype=dtype).t()
         yield aten.mm.default, (a, b), {}
         yield aten.addmm.default, (torch.empty(9, dtype=dtype), a, b), {}
@@ -69,6 +89,9 @@ def calls() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
                 grad = torch.empty(look(aten.convolution.default(x, w, None, *rest))[0][0], dtype=dtype)
                 for mask in ([True, True, True], [False, True, False]):
                     yield aten.convolution_backward.default, (grad, x, w, [12], *rest, mask), {}
+    w = torch.empty(4)
+    for x in (torch.empty(5, 4, 3, 8).permute(0, 2, 3, 1), torch.empty(5, 3, 8, 8)[..., :4], torch.empty(3, 4).t()[:0]):
+        yield aten.native_layer_norm.default, (x, list(x.shape[-1:]), w[: x.shape[-1]], w[: x.shape[-1]], 1e-5), {}
     x, w = torch.empty(5, 3, 8, 4), torch.empty(3)
     yield aten.native_batch_norm.default, (x, w, w, w, w, True, 0.1, 1e-5), {}
     yield aten.native_batch_norm.default, (x, w, w, w, w, False, 0.1, 1e-5), {}
@@ -82,7 +105,7 @@ def look(tensors: Any) -> list[Any]:
 def faked(value: Any) -> Any:
     if isinstance(value, Tensor):
         return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
-    return value
+    return list(map(faked, value)) if isinstance(value, list) else value
 
 
 def test_what_is_known_is_what_torch_says() -> None:
@@ -182,6 +205,7 @@ def test_parameters_are_made_and_not_written() -> None:
     with Unwritten():
         layer = nn.Linear(3, 4)
         assert torch.equal(torch.ones(3).mul_(2), torch.full((3,), 2.0))
+        assert not torch.zeros(3).data.normal_().any()
     assert layer.weight.shape == (4, 3)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -202,3 +226,20 @@ def test_what_initialises_through_data_writes_nothing_and_buffers_are_written() 
     assert layer.table.tolist() == [7, 8, 9, 10, 11]
     again = Layer()  # outside everything is written
     assert again.weight.tolist() == [7, 9, 9, 7, 7]
+
+
+def test_models_are_copied_as_deepcopy_does() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(2, 3), nn.LSTM(3, 3))
+            self.again, self.listed, self.run = self.inner[0], [self.inner[1]], self.inner[0].forward
+            self.weight, self.constant = self.again.weight, torch.ones(2)
+
+    model = Odd()
+    made = replace_tensors(model, lambda t: torch.empty_like(t, device="meta"))
+    assert repr(made) == repr(model)
+    assert all(one.is_meta for one in (*made.parameters(), made.constant))
+    assert (made.again, made.listed[0], made.run.__self__) == (made.inner[0], made.inner[1], made.inner[0])
+    assert made.weight is made.again.weight
+    assert not any(one.is_meta for one in (*model.parameters(), model.constant))
