@@ -5,12 +5,17 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitbench.predict import calibration
 from vitbench.predict.plan import Row, best
 
-_NAMED = 24
+if TYPE_CHECKING:
+    import pandas as pd
+
+_HEIGHT = 480
+#: Pixels from a name to the next, upward.
+_NAME = 13
 #: Characters of a line above the panels.
 _WIDTH = 130
 
@@ -31,23 +36,36 @@ def chart(rows: Sequence[Row]) -> Any:
     told = ["model:N", "resolution:N", "img_per_s:Q", "low:Q", "high:Q", "top1:Q", "top1_source:N", "memory_gib:Q"]
     panels = []
     for gpu, data in frame.groupby("gpu", sort=False):
+        batch, layout = data["batch"].iloc[0], data["layout"].iloc[0]
         others = alt.Chart(data[~data["best"]]).mark_circle(size=16, opacity=0.3, color="#888")
         leading = data[data["best"]].sort_values("img_per_s")
-        step = -(-len(leading) // _NAMED)
+        named = leading[leading["model"].isin(_with_room(leading, data["top1"].max() - data["top1"].min()))]
         line = alt.Chart(leading).mark_line(color="#d62728", interpolate="step-after", strokeWidth=1)
         points = alt.Chart(leading).mark_circle(size=36, color="#d62728", opacity=1)
-        names = alt.Chart(leading.iloc[::-step]).mark_text(align="left", dx=5, dy=-5, fontSize=9)
+        names = alt.Chart(named).mark_text(align="left", dx=5, dy=-5, fontSize=9)
         panels.append(
             alt.layer(
                 others.encode(x=x, y=y, tooltip=told),
                 line.encode(x=x, y=y),
                 points.encode(x=x, y=y, tooltip=told),
                 names.encode(x=x, y=y, text="name:N"),
-            ).properties(title=f"{gpu}, batch {data['batch'].iloc[0]}, {data['layout'].iloc[0]}", width=760, height=480)
+            ).properties(title=f"{gpu}, batch {batch}, {layout}", width=760, height=_HEIGHT)
         )
     return alt.vconcat(*panels).properties(
         title=alt.TitleParams("Top-1 against predicted throughput", subtitle=_subtitle())
     )
+
+
+def _with_room(leading: pd.DataFrame, span: float) -> list[str]:
+    """The models of a front whose names do not lie on each other, the most accurate first."""
+    kept: list[str] = []
+    last = float("inf")
+    ordered = leading.sort_values("top1", ascending=False)
+    for model, top1 in zip(ordered["model"], ordered["top1"], strict=True):
+        if last - top1 >= span * _NAME / _HEIGHT:
+            kept.append(model)
+            last = top1
+    return kept
 
 
 def _subtitle() -> list[str]:
@@ -55,7 +73,8 @@ def _subtitle() -> list[str]:
 
 
 def _name(row: Row) -> str:
-    return f"{row.model.removeprefix('timm:')} {row.resolution}"
+    name = row.model.removeprefix("timm:")
+    return name if name.endswith(f"_{row.resolution}") else f"{name} {row.resolution}"
 
 
 __all__ = ["chart"]

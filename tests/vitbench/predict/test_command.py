@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from vitbench import cards
-from vitbench.predict import anchors, ask, calibration
+from vitbench.predict import anchors, ask, calibration, picture
 from vitbench.predict.cost import seconds
+from vitbench.predict.plan import Row
 from vitbench.predict.setting import Setting
 from vitbench.predict.table import Table
 from vitbench.results import journal
@@ -178,3 +179,13 @@ def test_validated_against_a_sweep(tmp_path: Path, command: Command) -> None:
     refused = command("validate-predictions", str(bare))
     assert refused.returncode == 2
     assert "has no row with a prediction" in refused.stderr
+
+
+def test_names_of_the_front_do_not_lie_on_each_other() -> None:
+    """Of four models on the front, two of which are as accurate within a few pixels; the fifth is beaten."""
+    told = [("a", 90.0, 100), ("b_224", 85.0, 200), ("c", 84.9, 300), ("d", 70.0, 400), ("e", 60.0, 50)]
+    rows = [Row(model, "", "RTX 4090", "224", 256, "amp", "nchw", rate, top1=top1) for model, top1, rate in told]
+    drawn = picture.chart(rows).to_dict()
+    names = drawn["vconcat"][0]["layer"][3]
+    assert names["encoding"]["text"]["field"] == "name"
+    assert {row["name"] for row in drawn["datasets"][names["data"]["name"]]} == {"a 224", "b_224", "d 224"}

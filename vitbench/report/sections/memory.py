@@ -32,7 +32,7 @@ from vitbench.report.figures import (
 )
 from vitbench.report.reading import Results
 
-_WHAT = "Lines are predicted, points measured; a ring marks where two curves cross."
+_WHAT = {"sweep": "Lines are predicted, points measured.", "memory": "Predicted."}
 _SWEPT = ("model", "impl", "dtype", "layout", "resolution", "device_name")
 _ASKED = ("model", "impl", "dtype", "optimizer", "resolution", "gpu")
 
@@ -122,7 +122,7 @@ def _over_batch(kind: str, frame: pd.DataFrame, mode: str, facts: list[str]) -> 
     return Figure(
         name=f"memory-{'card-' if kind == 'memory' else ''}over-batch-{mode}",
         title=f"Peak memory over the batch, {word(mode)}{_cards(kind, frame)} ({where})",
-        caption=_WHAT if kind == "sweep" else "Predicted; a ring marks where two curves cross.",
+        caption=_WHAT[kind] + (" A ring marks where two curves of one size cross." if notes else ""),
         kind=kind,
         chart=_layers(kind, steps("batch", frame["batch"], "batch size"), y, "peak MiB", notes),
         rows=found.rows,
@@ -154,7 +154,7 @@ def _over_resolution(kind: str, frame: pd.DataFrame, mode: str) -> Figure:
     return Figure(
         name=f"memory-{'card-' if kind == 'memory' else ''}over-resolution-{mode}",
         title=f"Peak memory over the resolution, {word(mode)}, batch {batch:.0f}{_cards(kind, frame)}",
-        caption=_WHAT if kind == "sweep" else "Predicted.",
+        caption=_WHAT[kind],
         kind=kind,
         chart=_layers(kind, steps("side", sizes, "resolution, px"), y, "peak MiB", [], "side"),
         rows=found.rows,
@@ -197,7 +197,7 @@ def _largest(frame: pd.DataFrame, mode: str, facts: list[str]) -> Figure:
     return Figure(
         name=f"memory-largest-batch-{mode}",
         title=f"Largest batch that fits, {word(mode)}, {', '.join(frame['gpu'].unique())}",
-        caption="Predicted; a ring marks where two curves cross.",
+        caption=_WHAT["memory"] + (" A ring marks where two curves cross." if notes else ""),
         kind="memory",
         chart=alt.layer(*layers),
         rows=found.rows,

@@ -35,6 +35,8 @@ COSTS = (
     Cost("memory", "sweep", "peak_mem_mib", "peak MiB, batch 1"),
     Cost("energy", "sweep", "energy_j_per_img", "joules per image"),
 )
+#: Pixels of a name beside its point, for which the axis leaves room; in a narrow picture there are no names.
+_WIDE, _NAME = "width > 340", "(width > 450 ? 115 : 88)"
 #: Dominated points that are drawn at most.
 FADED = 400
 
@@ -82,7 +84,7 @@ def _figure(cost: Cost, frame: pd.DataFrame, gpu: str = "") -> Figure:
     import altair as alt
 
     x = alt.X(f"{cost.column}:Q", title=cost.title, axis=alt.Axis(format=",.3~r", tickCount=6, labelOverlap=True),
-              scale=alt.Scale(type="log", nice=False, padding=75))  # fmt: skip
+              scale=alt.Scale(type="log", nice=False, padding=alt.expr(f"{_WIDE} ? {_NAME} + 10 : 12")))  # fmt: skip
     y = alt.Y("top1:Q", title="published ImageNet top-1, %", scale=alt.Scale(zero=False, padding=12))
     order: Literal["ascending", "descending"] = "ascending" if cost.less else "descending"
     cheapest_first = [alt.SortField(cost.column, order=order), alt.SortField("top1", order="descending")]
@@ -122,9 +124,12 @@ def _figure(cost: Cost, frame: pd.DataFrame, gpu: str = "") -> Figure:
         .transform_window(below="lag(top1)", sort=[alt.SortField("top1", order="ascending")])
         .transform_joinaggregate(highest="max(top1)", lowest="min(top1)")
         .transform_calculate(name="replace(datum.model, 'timm:', '')", room="0.05 * (datum.highest - datum.lowest)")
+        .transform_filter(_WIDE)
         .transform_filter("!isValid(datum.above) || datum.above - datum.top1 > datum.room")
         .transform_filter("!isValid(datum.above) || !isValid(datum.below) || datum.top1 - datum.below > datum.room")
-        .mark_text(align="right" if cost.less else "left", dx=-7 if cost.less else 7, dy=-5, fontSize=10, limit=115)
+        .mark_text(
+            align="right" if cost.less else "left", dx=-7 if cost.less else 7, dy=-5, fontSize=10, limit=alt.expr(_NAME)
+        )
         .encode(x=x, y=y, text="name:N")
     )
     return Figure(
