@@ -18,7 +18,7 @@ ARCHS = (80, 90, 100)
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Row]:
-    items = audit([KERNELS], archs=ARCHS, processes=2, cache=tmp_path_factory.mktemp("machine_code"))
+    items = audit([KERNELS], archs=ARCHS, processes=1, cache=tmp_path_factory.mktemp("machine_code"))
     return {(item.row.case, item.row.arch): item.row for item in items}
 
 

@@ -29,7 +29,7 @@ EXP2 = {
 
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory: pytest.TempPathFactory) -> Items:
-    items = audit([KERNELS], archs=ARCHS, processes=2, cache=tmp_path_factory.mktemp("machine_code"))
+    items = audit([KERNELS], archs=ARCHS, processes=1, cache=tmp_path_factory.mktemp("machine_code"))
     return {(item.launch.case, item.arch): item for item in items}
 
 

@@ -1,4 +1,4 @@
-"""Fixtures of the attention tests: memory that shows what is left unwritten, and the dtypes of a kernel."""
+"""Fixtures of the attention tests: memory that shows what is left unwritten, few programs, the dtypes of a kernel."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ def _poisoned_outputs() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(autouse=True)
+def _few_programs_sum(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of partial results by a few programs: a third of the interpreter's time; runtime/test_call.py tries many."""
+    if pytestconfig.getoption("--device") == "cpu":
+        monkeypatch.setattr("vitkernels.runtime.call._PROGRAMS", 16)
 
 
 @pytest.fixture(params=list(DTYPES))
