@@ -22,7 +22,7 @@ from vitkernels import (
     relative_attention_work,
 )
 
-from vitbench.kernel_bench.peers import aligned, cast, compiled, sdpa_impls
+from vitbench.kernel_bench.peers import aligned, cast, compiled, optional_impls, sdpa_impls
 from vitbench.kernel_bench.problem import DTYPES, NEEDS_GPU, Impl, Problem
 from vitbench.ops import bundle
 
@@ -68,6 +68,7 @@ def bias_problem(case: BiasAttentionCase, dtype_name: str, device: str, train: b
         Impl("eager", bundle.eager_attention, own),
         *sdpa_impls(bundle.sdpa_attention, with_aligned_mask, N, train),
         Impl("flex", bundle.flex_attention, own),
+        *optional_impls(own, lambda *x: [*x], device, train),
         Impl("compile", compiled(bundle.eager_attention), own),
     ]
     work = [bias_attention_work(B, H, N, M, D, dtype.itemsize, backward=b) for b in (False, True)[: 1 + train]]
@@ -111,6 +112,9 @@ def relative_problem(case: RelativeAttentionCase, dtype_name: str, device: str, 
     def flex_train(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
         return bundle.flex_relative_attention(q, k, v, table, grid)
 
+    def dense_train(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> list[Tensor]:
+        return [q, k, v, bundle.relative_bias(table, grid).to(q.dtype)]
+
     no_gpu = _no_gpu(device)
     if train:
         impls = [
@@ -118,6 +122,7 @@ def relative_problem(case: RelativeAttentionCase, dtype_name: str, device: str, 
             Impl("eager", eager_train),
             *sdpa_impls(sdpa_train, list, N, train),
             Impl("flex", flex_train),
+            *optional_impls(list, dense_train, device, train),
             Impl("compile", compiled(eager_train)),
         ]
     else:
@@ -127,6 +132,7 @@ def relative_problem(case: RelativeAttentionCase, dtype_name: str, device: str, 
             Impl("eager", bundle.eager_attention, dense),
             *sdpa_impls(bundle.sdpa_attention, dense_aligned, N, train),
             Impl("flex", bundle.flex_attention, dense),
+            *optional_impls(dense, lambda *x: [*x], device, train),
             Impl("compile", compiled(bundle.eager_attention), dense),
         ]
     work = [relative_attention_work(B, H, grid, D, dtype.itemsize, backward=b) for b in (False, True)[: 1 + train]]

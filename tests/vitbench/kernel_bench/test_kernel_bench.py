@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -357,6 +358,19 @@ def test_rivals_on_the_cpu_are_right_or_say_why_not(pattern: str) -> None:
         assert all(row.reason for row in rows.values() if row.status != "ok")
         rival = "eager-nchw" if item.kernel == "depthwise_conv2d" else "sdpa-math"
         assert rows[rival].status == "ok"
+
+
+@pytest.mark.parametrize("kernel", ["bias_attention", "relative_attention"])
+@pytest.mark.parametrize("pass_", ["fwd", "fwd+bwd"])
+def test_peers_in_other_packages_are_rows_that_say_what_they_need(kernel: str, pass_: str) -> None:
+    item = next(item for item in plan(f"{kernel}/*", "cpu", ["fp32"]) if item.pass_ == pass_)
+    why = {impl.name: impl.unsupported for impl in item.build().impls}
+    needs_gpu = "needs a GPU"
+    packages = "needs cuequivariance-torch and cuequivariance-ops-torch-cu13 (pip install)"
+    assert why["cuequivariance"] == (needs_gpu if find_spec("cuequivariance_torch") else packages)
+    forward_alone = "FlexAttention's FLASH backend has no gradient of a captured bias"
+    flash = needs_gpu if find_spec("flash_attn") else "needs flash-attn-4 (pip install)"
+    assert why["flex-flash"] == (flash if pass_ == "fwd" else forward_alone)
 
 
 def test_the_command_measures_compiled_rivals_too(tmp_path: Path) -> None:
