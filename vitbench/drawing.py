@@ -48,13 +48,17 @@ def _shrink(path: Path) -> None:
     few.save(path, optimize=True)
 
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px; padding: 0 1rem; color: #1b1f24 }
-table { border-collapse: collapse; font-size: 13px } td, th { padding: .15rem .6rem; text-align: right }
-th { border-bottom: 1px solid #999; position: sticky; top: 0; background: #fff }
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --band: #f5f6f8 }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --paper: #14171a; --band: #1d2126 } }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 1rem auto; max-width: 1200px; padding: 0 1rem; color: var(--ink);
+  background: var(--paper) } h1 { font-size: 1.6rem; overflow-wrap: anywhere }
+table { border-collapse: collapse; font-size: 13px }
+td, th { padding: .15rem .6rem; text-align: right; white-space: nowrap } td:last-child { text-align: left }
+th { border-bottom: 1px solid #999; position: sticky; top: 0; background: var(--paper) }
 td:first-child, th:first-child { text-align: left }
-.scroll { overflow-x: auto } tr:nth-child(even) td { background: #f5f6f8 } dt { font-weight: 600 } dd { margin: 0 }
-dl { display: grid; grid-template-columns: 10rem 1fr; gap: .1rem 1rem }
+.scroll { overflow-x: auto } tr:nth-child(even) td { background: var(--band) }
+.vega-embed { background: #fff; border-radius: 6px; color-scheme: light }
 """
 
 
@@ -71,7 +75,8 @@ def embed(chart: object, number: int) -> str:
 
     assert isinstance(chart, alt.TopLevelMixin)
     specification = chart.to_json(indent=None).replace("</", "<\\/")
-    return f'<div id="chart{number}"></div><script>vegaEmbed("#chart{number}", {specification})</script>'
+    place = f'<div class=scroll><div id="chart{number}"></div></div>'
+    return f'{place}<script>vegaEmbed("#chart{number}", {specification})</script>'
 
 
 def page(charts: Sequence[object], path: Path, title: str, table: str) -> None:
@@ -81,11 +86,11 @@ def page(charts: Sequence[object], path: Path, title: str, table: str) -> None:
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
     drawn = "".join(embed(chart, number) for number, chart in enumerate(charts))
     parts = (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>",
-        f"<style>{STYLE}</style><script>{libraries()}</script><h1>{escape(title)}</h1>{drawn}",
+        '<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">',
+        f"<title>{escape(title)}</title><style>{_STYLE}</style><script>{libraries()}</script><h1>{escape(title)}</h1>{drawn}",
         f"<div class=scroll><table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div></html>",
     )
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
 
-__all__ = ["INSTALL", "STYLE", "embed", "libraries", "page", "plotting_missing", "save", "save_specification"]
+__all__ = ["INSTALL", "embed", "libraries", "page", "plotting_missing", "save", "save_specification"]

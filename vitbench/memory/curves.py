@@ -68,7 +68,7 @@ def chart(rows: Sequence[Row], measured: Mapping[Row, float] | None = None) -> A
         panels = []
         if len({row.batch for row in of_mode}) > 1:
             panels.append(_over_batch(of_mode, mode, measured or {}))
-        if len({row.resolution for row in of_mode}) > 1:
+        if len({(row.model, row.resolution) for row in of_mode}) > len({row.model for row in of_mode}):
             panels.append(_over_resolution(of_mode, mode))
         if panels:
             columns.append(alt.vconcat(*panels))
@@ -80,12 +80,13 @@ def _word(mode: str) -> str:
 
 
 def _over_batch(rows: Sequence[Row], mode: str, measured: Mapping[Row, float]) -> Any:
-    """At the smallest resolution of all, on the first card."""
+    """Each model at its smallest resolution, on the first card."""
     import altair as alt
     import pandas as pd
 
-    gpu, size = rows[0].gpu, min((row.resolution for row in rows), key=_side)
-    shown = [row for row in rows if row.gpu == gpu and row.resolution == size]
+    gpu = rows[0].gpu
+    sizes = {row.model: row.resolution for row in sorted(rows, key=lambda row: -_side(row.resolution))}
+    shown = [row for row in rows if row.gpu == gpu and row.resolution == sizes[row.model]]
     curves: dict[str, list[Point]] = {}
     records, points, ends = [], [], []
     for name, members in _series(shown, _NAMES).items():
@@ -109,7 +110,9 @@ def _over_batch(rows: Sequence[Row], mode: str, measured: Mapping[Row, float]) -
         layers.append(words.encode(x=x, y=y, text="each:N", color=_color()))
     layers += _marks(_crossed(curves), "batch", "MiB", lambda at: f"batch {at[0]:.0f}, {at[1]:,.0f} MiB")
     layers += _capacity(gpu, data)
-    title = f"Peak memory, {_word(mode)}, {size} px, {gpu} (predicted)"
+    alike = set(sizes.values())
+    at = f"{alike.pop()} px" if len(alike) == 1 else "each model's smallest size"
+    title = f"Peak memory, {_word(mode)}, {at}, {gpu} (predicted)"
     return alt.layer(*layers).properties(title=title, width=430, height=300)
 
 

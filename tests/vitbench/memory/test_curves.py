@@ -56,3 +56,20 @@ def test_crossings_slopes_and_measured_points_are_drawn() -> None:
 def test_one_case_is_no_curve() -> None:
     assert curves.chart(ROWS[:1]) is None
     assert curves.chart([Row("m", "32", 1, "infer", "amp", "eager", "none", "A10", reason="unknown")]) is None
+
+
+@pytest.mark.skipif(drawing.plotting_missing(), reason="needs the plotting packages")
+def test_each_model_is_drawn_at_its_own_size() -> None:
+    """`native` means another size for each, and one size a model is no curve over sizes."""
+    rows = [row("small", 32, batch, 10.0 * batch, 9) for batch in (1, 2)]
+    rows += [row("large", 64, batch, 40.0 * batch, 5) for batch in (1, 2)]
+    chart = curves.chart(rows)
+    assert chart is not None
+    drawn = chart.to_dict()
+    (panels,) = drawn["hconcat"]
+    (panel,) = panels["vconcat"]
+    assert panel["title"] == "Peak memory, training, each model's smallest size, RTX 4090 (predicted)"
+    points = drawn["datasets"][panel["layer"][0]["data"]["name"]]
+    assert {(one["series"], one["batch"], one["MiB"]) for one in points} == {
+        ("small", 1, 10), ("small", 2, 20), ("large", 1, 40), ("large", 2, 80),
+    }  # fmt: skip
