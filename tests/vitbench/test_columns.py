@@ -21,6 +21,8 @@ from vitbench.audit.records import read_csv
 from vitbench.audit.show import table as audit_table
 from vitbench.bench import max_batch
 from vitbench.columns import Column
+from vitbench.doctor.check import FAILED, Check
+from vitbench.doctor.command import print_check
 from vitbench.errors import InputError
 from vitbench.kernel_bench.rows import KernelRow
 from vitbench.kernel_bench.table import table as kernel_table
@@ -171,6 +173,24 @@ SOME = [
 
 def of(column: str, chosen: list[Column]) -> list[object]:
     return list(next(one for one in chosen if one.name == column).values)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200, None])
+def test_what_doctor_tried_keeps_within_the_terminal(
+    width: int | None, terminal: Terminal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    detail = "RuntimeError: " + "what was wrong with it " * 6 + "in the end"
+    check = Check("depthwise_conv2d/irffn-a-nhwc/bwd_dw/bf16", FAILED, 12.5, detail)
+    if width is None:
+        print_check(check)
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 1
+    else:
+        lines = terminal(width, lambda: print_check(check))
+        assert max(map(len, lines)) <= width
+        assert all(line.startswith("    ") for line in lines[1:])
+    words = " ".join(lines).split()
+    assert words == [check.what, FAILED, "12.50", "s", *detail.split()], "nothing is cut"
 
 
 def test_rows_and_columns_can_be_chosen() -> None:

@@ -74,8 +74,8 @@ def _picture(found: Timeline) -> str:
     height = _ROW * len(found.columns) + 2
     title = f"Timeline of the first program's first warp, {found.cycles:,.0f} cycles"
     return (
-        f'<h3>{title}</h3><svg role="img" aria-label="{escape(title)}" '
-        f'viewBox="0 0 {_LABEL + _WIDTH + 120} {height}">{"".join(parts)}</svg>'
+        f'<h3>{title}</h3><div class="drawn"><svg role="img" aria-label="{escape(title)}" '
+        f'viewBox="0 0 {_LABEL + _WIDTH + 120} {height}">{"".join(parts)}</svg></div>'
     )
 
 

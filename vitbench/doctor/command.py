@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import textwrap
+
 from vitbench import columns
 from vitbench.console import console
 from vitbench.doctor import machine
@@ -31,5 +34,8 @@ def run(given: DoctorOptions) -> int:
 
 
 def print_check(check: Check) -> None:
-    """A line of the table, as soon as it is known."""
-    console().print(f"{check.what:44} {check.result:8} {check.seconds:6.2f} s  {check.detail}", soft_wrap=True)
+    """A line of the table, as soon as it is known; in a terminal it goes on below where it is too long."""
+    width = console().width if sys.stdout.isatty() else None
+    wide = 44 if width is None or width >= 100 else 24
+    line = f"{check.what:{wide}} {check.result:8} {check.seconds:6.2f} s  {check.detail}".rstrip()
+    print(textwrap.fill(line, width, subsequent_indent=4 * " ") if width else line, flush=True)
