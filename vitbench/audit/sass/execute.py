@@ -254,12 +254,13 @@ def count(graph: Graph, launched: Launched, machine: Machine | None = None) -> E
     machine = machine or Machine(graph)
     axes = [n if f"SR_CTAID.{axis}" in machine.reads else 1 for n, axis in zip(launched.grid, "XYZ", strict=True)]
     warps = launched.num_warps
-    tally, programs = _sample(machine, launched, axes, [None])
-    scale = math.prod(launched.grid) / programs * warps
-    if tally.guessed and machine.controls & {"SR_TID.X", "SR_LANEID", "ELECT"}:
-        threads = [(warp, lane) for warp in range(warps) for lane in (0, 31)]
+    each: Sequence[_Who] = [(warp, lane) for warp in range(warps) for lane in (0, 31)]
+    # Where the first program's branches depend on the index, those of a thread that stands for all need not be counted.
+    for threads in [each] if machine.by_index(launched) else [[None], each]:
         tally, programs = _sample(machine, launched, axes, threads)
-        scale = math.prod(launched.grid) / programs
+        if not (tally.guessed and machine.controls & {"SR_TID.X", "SR_LANEID", "ELECT"}):
+            break
+    scale = math.prod(launched.grid) / programs * (warps if threads == [None] else 1)
     return Executions(
         warps=[times * scale for times in tally.blocks],
         active={index: times * scale for index, times in tally.active.items()},
