@@ -186,7 +186,7 @@ report: $(READY)
 # The tables of README.md and docs/, and the pictures of the report that README shows.
 PICTURES := memory-over-batch-train pareto-macs
 readme: report
-	$(PY) -m vitbench.readme README.md docs/*.md
+	$(PY) -m vitbench.readme README.md docs/*.md kernels/README.md
 	cp $(PICTURES:%=$(or $(OUT),build/report)/%.png) results/report/
 
 clean:
