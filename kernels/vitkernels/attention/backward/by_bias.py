@@ -160,7 +160,7 @@ def bias_calls(
     _, H, N, M = dbias_parts.shape
     B, warps = shared["B"], 4
     narrow_rows = reads_results_from_tensor_memory(arch) and shared["D"] % 16  # 128 of these spill in Triton 3.6
-    if tall_tile(shared["q_ptr"], arch) and not has_tail(N, block_n) and not narrow_rows:
+    if block_n == 64 and tall_tile(shared["q_ptr"], arch) and not has_tail(N, block_n) and not narrow_rows:
         block_n, warps = 128, 8
     tiles = cdiv(N, block_n)
     rest = M % block_m

@@ -271,7 +271,7 @@ def rows_calls(dq: Tensor, shared: dict[str, Any], block_n: int, block_m: int, a
     # Code for a last tile of another size needs registers of its own, which eight warps with products out of tensor
     # memory (sm_100) do not have.
     fits = last_tile(N, tall) == tall or not reads_results_from_tensor_memory(arch)
-    if tall_tile(dq, arch) and fits and (D > 32 or huge or not has_tail(N, block_n)):
+    if block_n == 64 and tall_tile(dq, arch) and fits and (D > 32 or huge or not has_tail(N, block_n)):
         block_n, warps = tall, 8
     args = shared | _dq_args(dq) | {
         "BLOCK_N": block_n, "BLOCK_M": block_m, "LAST": last_tile(N, block_n), "REST": rest_block(shared["M"], block_m),

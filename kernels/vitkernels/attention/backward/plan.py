@@ -38,6 +38,17 @@ def key_block(head_dim: int, itemsize: int, arch: int) -> int:
     return block // 2 if reads_operands_from_registers(arch) else block
 
 
+def query_block(head_dim: int, itemsize: int, align: int, arch: int) -> int:
+    """Queries of a tile in these passes, fewer where registers would spill: fp32, and wide heads in narrow pieces.
+
+    Wide heads also where a program has fewer registers to itself than on sm_80 and no products from shared memory.
+    """
+    if itemsize == 4:
+        return 32 if head_dim <= 32 else 16
+    narrow = align == 1 or (reads_operands_from_registers(arch) and arch != 80)
+    return 32 if head_dim > 64 and narrow else 64
+
+
 def bias_slices(batch: int, heads: int, n: int, m: int) -> int:
     """Into how many slices of images the partial bias gradients are split."""
     return cdiv(batch, _images(batch, heads, n, m))
@@ -79,8 +90,10 @@ def backward_calls(
     B, H, N, D = q.shape
     M = k.shape[2]
     itemsize = q.element_size()
-    block_n = 64 if itemsize == 2 else 32
-    block_m = key_block(D, itemsize, arch)
+    align = stride_alignment(q, k, v, do, out, dq, dk, bias=bias)
+    block_n = query_block(D, itemsize, align, arch)
+    narrowed = block_n == 16 or (block_n == 32 and itemsize == 2)
+    block_m = 16 if narrowed else key_block(D, itemsize, arch)
     images = _images(B, H, N, M)
     shared = {
         "q_ptr": q, "k_ptr": k, "v_ptr": v, "bias_ptr": bias, "do_ptr": do, "lse_ptr": lse, "delta_ptr": delta,
@@ -90,7 +103,7 @@ def backward_calls(
         "do_stride_b": do.stride(0), "do_stride_h": do.stride(1), "do_stride_n": do.stride(2),
         "bias_stride_h": bias.stride(0), "bias_stride_n": bias.stride(1), "B": B, "H": H, "N": N, "M": M,
         "score_scale": scale * LOG2E.value if expanded else scale, "EXPANDED": expanded, "D": D,
-        "BLOCK_D": padded_head_dim(D), "ALIGN": stride_alignment(q, k, v, do, out, dq, dk, bias=bias),
+        "BLOCK_D": padded_head_dim(D), "ALIGN": align,
     }  # fmt: skip
     of_tokens = shared | {"scale": scale}
     of_queries = of_tokens | {

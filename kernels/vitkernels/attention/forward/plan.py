@@ -54,7 +54,7 @@ def held_blocks(q: Tensor, n_keys: int, arch: int) -> Blocks:
 def streamed_blocks(q: Tensor, n_keys: int, wide: bool, arch: int) -> Blocks:
     B, H, N, D = q.shape
     if q.element_size() == 4:
-        return Blocks(rows=32, keys=16, images=1, stages=2)
+        return Blocks(rows=32 if D <= 32 else 16, keys=16, images=1, stages=2)
     if D > 64:
         return Blocks(rows=64, keys=32, images=1, stages=3)
     tall = reads_results_from_tensor_memory(arch) and wide and cdiv(N, 128) * 128 <= 1.15 * cdiv(N, 64) * 64
