@@ -73,7 +73,7 @@ def reduced_kv_kernel(
         reduced = normalise(x, gain, offset, mask_c, C, eps)
     else:
         reduced = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
-        for i in range(R * R):
+        for i in tl.range(R * R, loop_unroll_factor=R):  # so many loads are on their way at once
             x = tl.load(base + (i // R * width + i % R) * stride_xn, mask=mask, other=0.0).to(tl.float32)
             tap = tl.load(taps_ptr + c * (R * R) + i, mask=mask_c, other=0.0).to(tl.float32)
             reduced += normalise(x, gain, offset, mask_c, C, eps) * tap

@@ -176,7 +176,7 @@ def block_calls(
             args=common | reduction,
             grid=cdiv(batch * keys, 16),
             pass_name="fwd_kv",
-            num_warps=4,
+            num_warps=8,
             num_stages=2,
         ),
         Call(
