@@ -15,10 +15,10 @@ _LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 def textbook_attention(
     o_ptr, q_ptr,  # [B, N, H, D]
     k_ptr, v_ptr,  # [B, M, H, D]
-    bias_ptr,  # [H, N, M]
+    bias_ptr,  # [H, N, P], P being M in whole blocks of keys; hugely negative beyond M
     heads, n, m, d, scale, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Streaming attention with a dense bias."""
+    """Streaming attention with a dense bias, which somebody has padded, so that it is read by whole vectors."""
     b, h = tl.program_id(1) // heads, tl.program_id(1) % heads
     offs_m, offs_d = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     rows = (offs_m[:, None] < n) & (offs_d[None, :] < d)
@@ -28,13 +28,13 @@ def textbook_attention(
     top = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    bias_at = (h * n + tl.minimum(offs_m, n - 1))[:, None] * (tl.cdiv(m, BLOCK_N) * BLOCK_N)
     for start in range(0, m, BLOCK_N):
         offs_n = start + tl.arange(0, BLOCK_N)
         keys = (offs_n[:, None] < m) & (offs_d[None, :] < d)
         kv_at = kv + offs_n[:, None] * heads * d + offs_d[None, :]
         k = tl.load(k_ptr + kv_at, mask=keys, other=0.0)
-        bias_at = h * n * m + offs_m[:, None] * m + offs_n[None, :]
-        bias = tl.load(bias_ptr + bias_at, mask=(offs_m[:, None] < n) & (offs_n[None, :] < m), other=-1.0e9)
+        bias = tl.load(bias_ptr + bias_at + offs_n[None, :])
         scores = (tl.dot(q, tl.trans(k)) * scale + bias) * _LOG2_E
         higher = tl.maximum(top, tl.max(scores, 1))
         p = tl.exp2(scores - higher[:, None])

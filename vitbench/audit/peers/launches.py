@@ -146,7 +146,8 @@ def _textbook(case: BiasAttentionCase, rows: int, keys: int, stages: int, warps:
     sizes = {"heads": case.H, "n": case.N, "m": case.M, "d": case.D, "scale": case.D**-0.5}
     blocks = {"BLOCK_M": rows, "BLOCK_N": keys, "BLOCK_D": _channels(case)}
     grid = (-(-case.N // rows), case.B * case.H)
-    return _attention("textbook", kernels.textbook_attention, case, sizes | blocks, grid, stages, warps)
+    args = sizes | blocks | {"bias_ptr": "*bf16"}
+    return _attention("textbook", kernels.textbook_attention, case, args, grid, stages, warps)
 
 
 def _flex(case: BiasAttentionCase, rows: int, keys: int, stages: int, warps: int) -> Launch:
