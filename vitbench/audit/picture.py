@@ -1,4 +1,4 @@
-"""Pipe use and floor share of every kernel in an audit, as a picture: `make audit-picture`."""
+"""Pipe use, where warps wait, and floor share of every kernel in an audit, as a picture: `make audit-picture`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from vitbench.audit.records import Row, read_csv
+from vitbench.audit.records import STALLS, Row, read_csv
 from vitbench.errors import InputError
 from vitbench.report.curves import INSTALL, plotting_missing, save
 
@@ -19,7 +19,8 @@ _TITLES = {"sfu": "special", "lsu": "load/store", "alu": "integer", "bytes": "me
 
 
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """For each kernel and pass: the median over its cases of each pipe's share of the modelled time, and floor share.
+    """For each kernel and pass: the median over its cases of each pipe's share of the modelled time, of each share of
+    its warps' cycles where the audit has them, and of the floor's share.
 
     Passes that differ only in a trailing number (chunks of one pass) count as one.
     """
@@ -33,13 +34,19 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "launches": len(found),
             "floor share": median(row.floor_share for row in found),
             **{pipe: median(getattr(row, f"{pipe}_us") / row.modelled_us for row in found) for pipe in PIPES},
+            **{name: median(shares) for name in STALLS if (shares := _known(found, name))},
         }
         for (kernel, pass_name), found in sorted(groups.items())
     ]
 
 
+def _known(rows: Sequence[Row], name: str) -> list[float]:
+    return [share for row in rows if (share := getattr(row.stalls, name)) is not None]
+
+
 def chart(rows: Sequence[Row]) -> Any:
-    """Left, how much of the modelled time each pipe is busy; right, how close to the floor the kernel comes.
+    """Left, how much of the modelled time each pipe is busy; then where its warps' cycles go, where the audit says it;
+    right, how close to the floor the kernel comes.
 
     Raises: InputError when no row has a modelled time, or the plotting packages are missing.
     """
@@ -54,26 +61,33 @@ def chart(rows: Sequence[Row]) -> Any:
     wide = pd.DataFrame(records)
     wide["label"] = [f"{name}  ({count})" for name, count in zip(wide["name"], wide["launches"], strict=True)]
     order = wide["label"].tolist()
-    long = wide.melt(["label"], list(PIPES), "pipe", "share")
-    long["pipe"] = long["pipe"].map(lambda name: _TITLES.get(name, name))
-    pipes = [_TITLES.get(name, name) for name in PIPES]
-    y = alt.Y("label:N", sort=order, title=None, axis=alt.Axis(labelLimit=320, ticks=False))
     height = alt.Step(19)
-    cells = alt.Chart(long, title="busy share of the modelled time", width=alt.Step(58), height=height).encode(
-        x=alt.X("pipe:N", sort=pipes, title=None, axis=alt.Axis(orient="top", labelAngle=0, ticks=False)), y=y
-    )
-    colour = alt.Color("share:Q", scale=alt.Scale(scheme="blues", domain=[0, 1]), legend=None)
-    text = alt.condition("datum.share > 0.6", alt.value("white"), alt.value("#333"))
-    numbers = cells.mark_text(fontSize=11).encode(text=alt.Text("share:Q", format=".0%"), color=text)
+
+    def shares(names: Sequence[str], title: str, scheme: Any, angle: int, labelled: bool) -> Any:
+        long = wide.melt(["label"], list(names), "what", "share")
+        long["what"] = long["what"].map(lambda name: _TITLES.get(name, name.removeprefix("stall_").replace("_", " ")))
+        axis = alt.Axis(labelLimit=320, ticks=False) if labelled else None
+        cells = alt.Chart(long, title=title, width=alt.Step(58 if labelled else 40), height=height).encode(
+            x=alt.X("what:N", sort=None, title=None, axis=alt.Axis(orient="top", labelAngle=angle, ticks=False)),
+            y=alt.Y("label:N", sort=order, title=None, axis=axis),
+        )
+        colour = alt.Color("share:Q", scale=alt.Scale(scheme=scheme, domain=[0, 1]), legend=None)
+        text = alt.condition("datum.share > 0.6", alt.value("white"), alt.value("#333"))
+        numbers = cells.mark_text(fontSize=11).encode(text=alt.Text("share:Q", format=".0%"), color=text)
+        return cells.mark_rect().encode(color=colour) + numbers
+
+    parts = [shares(PIPES, "busy share of the modelled time", "blues", 0, True)]
+    if stalls := [name for name in STALLS if name in wide]:
+        parts.append(shares(stalls, "where cycles of warps go", "oranges", -45, False))
     bars = alt.Chart(wide, title="floor / modelled time", width=220, height=height).encode(
         x=alt.X("floor share:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%", orient="top"), title=None),
         y=alt.Y("label:N", sort=order, axis=None),
     )
     values = bars.mark_text(align="left", dx=3, fontSize=11).encode(text=alt.Text("floor share:Q", format=".0%"))
-    left, right = cells.mark_rect().encode(color=colour) + numbers, bars.mark_bar(color="#e07b39") + values
+    parts.append(bars.mark_bar(color="#e07b39") + values)
     first = rows[0]
     title = f"{first.arch}, triton {first.triton}: median over the launches of each kernel (their number in brackets)"
-    return alt.hconcat(left, right, spacing=12).properties(title=title)
+    return alt.hconcat(*parts, spacing=12).resolve_scale(color="independent").properties(title=title)
 
 
 def main(folder: Path) -> int:

@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from vitbench.errors import InputError
 from vitbench.results.table import Table
+
+
+@dataclass(frozen=True)
+class Stalls:
+    """Of all cycles of all warps, the shares spent in each state of Nsight Compute's, `product` (waiting for a matrix
+    product or a bulk copy) and `start` (a branch's target, or a program's first instruction) besides. They are None in
+    rows of files that do not have them."""
+
+    stall_selected: float | None = None
+    stall_wait: float | None = None
+    stall_long_scoreboard: float | None = None
+    stall_short_scoreboard: float | None = None
+    stall_barrier: float | None = None
+    stall_math_pipe_throttle: float | None = None
+    stall_mio_throttle: float | None = None
+    stall_not_selected: float | None = None
+    stall_product: float | None = None
+    stall_branch_or_start: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +81,7 @@ class Row:
     card: str
     status: str
     reason: str
+    stalls: Stalls = Stalls()
 
     @property
     def launch_id(self) -> str:
@@ -84,8 +103,10 @@ def _table(names: Sequence[str] | None = None) -> Table[Row]:
 
 TABLE = _table()
 COLUMNS = TABLE.header
+STALLS = tuple(field.name for field in fields(Stalls))
 _SIMULATED = ("overlapped_us", "modelled_low_us", "modelled_high_us", "launch_us", "card")
-_OLDER = tuple(name for name in COLUMNS if name not in _SIMULATED)
+_WITHOUT_STALLS = tuple(name for name in COLUMNS if name not in STALLS)
+_OLDER = tuple(name for name in _WITHOUT_STALLS if name not in _SIMULATED)
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
@@ -103,6 +124,8 @@ def read_csv(path: Path) -> list[Row]:
         raise InputError(f"no audit file {path}; `vitbench audit --accept {path.parent}` writes one")
     with path.open(encoding="utf-8") as file:
         header = tuple(file.readline().strip().split(","))
+    if header == _WITHOUT_STALLS:
+        return _table(_WITHOUT_STALLS).read(path)
     return _read_older(path) if header == _OLDER else TABLE.read(path)
 
 

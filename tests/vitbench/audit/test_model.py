@@ -45,7 +45,7 @@ def _compiled(**changes: object) -> Compiled:
     return Compiled(**{**given, **changes})  # type: ignore[arg-type]
 
 
-SIMULATED = Times(2.0, 1.5, 2.5)
+SIMULATED = Times(2.0, 1.5, 2.5, {"MIO throttle": 0.25, "branch or start": 0.75})
 
 
 def _row(launch: Launch, counted: Profile, chip: Chip = H200, **compiled: object) -> Row:
@@ -88,6 +88,7 @@ def test_bytes_bind_a_copy() -> None:
     assert row.overlapped_us == pytest.approx(1.0, abs=1e-3)
     assert row.floor_share == 0.5  # of the simulated time
     assert (row.modelled_us, row.modelled_low_us, row.modelled_high_us) == (2.0, 1.5, 2.5)
+    assert (row.stalls.stall_mio_throttle, row.stalls.stall_branch_or_start) == (0.25, 0.75)
     assert (row.card, row.launch_us) == ("H200", H200.launch_us)
 
 

@@ -9,8 +9,8 @@ import pytest
 from vitkernels import Launch
 
 from vitbench.audit.model.time import failure
-from vitbench.audit.picture import main, summary
-from vitbench.audit.records import write_csv
+from vitbench.audit.picture import chart, main, summary
+from vitbench.audit.records import STALLS, Stalls, write_csv
 from vitbench.errors import InputError
 
 pytestmark = pytest.mark.fast
@@ -30,6 +30,16 @@ def test_chunks_of_a_pass_are_one_line_with_the_medians() -> None:
     ]
     (line,) = summary([*rows, replace(BROKEN, pass_="fwd")])
     assert (line["name"], line["launches"], line["issue"], line["floor share"]) == ("conv bwd", 3, 0.7, 0.8)
+
+
+def test_shares_of_cycles_are_drawn_where_the_audit_has_them() -> None:
+    assert not {*STALLS} & {*summary([ROW])[0]}
+    rows = [replace(ROW, stalls=Stalls(stall_wait=share)) for share in (0.1, 0.4, 0.2)]
+    (line,) = summary(rows)
+    assert {name: line[name] for name in STALLS if name in line} == {"stall_wait": 0.2}
+    titles = [part.get("title") for part in chart(rows).to_dict()["hconcat"][1]["layer"]]
+    assert "where cycles of warps go" in titles
+    assert len(chart([ROW]).to_dict()["hconcat"]) == 2
 
 
 def test_files_are_drawn_beside_the_audit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ launches at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -52,11 +52,12 @@ class Moved:
 @dataclass(frozen=True)
 class Times:
     """Of a launch on one card, without what launching it costs; low and high: least and most of that and of the same
-    with latencies 25 % shorter and longer."""
+    with latencies 25 % shorter and longer. `stalls` are the shares of all warp cycles by reason."""
 
     us: float
     low_us: float
     high_us: float
+    stalls: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,7 @@ class Simulated:
     @property
     def shares(self) -> dict[str, float]:
         """Of all cycles that warps spent, those by each reason, the largest first."""
-        from vitbench.audit.model.engine import REASONS
-
-        by_reason = self.lost.sum(0) / max(self.lost.sum(), 1.0)
-        found = dict(zip(REASONS, (float(share) for share in by_reason), strict=True))
-        return dict(sorted(found.items(), key=lambda item: -item[1]))
+        return dict(sorted(self.times.stalls.items(), key=lambda item: -item[1]))
 
     def waited(self, instruction: int) -> tuple[float, str]:
         """The share of all warp cycles that were spent before an instruction, and the reason for most of them."""
@@ -105,6 +102,8 @@ def simulate(graph: Graph, traced: Trace, launch: Launch, compiled: Compiled, ch
 
     Raises: ImportError without numba; ValueError when the launch does not fit on a multiprocessor.
     """
+    from vitbench.audit.model.engine import REASONS
+
     fits = occupancy(
         chip, compiled.registers, compiled.shared_bytes, compiled.num_warps, compiled.tensor_memory_columns
     )
@@ -117,7 +116,10 @@ def simulate(graph: Graph, traced: Trace, launch: Launch, compiled: Compiled, ch
     )
     # Other latencies are another order of events, which now and then is the better one.
     each = [middle.us, low.us, high.us]
-    return Simulated(Times(middle.us, min(each), max(each)), middle.issued_per_cycle, middle.lost, *middle.first)
+    by_reason = middle.lost.sum(0) / max(middle.lost.sum(), 1.0)
+    stalls = dict(zip(REASONS, (float(share) for share in by_reason), strict=True))
+    times = Times(middle.us, min(each), max(each), stalls)
+    return Simulated(times, middle.issued_per_cycle, middle.lost, *middle.first)
 
 
 class _Run:

@@ -17,7 +17,7 @@ from vitbench.audit.job import Compiled
 from vitbench.audit.model.chips import Chip, Occupancy, chip_of, occupancy
 from vitbench.audit.model.profile import Profile
 from vitbench.audit.model.simulate import Moved, Times
-from vitbench.audit.records import Row
+from vitbench.audit.records import Row, Stalls
 from vitbench.audit.traffic import Traffic
 
 
@@ -108,7 +108,12 @@ def model(
         card=chip.name,
         status="ok" if fits.programs else "error",
         reason=_reason(counted) if fits.programs else _too_large(chip, fits, compiled),
+        stalls=Stalls(**{_column(name): share for name, share in simulated.stalls.items()}) if simulated else Stalls(),
     )
+
+
+def _column(reason: str) -> str:
+    return f"stall_{reason.lower().replace(' ', '_')}"
 
 
 def _fits(chip: Chip, compiled: Compiled) -> Occupancy:

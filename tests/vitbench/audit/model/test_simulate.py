@@ -14,6 +14,7 @@ from vitbench.audit.model.decode import Kind, decode
 from vitbench.audit.model.engine import REASONS
 from vitbench.audit.model.latency import LATENCIES
 from vitbench.audit.model.simulate import Moved, Simulated, simulate
+from vitbench.audit.records import STALLS
 from vitbench.audit.sass.execute import Launched
 from vitbench.audit.sass.graph import Graph
 from vitbench.audit.sass.listing import control_of
@@ -78,6 +79,7 @@ def test_a_wait_mask_waits_for_what_holds_the_barrier() -> None:
     assert (times.low_us, times.high_us) == pytest.approx((0.75 * times.us, 1.25 * times.us), rel=0.03)
     assert next(iter(kept.shares)) == "long scoreboard"
     assert sum(kept.shares.values()) == pytest.approx(1)
+    assert tuple(f"stall_{name.lower().replace(' ', '_')}" for name in REASONS) == STALLS
     share, reason = kept.waited(1)
     assert (share > 0.9, reason) == (True, "long scoreboard")
 
