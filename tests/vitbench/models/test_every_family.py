@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention import flex_attention as flex
 
 from vitbench.catalog import Resolution
 from vitbench.errors import Unsupported
@@ -138,11 +138,11 @@ def test_sdpa_channels_last_and_deepcopy_agree_with_eager(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ATTENTIVE)
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_agrees_with_eager_and_refuses_to_train_on_the_cpu(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Uncompiled, FlexAttention computes the same with plain operators: to compile takes seconds for every
-    # shape, and is what ops/test_bundle.py does.
-    monkeypatch.setattr(ops, "_compiled_flex", lambda: flex_attention)
+    # shape, and is what ops/test_bundle.py does. Even then torch would trace it anew for every shape.
+    monkeypatch.setattr(ops, "_compiled_flex", lambda: flex.flex_attention)
+    monkeypatch.setattr(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     model, image = small(kind, FLEX)
     with torch.inference_mode():
         actual, exact = model(image), small(kind)[0].double()(image.double())
