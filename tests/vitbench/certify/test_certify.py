@@ -198,6 +198,9 @@ def test_what_never_fits_its_time_keeps_nothing_waiting(tmp_path: Path, monkeypa
     assert begun == ["train", "train", "infer", "infer"]
 
 
+MARKED = "import pytest\npytestmark = pytest.mark.rehearsal\n"
+
+
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> tuple[Context, Path]:
     """A checkout whose only tests are `text`, and where they are."""
     tests = tmp_path / "tests" / "vitkernels"
@@ -205,9 +208,9 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> tu
     (tmp_path / "tests" / "conftest.py").write_text(
         "def pytest_addoption(parser): parser.addoption('--device')\n"
         "def pytest_configure(config): config.addinivalue_line('markers', 'rehearsal')\n"
-        "def pytest_itemcollected(item): item.add_marker('rehearsal')\n"
     )
-    (tests / "test_operators.py").write_text(text)
+    (tests / "test_operators.py").write_text(MARKED + text)
+    (tests / "test_others.py").write_text("1 / 0\n")  # of which none is asked for, so that it is not imported
     monkeypatch.setattr(correctness, "_ROOT", tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(Path(correctness.__file__).parents[2]))
     context = Context(tmp_path / "out", "cpu")
@@ -313,10 +316,10 @@ def test_what_cannot_start_fails_until_it_can(tmp_path: Path, monkeypatch: pytes
     right = conftest.read_text()
     for wrong, name in ((f"{right}import os; os._exit(9)\n", "pytest shard 0/1"), (right, file.name)):
         conftest.write_text(wrong)
-        file.write_text("nonsense\n" if wrong == right else "")
+        file.write_text(MARKED + ("nonsense\n" if wrong == right else ""))
         correctness.STAGE.run(context, time.monotonic() + 60)
         assert [line.verdict for line in correctness.STAGE.judge(context) if line.what.endswith(name)] == [FAIL]
-    file.write_text("def test_token_major_a(): pass\n")
+    file.write_text(f"{MARKED}def test_token_major_a(): pass\n")
     correctness.STAGE.run(context, time.monotonic() + 60)
     (line,) = correctness.STAGE.judge(context)
     assert (line.verdict, line.detail) == (PASS, "1 passed")
