@@ -70,7 +70,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
 
 
 class Unwritten(TorchDispatchMode):
-    """A mode in which nothing is written into parameters, and nothing random: nobody will read what initialises them.
+    """A mode in which nothing is written into parameters: what initialises them is left out, as nobody will read them.
 
     On the meta device it computes nothing and yet takes torch's slowest way, of a real model it is most of the work and
     all of its memory: pages that nobody writes are never taken. What writes through `.data` is left out as well.
@@ -100,7 +100,7 @@ class Unwritten(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if args and hollow.gives_back(func) and (self._is_parameter(args[0]) or _is_random(func)):
+        if args and hollow.gives_back(func) and self._is_parameter(args[0]):
             return args[0]
         return func(*args, **(kwargs or {}))
 
@@ -108,11 +108,6 @@ class Unwritten(TorchDispatchMode):
         return type(written) is nn.Parameter or (
             type(written) is Tensor and written.untyped_storage()._cdata in self._storages
         )
-
-
-@cache
-def _is_random(op: Any) -> bool:
-    return torch.Tag.nondeterministic_seeded in op.tags
 
 
 @contextlib.contextmanager

@@ -205,9 +205,15 @@ def test_parameters_are_made_and_not_written() -> None:
     with Unwritten():
         layer = nn.Linear(3, 4)
         assert torch.equal(torch.ones(3).mul_(2), torch.full((3,), 2.0))
-        assert not torch.zeros(3).data.normal_().any()
     assert layer.weight.shape == (4, 3)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_draws_until_numbers_are_in_range_ends_on_what_memory_held_before() -> None:
+    weight = nn.Parameter(torch.full((5,), 1e3))
+    with Unwritten():
+        nn.init.trunc_normal_(weight)
+    assert weight.tolist() == [1e3] * 5
 
 
 def test_what_initialises_through_data_writes_nothing_and_buffers_are_written() -> None:
