@@ -46,9 +46,9 @@ def weigh_all(q, k, v, bias, score_scale, EXPANDED: tl.constexpr):
 
 
 @triton.jit
-def reaches_far(dtype: tl.constexpr):
-    """Whether exponentials of scores as they are fit: fp16 ends at 2^16."""
-    return dtype != tl.float16
+def takes_scores_as_they_are(dtype: tl.constexpr, D: tl.constexpr):
+    """Whether to try exponentials of scores as they are: fp16 ends at 2^16, wide heads lack the registers for it."""
+    return dtype != tl.float16 and D <= 64
 
 
 @triton.jit
