@@ -27,6 +27,6 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     close = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(close) + "?"
-    if len(known) <= 12:
+    if len(known) <= 40:
         return "allowed: " + ", ".join(known)
     return f"`vitbench list` shows the {len(known)} known names"

@@ -212,6 +212,9 @@ def test_rows_and_columns_can_be_chosen() -> None:
     ):
         with pytest.raises(InputError, match=says):
             columns.choose(SOME, **wrong)
+    many = [columns.Column(f"measured_{number}", []) for number in range(30)]
+    with pytest.raises(InputError, match="no column 'quux': allowed: measured_0, .*, measured_29$"):
+        columns.choose(many, names="quux")
 
 
 def test_what_does_not_fit_is_said() -> None:
