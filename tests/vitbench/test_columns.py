@@ -213,7 +213,7 @@ def test_rows_and_columns_can_be_chosen() -> None:
         with pytest.raises(InputError, match=says):
             columns.choose(SOME, **wrong)
     many = [columns.Column(f"measured_{number}", []) for number in range(30)]
-    with pytest.raises(InputError, match="no column 'quux': allowed: measured_0, .*, measured_29$"):
+    with pytest.raises(InputError, match=r"no column 'quux': allowed: measured_0, .*, measured_29$"):
         columns.choose(many, names="quux")
 
 
