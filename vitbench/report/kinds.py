@@ -10,6 +10,11 @@ from vitbench.results.row import TABLE as SWEEP
 
 #: Of an audited launch: NAME_us is how long it is busy.
 PIPES = ("issue", "sfu", "matrix", "lsu", "fp32", "alu", "l2", "bytes")
+#: stall_NAME is the share of its warps' cycles in a state.
+STALLS = (
+    "selected", "wait", "long_scoreboard", "short_scoreboard", "barrier", "math_pipe_throttle", "mio_throttle",
+    "not_selected", "product", "branch_or_start",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,10 @@ KINDS = {
             "kernel arch modelled_us",
         ),
         _kind(
+            "peers", "Kernels beside those that people write, modelled", "case arch card triton tried faults",
+            "ours_us textbook_us flex_us direct_us floor_us", "case ours_us textbook_us flex_us",
+        ),
+        _kind(
             "published memory", "Published memory",
             "model mode precision optimizer gpu source notes reason", "image batch measured_mib predicted_mib",
             "measured_mib predicted_mib",
@@ -100,7 +109,8 @@ MADE = ("speedup", "training_data", "source", "card")
 _ALSO = {
     "kernels": "launches impls p95_us samples stop_reason device vitbench dirty threads started_at",
     "audit": "num_warps num_stages shared_bytes programs narrowest_hot_load_bytes issue_slots_per_element "
-    "sfu_per_element overlapped_us modelled_low_us modelled_high_us launch_us loaded_bytes stored_bytes exact",
+    "sfu_per_element overlapped_us modelled_low_us modelled_high_us launch_us loaded_bytes stored_bytes exact "
+    + " ".join(f"stall_{state}" for state in STALLS),
     "predicted": "convolutions products attention memory_bound rare",
     "published kernel times": "modelled_low_us modelled_high_us occupancy overlapped_us",
 }

@@ -226,7 +226,7 @@ def test_the_model_must_rank_and_be_near(
     context: Context, modelled: tuple[float, ...], verdicts: tuple[str, str]
 ) -> None:
     audited = [
-        AuditRow(**{("pass_" if name == "pass" else name): 0 for name in COLUMNS}
+        AuditRow(**{("pass_" if name == "pass" else name): 0 for name in COLUMNS if not name.startswith("stall_")}
                  | {"kernel": "dw", "case": case, "pass_": "fwd", "dtype": "bf16", "arch": "sm_90", "triton": "3.6",
                     "status": "ok", "reason": "", "modelled_us": us, "matrix_instruction": "", "bound_by": "",
                     "occupancy_limit": "", "exact": True})  # type: ignore[arg-type]
