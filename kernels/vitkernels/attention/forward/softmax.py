@@ -46,12 +46,6 @@ def weigh_all(q, k, v, bias, score_scale, EXPANDED: tl.constexpr):
 
 
 @triton.jit
-def takes_scores_as_they_are(dtype: tl.constexpr, D: tl.constexpr):
-    """Whether to try exponentials of scores as they are: fp16 ends at 2^16, wide heads lack the registers for it."""
-    return dtype != tl.float16 and D <= 64
-
-
-@triton.jit
 def absorb_as_is(q, k, v, bias, score_scale, total, acc):
     """`absorb` without a maximum, of a bias and a scale in units of log2."""
     s = tl.dot(q, tl.trans(k), input_precision="tf32x3") * score_scale + bias
