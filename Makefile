@@ -47,7 +47,7 @@ help:
 	@echo 'make memory-curves        ViT against ResNet: peak memory over the batch size, as CSV and picture'
 	@echo 'make memory-truth         predicted memory beside every published figure, as CSV and picture (OUT=)'
 	@echo 'make throughput-truth     predicted images/s beside every published figure, held out, as CSV and picture (OUT=)'
-	@echo 'make fit-predictor        the parameters of `vitbench predict` from published figures (trace-predictor: their models)'
+	@echo 'make fit-predictor        the parameters of `vitbench predict` from published figures (trace-predictor: their models, IMPL=compile)'
 	@echo 'make test                 the whole suite'
 	@echo 'make test-fast            a part of it, for every save'
 	@echo 'make test-faults          processes killed, disks full, models that hang: every fault (PART=1/8: some of the slow ones)'
@@ -102,7 +102,7 @@ fit-predictor: $(READY)
 	$(PY) -m vitbench.predict.refit
 
 trace-predictor: $(READY)
-	$(PY) -m vitbench.predict.traced
+	$(PY) -m vitbench.predict.traced $(IMPL)
 
 test-fast: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m fast $(ARGS)

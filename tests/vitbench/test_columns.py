@@ -104,7 +104,7 @@ def validated() -> None:
 
 
 def predictions() -> None:
-    columns.show(predicted_errors([("NVIDIA GeForce RTX 4090", 256, "amp", 12, 0.041, 0.12, -0.021)]))
+    columns.show(predicted_errors([("NVIDIA GeForce RTX 4090", 256, "amp", "eager", 12, 0.041, 0.12, -0.021)]))
 
 
 def kernels() -> None:

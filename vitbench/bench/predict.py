@@ -31,7 +31,7 @@ from vitbench.ops.implementations import ops_for
 from vitbench.ops.names import COMPILED
 from vitbench.predict import ask as throughput
 from vitbench.predict.forecast import forecast
-from vitbench.predict.setting import DTYPES
+from vitbench.predict.setting import DTYPES, IMPLS
 from vitbench.predict.setting import Setting as ThroughputSetting
 from vitbench.trace.precision import TORCH_DTYPES
 from vitbench.trace.skeleton import Unwritten
@@ -116,14 +116,14 @@ def memory_mib(case: Case, variant: Variant = PUBLISHED) -> float | None:
 
 @lru_cache(maxsize=4096)
 def img_per_s(case: Case, variant: Variant = PUBLISHED) -> float | None:
-    """Predicted images a second of eager inference on the card that is here; None for others, on other devices, and
-    where the model's code does not run on tensors without data."""
+    """Predicted images a second of inference, eager or compiled, on the card that is here; None for other work, on
+    other devices, and where the model's code does not run on tensors without data."""
     card = _card_here(case)
-    plain = replace(variant, compile_mode="") == PUBLISHED
-    if card is None or case.impl != "eager" or case.mode != "infer" or not plain or case.dtype not in DTYPES:
+    plain = (variant if case.impl == "compile" else replace(variant, compile_mode="")) == PUBLISHED
+    if card is None or case.impl not in IMPLS or case.mode != "infer" or not plain or case.dtype not in DTYPES:
         return None
     try:
-        setting = ThroughputSetting(case.model, case.resolution, case.layout, case.dtype)
+        setting = ThroughputSetting(case.model, case.resolution, case.layout, case.dtype, impl=case.impl)
         answer = throughput.ask(setting)
         return None if answer.reason else forecast(answer, setting, card, case.batch).img_per_s
     finally:

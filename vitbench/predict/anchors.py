@@ -34,8 +34,8 @@ class Anchor(NamedTuple):
     img_per_s: float
 
 
-def read(path: Path, card: Card, dtype: str, layout: str) -> list[Anchor]:
-    """The rows of a CSV of vitbench (that ran eagerly on the card) or of timm's benchmark.py, whose dtype and layout
+def read(path: Path, card: Card, dtype: str, layout: str, impl: str = "eager") -> list[Anchor]:
+    """The rows of a CSV of vitbench (that ran as `impl` on the card) or of timm's benchmark.py, whose dtype and layout
     are those that are given.
 
     Raises: InputError where it is neither, or has no such row.
@@ -46,17 +46,17 @@ def read(path: Path, card: Card, dtype: str, layout: str) -> list[Anchor]:
         reader = csv.DictReader(file)
         header, rows = reader.fieldnames or [], list(reader)
     if {"model", "infer_samples_per_sec", "infer_batch_size", "infer_img_size"} <= set(header):
-        found = [_of_timm(row, dtype, layout) for row in rows if row["infer_samples_per_sec"]]
+        found = [_of_timm(row, dtype, layout, impl) for row in rows if row["infer_samples_per_sec"]]
     elif {"model", "img_per_s", "batch", "resolution", "impl", "mode", "status", "device_name"} <= set(header):
         others = {row["device_name"] for row in rows if of_device(row["device_name"]) != card}
         found = [
             Anchor(
-                Setting(row["model"], parse_resolution(row["resolution"]), row["layout"], row["dtype"]),
+                Setting(row["model"], parse_resolution(row["resolution"]), row["layout"], row["dtype"], impl=impl),
                 int(row["batch"]),
                 float(row["img_per_s"]),
             )
             for row in rows
-            if (row["status"], row["mode"], row["impl"]) == ("ok", "infer", "eager")
+            if (row["status"], row["mode"], row["impl"]) == ("ok", "infer", impl)
             and of_device(row["device_name"]) == card
             and row["dtype"] in DTYPES
             and row["img_per_s"]
@@ -66,13 +66,13 @@ def read(path: Path, card: Card, dtype: str, layout: str) -> list[Anchor]:
     else:
         raise InputError(f"--anchors {path} is neither a CSV of vitbench nor one of timm's benchmark.py --bench infer")
     if not found:
-        raise InputError(f"--anchors {path} has no row of eager inference that ran")
+        raise InputError(f"--anchors {path} has no row of inference that ran as {impl}")
     return found
 
 
-def _of_timm(row: dict[str, str], dtype: str, layout: str) -> Anchor:
+def _of_timm(row: dict[str, str], dtype: str, layout: str, impl: str) -> Anchor:
     size = parse_resolution(row["infer_img_size"])
-    setting = Setting(f"timm:{row['model']}", size, layout, dtype)
+    setting = Setting(f"timm:{row['model']}", size, layout, dtype, impl=impl)
     return Anchor(setting, int(float(row["infer_batch_size"])), float(row["infer_samples_per_sec"]))
 
 
@@ -90,7 +90,7 @@ def factors(card: Card, anchors: Sequence[Anchor]) -> tuple[float, float]:
     table = Table.of(answer.kernels for _, answer in usable)
     batch = np.array([float(anchor.batch) for anchor, _ in usable])
     measured = np.log([anchor.img_per_s for anchor, _ in usable])
-    fitted = calibration.fitted()
+    fitted = calibration.fitted(anchors[0].setting.impl)
 
     def residuals(point: Column) -> Column:
         device = fitted.device(card).sustained(*np.exp(point))

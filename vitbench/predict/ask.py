@@ -12,7 +12,7 @@ from vitbench.predict.setting import Answer, Setting
 from vitbench.predict.table import packed, unpacked
 
 #: What decides an answer, beside what decides a prediction of memory.
-_CODE = ("ask", "find", "kernels", "operators", "setting", "table")
+_CODE = ("ask", "find", "fusion", "kernels", "operators", "setting", "table")
 
 
 @dataclass(frozen=True)

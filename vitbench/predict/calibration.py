@@ -1,4 +1,7 @@
-"""What was fitted to published throughputs and how far it is off: parameters.csv and errors.csv. Imports no torch."""
+"""What was fitted to published throughputs and how far it is off: parameters.csv and errors.csv. Imports no torch.
+
+Compiled models have a file of each of their own.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ from vitbench import cards
 from vitbench.predict.cost import Device, Parameters
 
 HERE = Path(__file__).parent
-PARAMETERS, ERRORS = HERE / "parameters.csv", HERE / "errors.csv"
+#: By how models run.
+PARAMETERS = {"eager": HERE / "parameters.csv", "compile": HERE / "parameters-compile.csv"}
+ERRORS = {"eager": HERE / "errors.csv", "compile": HERE / "errors-compile.csv"}
 #: Shares of the predicted time in rare kernels that part the error statistics.
 SOME, MANY = 0.1, 0.3
 #: Models that quantiles are taken of.
@@ -30,7 +35,7 @@ class Fitted:
         return Device.of(card).sustained(*self.sustained.get(card.name, (1.0, 1.0)))
 
 
-def write_parameters(fitted: Fitted, path: Path = PARAMETERS) -> None:
+def write_parameters(fitted: Fitted, path: Path) -> None:
     """`name,card,value`: parameters without a card, factors with theirs."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -42,9 +47,9 @@ def write_parameters(fitted: Fitted, path: Path = PARAMETERS) -> None:
 
 
 @cache
-def fitted(path: Path = PARAMETERS) -> Fitted:
+def fitted(impl: str = "eager") -> Fitted:
     """The committed parameters."""
-    with path.open(newline="", encoding="utf-8") as file:
+    with PARAMETERS[impl].open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     values = {row["name"]: float(row["value"]) for row in rows if not row["card"]}
     of_card = {(row["card"], row["name"]): float(row["value"]) for row in rows if row["card"]}
@@ -59,7 +64,7 @@ class Errors:
     """Of predictions for what was held out: logarithms of predicted / measured.
 
     Attributes:
-        held_out: "family" (the model's family), "card", or "layout".
+        held_out: "family" (the model's family), "card", "layout", or "dtype" (bf16, and the family).
         rare: which models: "all", or by the share of time in rare kernels "few", "some", "many".
         median, p90: of the absolute error.
         low, high: between these the error of four in five models lies.
@@ -82,7 +87,7 @@ def rarity(share: float) -> str:
     return "few" if share < SOME else "some" if share < MANY else "many"
 
 
-def write_errors(found: Iterable[Errors], path: Path = ERRORS) -> None:
+def write_errors(found: Iterable[Errors], path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([field.name for field in fields(Errors)])
@@ -91,9 +96,9 @@ def write_errors(found: Iterable[Errors], path: Path = ERRORS) -> None:
 
 
 @cache
-def errors(path: Path = ERRORS) -> tuple[Errors, ...]:
-    """The committed statistics of results/truth/throughput.csv."""
-    with path.open(newline="", encoding="utf-8") as file:
+def errors(impl: str = "eager") -> tuple[Errors, ...]:
+    """The committed statistics of results/truth/throughput.csv, or throughput-compile.csv."""
+    with ERRORS[impl].open(newline="", encoding="utf-8") as file:
         return tuple(
             Errors(
                 row["held_out"], row["gpu"], row["layout"], row["rare"], int(row["models"]),
@@ -103,14 +108,14 @@ def errors(path: Path = ERRORS) -> tuple[Errors, ...]:
         )  # fmt: skip
 
 
-def expected(card: str, layout: str, rare: float) -> Errors:
+def expected(card: str, layout: str, rare: float, impl: str = "eager") -> Errors:
     """The statistics that speak most closely of a prediction: those of the card, else those of cards never seen.
 
     Of a card never seen nobody knows in which direction it errs.
     """
     held_out = "layout" if layout == "nhwc" else "family"
-    exact = [one for one in errors() if (one.held_out, one.gpu) == (held_out, card)]
-    of_others = [one for one in errors() if one.held_out == "card"]
+    exact = [one for one in errors(impl) if (one.held_out, one.gpu) == (held_out, card)]
+    of_others = [one for one in errors(impl) if one.held_out == "card"]
     found = max(_of_kind(exact or of_others, rarity(rare)), key=lambda one: one.high - one.low)
     if exact:
         return replace(found, low=min(found.low, 0.0), high=max(found.high, 0.0))
@@ -125,12 +130,22 @@ def _of_kind(found: Sequence[Errors], rare: str) -> list[Errors]:
     ]
 
 
-def statement() -> str:
+_OF = {
+    "eager": "Predicted images/s of eager inference at large batches; not latency at batch 1, not torch.compile.",
+    "compile": "Predicted images/s of inference through torch.compile at large batches; not latency at batch 1.",
+}
+
+
+def statement(impls: Iterable[str] = ("eager",)) -> str:
     """What predictions are, and how far off they were for what was held out."""
-    families = [one for one in errors() if one.rare == "all" and one.held_out == "family"]
-    unseen = [one for one in errors() if one.rare == "all" and one.held_out == "card"]
+    return "\n".join(_statement(impl) for impl in impls)
+
+
+def _statement(impl: str) -> str:
+    families = [one for one in errors(impl) if one.rare == "all" and one.held_out == "family"]
+    unseen = [one for one in errors(impl) if one.rare == "all" and one.held_out == "card"]
     lines = [
-        "Predicted images/s of eager inference at large batches; not latency at batch 1, not torch.compile.",
+        _OF[impl],
         "Beside timm's published measurements, of which the model's family was held out: median error "
         + ", ".join(f"{_percent(one.median)} (90 % within {_percent(one.p90)}) on {one.gpu}" for one in families),
         "Of a card never seen: "

@@ -17,7 +17,7 @@ from vitbench.errors import InputError, nearest
 from vitbench.predict import anchors, calibration, explain, picture, plan
 from vitbench.predict.options import PredictOptions
 from vitbench.predict.plan import Row
-from vitbench.predict.setting import DTYPES
+from vitbench.predict.setting import DTYPES, IMPLS
 
 FORMATS = ("table", "csv", "json")
 COLUMNS = tuple(field.name for field in fields(Row))
@@ -35,14 +35,16 @@ def run(given: PredictOptions) -> int:
         raise InputError(f"--format {given.format!r} is unknown: {nearest(given.format, FORMATS)}")
     if given.out is not None and given.out.exists() and not given.out.is_dir():
         raise InputError(f"--out {given.out} is a file: name a folder")
+    if given.explain and (given.format != "table" or given.out is not None):
+        raise InputError("--explain prints a table: leave out --format and --out")
     shown = explain.table((), 1.0) if given.explain else table(())
-    known = [*plan.SORTS, *(one.name for one in shown)]
+    known = list(dict.fromkeys([*plan.SORTS, *(one.name for one in shown)]))
     if given.sort.removeprefix("-") not in known:
         raise InputError(f"--sort {given.sort!r} is unknown: {nearest(given.sort, known)}")
     columns.check(shown, _asked(given))
     plan.check(given)
     factors = _factors(given)
-    print(calibration.statement(), file=sys.stderr)
+    print(calibration.statement(selection.split(given.impl, "impl", IMPLS)), file=sys.stderr)
     if given.explain:
         return _explain(given, factors)
     rows = plan.rows(given, factors, _told)
@@ -70,7 +72,10 @@ def _factors(given: PredictOptions) -> dict[str, tuple[float, float]]:
     (card,) = found
     dtype = selection.split(given.dtype, "dtype", DTYPES)[0]
     layout = selection.split(given.layout, "layout", selection.LAYOUTS)[0]
-    measured = anchors.read(given.anchors, card, dtype, layout)
+    impls = selection.split(given.impl, "impl", IMPLS)
+    if len(impls) > 1:
+        raise InputError("--anchors are of one way to run: name one in --impl")
+    measured = anchors.read(given.anchors, card, dtype, layout, impls[0])
     moved = anchors.factors(card, measured)
     print(anchors.told(card, measured, moved), file=sys.stderr)
     return {card.name: moved}
@@ -88,6 +93,7 @@ def _explain(given: PredictOptions, factors: plan.Factors) -> int:
             resolution=given.resolution,
             dtype=given.dtype,
             layout=given.layout,
+            impl=given.impl,
             fast_norm=given.fast_norm,
             reparam=given.reparam,
         )
@@ -123,7 +129,7 @@ def _plain(value: object) -> object:
 
 def table(rows: Sequence[Row]) -> list[Column]:
     """A row for each model and card; what is the same for all is left out."""
-    keys = ("model", "gpu", "resolution", "batch", "dtype", "layout")
+    keys = ("model", "gpu", "resolution", "batch", "dtype", "layout", "impl")
     kinds: dict[str, Kind] = {"model": "key", "resolution": "number", "batch": "number"}
     shares = ("convolutions", "products", "attention", "memory_bound", "rare")
     return [

@@ -48,10 +48,11 @@ def explained(setting: Setting, card: Card, batch: int, factors: tuple[float, fl
     """
     answer = _answer(setting)
     made = forecast(answer, setting, card, batch, factors)
-    times = kernel_seconds(answer.kernels, card, batch, factors)
+    times = kernel_seconds(answer.kernels, card, batch, factors, setting.impl)
     head = (
-        f"{setting.model} at {format_resolution(setting.resolution)}, batch {batch}, {setting.dtype}, {setting.layout} "
-        f"on {card.name}: {made.img_per_s:,.0f} images/s ({made.low:,.0f} to {made.high:,.0f}), {made.ms:.1f} ms"
+        f"{setting.model} at {format_resolution(setting.resolution)}, batch {batch}, {setting.dtype}, "
+        f"{setting.layout}, {setting.impl} on {card.name}: {made.img_per_s:,.0f} images/s "
+        f"({made.low:,.0f} to {made.high:,.0f}), {made.ms:.1f} ms"
     )
     found = []
     for kind in KINDS:
@@ -79,6 +80,8 @@ def _answer(setting: Setting) -> Answer:
 
 
 def _others(setting: Setting) -> Iterator[tuple[str, Setting]]:
+    impl = "compile" if setting.impl == "eager" else "eager"
+    yield impl, replace(setting, impl=impl)
     layout = "nhwc" if setting.layout == "nchw" else "nchw"
     yield layout, replace(setting, layout=layout)
     size = selection.resolve(setting.model, f"x{_LARGER}")

@@ -10,7 +10,7 @@ from torch import nn
 
 from vitbench.models import foreign, spec_of
 from vitbench.ops.bundle import EAGER
-from vitbench.predict import operators
+from vitbench.predict import fusion, operators
 from vitbench.predict.kernels import kernels
 from vitbench.predict.setting import Answer, Setting
 from vitbench.predict.table import compact
@@ -22,7 +22,7 @@ from vitbench.variant import PUBLISHED
 def find(setting: Setting) -> Answer:
     """What a setting runs, or an answer that says why that is not known."""
     try:
-        return _traced(setting, _built(setting))
+        return _traced(setting)
     except Exception as error:
         return Answer(reason=" ".join(str(error).split())[:300] or type(error).__name__)
 
@@ -35,12 +35,21 @@ def _built(setting: Setting) -> nn.Module:
         return spec.build(EAGER, setting.resolution, classes)
 
 
-def _traced(setting: Setting, model: nn.Module) -> Answer:
-    dtype = TORCH_DTYPES[setting.dtype] if setting.dtype in ("bf16", "fp16") else None
+def _traced(setting: Setting) -> Answer:
+    model = _built(setting)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     family = type(model).__module__.rpartition(".")[2]
-    found = operators.trace(model, setting.resolution, setting.layout, AUTOCAST.get(setting.dtype), dtype)
-    return Answer(compact(kernels(found.calls)), parameters, family, found.memory)
+    found = _trace(setting, model, setting.layout)
+    if setting.impl == "eager":
+        return Answer(compact(kernels(found.calls)), parameters, family, found.memory)
+    layout = fusion.layout(found.steps)
+    steps = found.steps if layout in ("nchw", setting.layout) else _trace(setting, _built(setting), layout).steps
+    return Answer(compact(fusion.kernels(steps)), parameters, family, found.memory)
+
+
+def _trace(setting: Setting, model: nn.Module, layout: str) -> operators.Trace:
+    dtype = TORCH_DTYPES[setting.dtype] if setting.dtype in ("bf16", "fp16") else None
+    return operators.trace(model, setting.resolution, layout, AUTOCAST.get(setting.dtype), dtype)
 
 
 @contextlib.contextmanager

@@ -57,10 +57,14 @@ class Forecast:
 
 
 def kernel_seconds(
-    kernels: Sequence[tuple[Kernel, int]], card: Card, batch: int, factors: tuple[float, float] | None = None
+    kernels: Sequence[tuple[Kernel, int]],
+    card: Card,
+    batch: int,
+    factors: tuple[float, float] | None = None,
+    impl: str = "eager",
 ) -> list[float]:
     """Of all launches of each kernel; `factors`: measured ones of arithmetic and bandwidth instead of the fitted."""
-    fitted = calibration.fitted()
+    fitted = calibration.fitted(impl)
     device = fitted.device(card)
     if factors is not None:
         device = device.sustained(*factors)
@@ -73,14 +77,14 @@ def forecast(
     answer: Answer, setting: Setting, card: Card, batch: int, factors: tuple[float, float] | None = None
 ) -> Forecast:
     """Of what `ask` answered, where it has a trace."""
-    times = kernel_seconds(answer.kernels, card, batch, factors)
+    times = kernel_seconds(answer.kernels, card, batch, factors, setting.impl)
     total = sum(times)
     of_kind = dict.fromkeys(KINDS, 0.0)
     for (kernel, _), time in zip(answer.kernels, times, strict=True):
         of_kind[kernel.kind] += time / total
     shares = {part: sum(of_kind[kind] for kind in kinds) for part, kinds in PARTS.items()}
     rare = sum(of_kind[kind] for kind in RARE)
-    off = calibration.expected(card.name, setting.layout, rare)
+    off = calibration.expected(card.name, setting.layout, rare, setting.impl)
     bytes_ = answer.peak_bytes(batch) + workspace_bytes(card.arch, "infer")
     memory = bytes_ / 2**30 + CONTEXT_MIB * MIB / 2**30
     rate = batch / total
@@ -104,6 +108,10 @@ def _notes(setting: Setting, card: Card, batch: int, rare: float) -> list[str]:
         said.append("cards with HBM were not validated")
     if setting.dtype not in _VALIDATED_DTYPES:
         said.append(f"{setting.dtype} was not validated")
+    if setting.impl == "compile":
+        said.append("memory is that of eager inference")
+        if setting.layout == "nhwc":
+            said.append("compiled nhwc was not validated")
     if batch < SMALL:
         said.append(f"below batch {SMALL} the host's time for launches counts, which is not predicted")
     if rare >= MANY:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Collection, Iterator
 from functools import cache
@@ -57,16 +58,25 @@ class Call(NamedTuple):
     pointwise: bool
 
 
+class Step(NamedTuple):
+    """A call with the numbers of the values that its inputs and outputs are: who writes a tensor makes a new value."""
+
+    call: Call
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+
+
 class Trace(NamedTuple):
     """Operators with how often each runs, and the peak of memory as lines: (bytes, bytes for each image).
 
     At any batch the largest value of a line is what tensors take at the peak. `within` are those of the calls that the
-    modules asked for make.
+    modules asked for make; `steps` are all calls in their order.
     """
 
     calls: Counter[Call]
     memory: tuple[tuple[int, int], ...]
     within: Counter[Call]
+    steps: list[Step]
 
 
 def trace(
@@ -88,6 +98,9 @@ def trace(
     Raises: whatever the model raises on tensors without data.
     """
     calls: Counter[Call] = Counter()
+    steps: list[Step] = []
+    values: dict[int, int] = {}  # that storages hold, by their addresses
+    numbers = itertools.count()
     inner: Counter[Call] = Counter()
     depth = 0
 
@@ -104,6 +117,10 @@ def trace(
             call = _call(op, args, out)
             calls[call] += 1
             inner[call] += depth > 0
+            reads = tuple(values.setdefault(storage, next(numbers)) for storage in _storages(args))
+            written = {storage: next(numbers) for storage in _storages(out)}
+            values.update(written)
+            steps.append(Step(call, reads, tuple(written[storage] for storage in _storages(out))))
 
     _empty(model, layout == "nhwc", dtype)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
@@ -118,7 +135,7 @@ def trace(
         held = [*model.parameters(), *model.buffers(), x]
         with tracer.recording({"": held}), torch.inference_mode(), as_on_cuda(autocast):
             model.eval()(x)
-    return Trace(calls, _peaks(tracer.sizes, tracer.events), +inner)
+    return Trace(calls, _peaks(tracer.sizes, tracer.events), +inner, steps)
 
 
 def _peaks(sizes: list[int], events: list[int]) -> tuple[tuple[int, int], ...]:
@@ -194,6 +211,10 @@ def _flat(value: Any) -> Iterator[Any]:
         yield value
 
 
+def _storages(value: Any) -> list[int]:
+    return [item.untyped_storage()._cdata for item in _flat(value) if isinstance(item, Tensor)]
+
+
 def _operand(tensor: Tensor) -> Operand:
     return Operand(tuple(tensor.shape), tensor.stride(), tensor.element_size(), tensor.is_floating_point())
 
@@ -209,4 +230,4 @@ def _call(op: Any, args: tuple[Any, ...], out: Any) -> Call:
     return Call(_name(op), inputs, outputs, numbers, _is_pointwise(op))
 
 
-__all__ = ["BATCH", "Call", "Operand", "Trace", "trace"]
+__all__ = ["BATCH", "Call", "Operand", "Step", "Trace", "trace"]

@@ -24,6 +24,7 @@ class PredictOptions(Shown):
     resolution: Annotated[str, Option(help="Sizes such as 224, `native`, or factors of it such as x1.5.")] = "native"
     batch: Annotated[str, Option(help="Batch sizes; what was validated is large.")] = "256"
     dtype: Annotated[str, Option(help="amp (bf16 autocast), amp-fp16, bf16, fp16, fp32, tf32.")] = "amp"
+    impl: Annotated[str, Option(help="eager, compile (torch.compile in its default mode).")] = "eager"
     layout: Annotated[str, Option(help="nchw, nhwc (channels_last).")] = "nchw"
     fast_norm: Annotated[
         bool, Option("--fast-norm", help="timm's models normalise in the lower precision, as its benchmark can.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +35,9 @@ def chart(rows: Sequence[Row]) -> Any:
     y = alt.Y("top1:Q", scale=alt.Scale(zero=False), title="ImageNet top-1, published (%)")
     told = ["model:N", "resolution:N", "img_per_s:Q", "low:Q", "high:Q", "top1:Q", "top1_source:N", "memory_gib:Q"]
     panels = []
-    for gpu, data in frame.groupby("gpu", sort=False):
+    for (gpu, impl), data in frame.groupby(["gpu", "impl"], sort=False):
         batch, layout = data["batch"].iloc[0], data["layout"].iloc[0]
+        card = gpu if impl == "eager" else f"{gpu}, compiled"
         others = alt.Chart(data[~data["best"]]).mark_circle(size=16, opacity=0.3, color="#888")
         leading = data[data["best"]].sort_values("img_per_s")
         named = leading[leading["model"].isin(_with_room(leading, data["top1"].max() - data["top1"].min()))]
@@ -49,10 +50,10 @@ def chart(rows: Sequence[Row]) -> Any:
                 line.encode(x=x, y=y),
                 points.encode(x=x, y=y, tooltip=told),
                 names.encode(x=x, y=y, text="name:N"),
-            ).properties(title=f"{gpu}, batch {batch}, {layout}", width=760, height=_HEIGHT)
+            ).properties(title=f"{card}, batch {batch}, {layout}", width=760, height=_HEIGHT)
         )
     return alt.vconcat(*panels).properties(
-        title=alt.TitleParams("Top-1 against predicted throughput", subtitle=_subtitle())
+        title=alt.TitleParams("Top-1 against predicted throughput", subtitle=_subtitle(frame["impl"].unique()))
     )
 
 
@@ -68,8 +69,8 @@ def _with_room(leading: pd.DataFrame, span: float) -> list[str]:
     return kept
 
 
-def _subtitle() -> list[str]:
-    return [part for line in calibration.statement().split("\n") for part in textwrap.wrap(line, _WIDTH)]
+def _subtitle(impls: Iterable[str]) -> list[str]:
+    return [part for line in calibration.statement(impls).split("\n") for part in textwrap.wrap(line, _WIDTH)]
 
 
 def _name(row: Row) -> str:

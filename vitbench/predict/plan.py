@@ -15,7 +15,7 @@ from vitbench.memory import store
 from vitbench.predict import accuracy, ask
 from vitbench.predict.forecast import Forecast, forecast
 from vitbench.predict.options import PredictOptions
-from vitbench.predict.setting import DTYPES, Answer, Setting
+from vitbench.predict.setting import DTYPES, IMPLS, Answer, Setting
 from vitbench.predict.table import macs_of
 
 Factors = Mapping[str, tuple[float, float]]
@@ -32,6 +32,7 @@ class Row:
     batch: int
     dtype: str
     layout: str
+    impl: str = "eager"
     img_per_s: float | None = None
     low: float | None = None
     high: float | None = None
@@ -80,6 +81,7 @@ def check(given: PredictOptions) -> None:
     selection.split_resolutions(given.resolution)
     selection.split(given.dtype, "dtype", DTYPES)
     selection.split(given.layout, "layout", selection.LAYOUTS)
+    selection.split(given.impl, "impl", IMPLS)
     models(given.explain or given.model, given.resolution)
 
 
@@ -121,15 +123,16 @@ def _sized(patterns: str, resolutions: str) -> list[Sized]:
 
 
 def settings(given: PredictOptions) -> list[tuple[Sized, Setting]]:
-    """Every model at every size, dtype and layout.
+    """Every model at every size, dtype, layout and impl.
 
     Raises: InputError.
     """
     return [
-        (sized, Setting(sized.model, sized.resolution, layout, dtype, given.fast_norm, given.reparam))
+        (sized, Setting(sized.model, sized.resolution, layout, dtype, given.fast_norm, given.reparam, impl=impl))
         for sized in models(given.model, given.resolution)
         for dtype in selection.split(given.dtype, "dtype", DTYPES)
         for layout in selection.split(given.layout, "layout", selection.LAYOUTS)
+        for impl in selection.split(given.impl, "impl", IMPLS)
     ]
 
 
@@ -161,7 +164,8 @@ def row_of(
 ) -> Row:
     """Of a setting that was answered, or cannot be asked."""
     size = sized.asked if sized.reason else format_resolution(setting.resolution)
-    key = (setting.model, answer.family if answer else "", card.name, size, batch, setting.dtype, setting.layout)
+    family = answer.family if answer else ""
+    key = (setting.model, family, card.name, size, batch, setting.dtype, setting.layout, setting.impl)
     if answer is None or answer.reason:
         return Row(*key, reason=sized.reason if answer is None else answer.reason)
     made = forecast(answer, setting, card, batch, factors)
@@ -187,11 +191,12 @@ def _passes(row: Row, given: PredictOptions) -> bool:
 
 
 def best(found: Sequence[Row]) -> list[Row]:
-    """Of each card the rows with a top-1 that no other row of it beats in both top-1 and images a second."""
+    """Of each card and impl the rows with a top-1 that no other row beats in both top-1 and images a second."""
     front: list[Row] = []
-    for gpu in dict.fromkeys(row.gpu for row in found):
+    for panel in dict.fromkeys((row.gpu, row.impl) for row in found):
         reached = 0.0
-        known = [row for row in found if row.gpu == gpu and row.top1 is not None and row.img_per_s is not None]
+        of_it = [row for row in found if (row.gpu, row.impl) == panel]
+        known = [row for row in of_it if row.top1 is not None and row.img_per_s is not None]
         for row in sorted(known, key=lambda row: (-(row.img_per_s or 0.0), -(row.top1 or 0.0))):
             if (row.top1 or 0.0) > reached:
                 reached = row.top1 or 0.0

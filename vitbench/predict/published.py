@@ -4,12 +4,16 @@ published.csv holds timm's results/benchmark-infer-amp-nchw-{pt240-cu124-rtx3090
 pt291-cu130-pro6000maxq}.csv (Apache-2.0, https://github.com/huggingface/pytorch-image-models). They do not say how
 timm's benchmark.py was called. Predictions agree where layer norms run in the lower precision (`--fast-norm`), and with
 those of torch 2.9 where branches are merged (`--reparam`): so both are assumed here.
+
+compiled.csv holds benchmark-infer-amp-nchw-pt291-{cu130-pro6000maxq, cu128-4090}-dynamo.csv of the same folder: models
+through torch.compile. judging-compiled.csv holds those of cu130-5090-dynamo.csv, and of bf16 autocast instead of fp16
+(benchmark-infer-amp_bf16-nchw-pt291-cu130-pro6000maxq-dynamo.csv).
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +28,10 @@ from vitbench.predict.table import Known, Table, read
 JUDGING = Path(__file__).with_name("judging.csv")
 PUBLISHED = Path(__file__).with_name("published.csv")
 TRACED = Path(__file__).with_name("traced.csv.xz")
+#: The same of compiled models.
+COMPILED, JUDGING_COMPILED, TRACED_COMPILED = (
+    Path(__file__).with_name(name) for name in ("compiled.csv", "judging-compiled.csv", "traced-compiled.csv.xz")
+)
 #: torch's versions whose figures are of models with merged branches.
 _MERGED = "2.9"
 
@@ -38,6 +46,7 @@ class Figure(NamedTuple):
     resolution: int
     batch: int
     img_per_s: float
+    dtype: str = "amp-fp16"
 
     @property
     def reparam(self) -> bool:
@@ -48,7 +57,7 @@ def figures(path: Path = PUBLISHED) -> list[Figure]:
     with path.open(newline="", encoding="utf-8") as file:
         return [
             Figure(r["gpu"], r["layout"], r["torch"], r["model"], int(r["resolution"]), int(r["batch"]),
-                   float(r["img_per_s"]))
+                   float(r["img_per_s"]), r.get("dtype", "amp-fp16"))
             for r in csv.DictReader(file)
         ]  # fmt: skip
 
@@ -85,4 +94,32 @@ def join(known: Sequence[Known], found: Sequence[Figure]) -> Joined:
     return Joined(known, Table.of(k.kernels for k in known), measured)
 
 
-__all__ = ["JUDGING", "PUBLISHED", "TRACED", "Figure", "Joined", "figures", "join", "traced"]
+def fitted_to(impl: str) -> Joined:
+    """The figures that parameters are fitted to."""
+    return join(traced(), figures()) if impl == "eager" else join(traced(TRACED_COMPILED), figures(COMPILED))
+
+
+def judged_by(impl: str) -> Iterator[Joined]:
+    """The figures that nothing is fitted to, those of a layout at a time."""
+    chosen, known = (figures(JUDGING), traced()) if impl == "eager" else (
+        figures(JUDGING_COMPILED), traced(TRACED_COMPILED)
+    )  # fmt: skip
+    for layout in dict.fromkeys(figure.layout for figure in chosen):
+        yield join([one for one in known if one.layout == layout], [one for one in chosen if one.layout == layout])
+
+
+__all__ = [
+    "COMPILED",
+    "JUDGING",
+    "JUDGING_COMPILED",
+    "PUBLISHED",
+    "TRACED",
+    "TRACED_COMPILED",
+    "Figure",
+    "Joined",
+    "figures",
+    "fitted_to",
+    "join",
+    "judged_by",
+    "traced",
+]

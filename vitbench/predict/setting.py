@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from vitbench.catalog import Resolution
 from vitbench.predict.table import Kernel
 
+#: How models run: as eager PyTorch does, or through torch.compile in its default mode.
+IMPLS = ("eager", "compile")
 DTYPES = ("amp", "amp-fp16", "bf16", "fp16", "fp32", "tf32")
 
 
@@ -18,6 +20,7 @@ class Setting:
         fast_norm: timm's models normalise in the lower precision under autocast, as `set_fast_norm` makes them.
         reparam: branches that can be are merged.
         num_classes: outputs of the classifier, 0 for none; None for those that vitbench gives the model.
+        impl: one of IMPLS.
     """
 
     model: str
@@ -27,6 +30,7 @@ class Setting:
     fast_norm: bool = False
     reparam: bool = False
     num_classes: int | None = None
+    impl: str = "eager"
 
 
 @dataclass(frozen=True)
@@ -44,4 +48,4 @@ class Answer:
         return max(constant + batch * slope for constant, slope in self.memory)
 
 
-__all__ = ["DTYPES", "Answer", "Setting"]
+__all__ = ["DTYPES", "IMPLS", "Answer", "Setting"]

@@ -2,13 +2,14 @@
 
 Every family of models (a module of timm) is predicted with parameters fitted to the others, every card with parameters
 fitted to the other cards, and figures of judging.csv with the committed ones. Writes throughput.csv and a picture, and
-the statistics that commands print.
+the statistics that commands print; throughput-compile.csv and its statistics are of compiled models.
 """
 
 from __future__ import annotations
 
 import csv
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,17 @@ from vitbench.predict import calibration
 from vitbench.predict.calibration import ERRORS, Errors, Fitted, rarity
 from vitbench.predict.cost import seconds
 from vitbench.predict.fit import Measured, device, fit, predict
-from vitbench.predict.published import JUDGING, Joined, figures, join, traced
+from vitbench.predict.published import Joined, fitted_to, judged_by
+from vitbench.predict.setting import IMPLS
 from vitbench.predict.table import Column
-from vitbench.selection import LAYOUTS
 
-COLUMNS = ("model", "family", "resolution", "gpu", "layout", "batch", "measured_img_per_s", "predicted_img_per_s",
-           "rare", "held_out")  # fmt: skip
+COLUMNS = ("model", "family", "resolution", "gpu", "layout", "impl", "batch", "measured_img_per_s",
+           "predicted_img_per_s", "rare", "held_out")  # fmt: skip
 #: What is asked: median, 90th percentile and correlation of ranks; of held-out families, and of a card never seen.
 FAMILY, CARD = (0.06, 0.17, 0.99), (0.10, 0.25, 0.0)
 _GROUPS = 10
+#: Families that are named.
+_FAR = 6
 Row = dict[str, str]
 
 
@@ -50,13 +53,12 @@ def rows(joined: Joined) -> list[Row]:
 
 
 def judged(joined: Joined, fitted: Fitted) -> list[Row]:
-    """Predictions for figures that nothing was fitted to: of another card, or in another layout."""
-    seen = fitted.sustained
-    return [
-        row
-        for one in joined.measured
-        for row in _rows(joined, one, *_predicted(joined, fitted, one), "layout" if one.card in seen else "card")
-    ]
+    """Predictions for figures that nothing was fitted to: of another card, in another layout, or in bf16."""
+    found: list[Row] = []
+    for one in joined.measured:
+        other = "layout" if joined.known[0].layout != "nchw" else "dtype"
+        found += _rows(joined, one, *_predicted(joined, fitted, one), other if one.card in fitted.sustained else "card")
+    return found
 
 
 def _predicted(joined: Joined, fitted: Fitted, one: Measured) -> tuple[Column, Column]:
@@ -112,7 +114,7 @@ def missed(found: Sequence[Errors]) -> list[str]:
     """What is farther off than is asked."""
     said = []
     for one in found:
-        if one.rare != "all" or one.held_out == "layout":
+        if one.rare != "all" or one.held_out not in ("family", "card"):
             continue
         median, p90, spearman = FAMILY if one.held_out == "family" else CARD
         if one.median > median or one.p90 > p90 or one.spearman < spearman:
@@ -120,6 +122,29 @@ def missed(found: Sequence[Errors]) -> list[str]:
                 f"{one.held_out} held out, {one.gpu}: median {one.median:.1%}, p90 {one.p90:.1%}, Spearman "
                 f"{one.spearman:.3f}; asked are {median:.0%}, {p90:.0%}, {spearman:.2f}"
             )
+    return said
+
+
+def why(found: Sequence[Mapping[str, str]]) -> list[str]:
+    """Of each card never seen that is farther off than is asked: what its figures have in common, and which are far."""
+    said = []
+    for gpu in dict.fromkeys(row["gpu"] for row in found if row["held_out"] == "card"):
+        rows = [row for row in found if (row["held_out"], row["gpu"]) == ("card", gpu)]
+        errors = np.log([float(row["predicted_img_per_s"]) / float(row["measured_img_per_s"]) for row in rows])
+        median, p90 = np.quantile(np.abs(errors), (0.5, 0.9))
+        if median <= CARD[0] and p90 <= CARD[1]:
+            continue
+        common = float(np.median(errors))
+        rest = np.quantile(np.abs(errors - common), (0.5, 0.9))
+        far = Counter(row["family"] for row, error in zip(rows, errors, strict=True) if abs(error) > CARD[1])
+        all_of = Counter(row["family"] for row in rows)
+        said.append(
+            f"{gpu} held out: {np.mean(errors * common > 0):.0%} of the figures are predicted too "
+            f"{'fast' if common > 0 else 'slow'}, in the median by {common:+.1%}; without this common factor, which "
+            f"anchors correct, errors are {rest[0]:.1%} and {rest[1]:.1%}. More than {CARD[1]:.0%} off are "
+            f"{sum(far.values())} of {len(rows)}: "
+            + ", ".join(f"{family} {count} of {all_of[family]}" for family, count in far.most_common(_FAR))
+        )
     return said
 
 
@@ -139,7 +164,7 @@ def summary(found: Sequence[Mapping[str, str]]) -> str:
     """The statistics of all models, and the farthest families."""
     lines = told([one for one in statistics(found) if one.rare == "all"])
     far = ", ".join(f"{family} {error:+.0%}" for family, error, _ in worst(found))
-    return f"{lines}\nfarthest families, by their median error: {far}"
+    return "\n".join([lines, f"farthest families, by their median error: {far}", *why(found)])
 
 
 def worst(found: Sequence[Mapping[str, str]], count: int = 12) -> list[tuple[str, float, int]]:
@@ -192,25 +217,29 @@ def chart(found: Sequence[Mapping[str, str]]) -> Any:
 
 
 def main(folder: Path) -> int:
-    """Writes tables and picture; 1 where the predictions are farther off than is asked."""
-    found = rows(join(traced(), figures()))
-    for layout in LAYOUTS:
-        chosen = [figure for figure in figures(JUDGING) if figure.layout == layout]
-        found += judged(join([one for one in traced() if one.layout == layout], chosen), calibration.fitted())
+    """Writes tables and pictures; 1 where the predictions are farther off than is asked."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "throughput.csv"
-    write(found, path)
+    return max(_main(folder, impl) for impl in IMPLS)
+
+
+def _main(folder: Path, impl: str) -> int:
+    found = rows(fitted_to(impl))
+    for joined in judged_by(impl):
+        found += judged(joined, calibration.fitted(impl))
+    name = "throughput" if impl == "eager" else f"throughput-{impl}"
+    path = folder / f"{name}.csv"
+    write([{**row, "impl": impl} for row in found], path)
     errors = statistics(found)
-    calibration.write_errors(errors, ERRORS)
-    print(f"wrote {path}, {ERRORS}")
+    calibration.write_errors(errors, ERRORS[impl])
+    print(f"wrote {path}, {ERRORS[impl]}")
     if drawing.plotting_missing():
         print(f"no picture drawn: {drawing.INSTALL}")
     else:
-        print("wrote " + ", ".join(map(str, drawing.save(chart(found), folder / "throughput"))))
+        print("wrote " + ", ".join(map(str, drawing.save(chart(found), folder / name))))
     print(told(errors))
     print("farthest families: " + ", ".join(f"{name} {error:+.0%} ({n})" for name, error, n in worst(found)))
-    for line in missed(errors):
-        print(f"missed: {line}")
+    for line in [*(f"missed: {one}" for one in missed(errors)), *why(found)]:
+        print(line)
     return int(bool(missed(errors)))
 
 

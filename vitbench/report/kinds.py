@@ -89,12 +89,12 @@ KINDS = {
         ),
         _kind(
             "predicted", "Predicted throughput",
-            "model family gpu resolution dtype layout fits top1_source note reason",
+            "model family gpu resolution dtype layout impl fits top1_source note reason",
             "batch img_per_s low high ms memory_gib params_m gmacs top1", "model gpu img_per_s low high",
         ),
         _kind(
-            "published throughput", "Published throughput", "model family gpu resolution layout held_out",
-            "batch measured_img_per_s predicted_img_per_s rare", "measured_img_per_s predicted_img_per_s",
+            "published throughput", "Published throughput", "model family gpu resolution layout impl held_out",
+            "batch measured_img_per_s predicted_img_per_s rare", "model gpu measured_img_per_s predicted_img_per_s",
         ),
         _kind(
             "models", "Published models", "model family resolution training_data source",

@@ -62,7 +62,10 @@ def test_on_a_card_the_row_says_what_the_command_does(tmp_path: Path, monkeypatc
     assert not isolation.changed(before)
     assert isolation.fakes_held() <= held, "which would cost the worker its process"
     assert predicted == forecast(ask(setting), setting, card, 64).img_per_s
-    for other in (replace(CASE, impl="compile"), replace(CASE, mode="train")):
+    compiled = replace(setting, impl="compile")
+    assert predict.img_per_s(replace(CASE, impl="compile")) == forecast(ask(compiled), compiled, card, 64).img_per_s
+    assert predict.img_per_s(replace(CASE, impl="compile"), Variant(compile_mode="max-autotune")) is None
+    for other in (replace(CASE, impl="sdpa"), replace(CASE, mode="train")):
         assert predict.img_per_s(other) is None
     assert predict.img_per_s(CASE, Variant(num_classes=10)) is None
     predict.img_per_s.cache_clear()

@@ -81,6 +81,27 @@ def test_small_batches_and_other_dtypes_say_that_they_were_not_validated(command
     assert "fp32 was not validated" in row["note"]
 
 
+def test_compiled_inference_is_faster_and_has_errors_of_its_own(command: Command) -> None:
+    done = command("predict", "--model", "resnet18", "--impl", "eager,compile", "--format", "csv")
+    found = {row["impl"]: row for row in rows(done)}
+    assert float(found["compile"]["img_per_s"]) > 1.1 * float(found["eager"]["img_per_s"])
+    assert float(found["compile"]["gmacs"]) == pytest.approx(float(found["eager"]["gmacs"]), rel=1e-5)
+    assert "memory is that of eager inference" in found["compile"]["note"]
+    assert found["eager"]["note"] == ""
+    for said in ("of eager inference at large batches", "through torch.compile at large batches"):
+        assert said in done.stderr
+    text = command("predict", "--explain", "resnet18").stdout
+    (line,) = (line for line in text.splitlines() if line.startswith("compile:"))
+    assert line == f"compile: {float(found['compile']['img_per_s']):,.0f} images/s ({ratio(found):.2f} x)"
+    other = command("predict", "--explain", "resnet18", "--impl", "compile").stdout
+    assert f"eager: {float(found['eager']['img_per_s']):,.0f} images/s" in other
+    assert "batch norm" not in other, "fused into what is elementwise"
+
+
+def ratio(found: dict[str, dict[str, str]]) -> float:
+    return float(found["compile"]["img_per_s"]) / float(found["eager"]["img_per_s"])
+
+
 def test_a_size_that_a_model_cannot_take_is_a_row(command: Command) -> None:
     done = command("predict", "--model", MODELS, "--resolution", "100", "--format", "csv")
     assert done.returncode == 1
@@ -114,6 +135,8 @@ def test_explained(command: Command) -> None:
         (["--max-mem", "-1"], "--max-mem -1 is not a positive number"),
         (["--anchors", "nowhere.csv"], "--anchors nowhere.csv does not exist"),
         (["--explain", "nothing"], "unknown model 'nothing'"),
+        (["--explain", "resnet18", "--format", "csv"], "--explain prints a table: leave out --format and --out"),
+        (["--impl", "sdpa"], "impl 'sdpa' is unknown"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], said: str, command: Command) -> None:
@@ -184,7 +207,9 @@ def test_validated_against_a_sweep(tmp_path: Path, command: Command) -> None:
 def test_names_of_the_front_do_not_lie_on_each_other() -> None:
     """Of four models on the front, two of which are as accurate within a few pixels; the fifth is beaten."""
     told = [("a", 90.0, 100), ("b_224", 85.0, 200), ("c", 84.9, 300), ("d", 70.0, 400), ("e", 60.0, 50)]
-    rows = [Row(model, "", "RTX 4090", "224", 256, "amp", "nchw", rate, top1=top1) for model, top1, rate in told]
+    rows = [
+        Row(model, "", "RTX 4090", "224", 256, "amp", "nchw", img_per_s=rate, top1=top1) for model, top1, rate in told
+    ]
     drawn = picture.chart(rows).to_dict()
     names = drawn["vconcat"][0]["layer"][3]
     assert names["encoding"]["text"]["field"] == "name"
