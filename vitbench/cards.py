@@ -144,7 +144,7 @@ _SHARE = 0.98
 
 
 def find(name: str) -> Card:
-    """The card that is called so, whatever the case and the maker's name in front.
+    """The card that is called so, whatever the case, with or without its maker's name and SXM.
 
     Raises: InputError, with the names that come closest.
     """
@@ -165,9 +165,13 @@ def of_device(device_name: str) -> Card | None:
     return max(found, key=lambda card: len(card.device)) if found else None
 
 
+#: Words that people leave out: the maker's, and the form that a data-centre card has unless it is called PCIe.
+_UNSAID = ("nvidia", "geforce", "tesla", "sxm", "sxm4", "sxm5")
+
+
 def _plain(name: str) -> str:
     words = name.lower().replace("-", " ").split()
-    return " ".join(word for word in words if word not in ("nvidia", "geforce", "tesla"))
+    return " ".join(word for word in words if word not in _UNSAID)
 
 
 def memory_columns() -> list[Column]:

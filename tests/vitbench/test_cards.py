@@ -16,7 +16,14 @@ pytestmark = pytest.mark.fast
 
 @pytest.mark.parametrize(
     ("asked", "name"),
-    [("RTX 4090", "RTX 4090"), ("nvidia geforce rtx 4090", "RTX 4090"), ("l4", "L4"), ("H100-PCIe", "H100 PCIe")],
+    [
+        ("RTX 4090", "RTX 4090"),
+        ("nvidia geforce rtx 4090", "RTX 4090"),
+        ("l4", "L4"),
+        ("H100-PCIe", "H100 PCIe"),
+        ("H100", "H100 SXM"),
+        ("A100 SXM4 80GB", "A100 80GB"),
+    ],
 )
 def test_cards_are_found_by_their_names(asked: str, name: str) -> None:
     assert cards.find(asked).name == name
