@@ -7,6 +7,7 @@ import io
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -225,6 +226,45 @@ def test_dry_run_prints_what_would_run_and_writes_nothing(
     assert all(value > 50 for value in memory.values())
     assert len(lines[1]) == 3, "a compiled model's memory is not predicted"
     assert list(tmp_path.iterdir()) == []
+
+
+#: A plan whose second case never ends, inside a callback of a tensor's end, where exceptions are ignored.
+IN_A_CALLBACK = """
+import sys, weakref
+from vitbench import cli
+from vitbench.bench import predict
+count = predict.count
+def endless(model, *rest):
+    def callback(_):
+        while True: pass
+    while model != "resnet18":
+        one = set()
+        known = weakref.ref(one, callback)
+        print("in the callback", flush=True)
+        del one
+    return count(model, *rest)
+predict.count = endless
+sys.argv = ["vitbench", "bench", "--model", "resnet18,resnet34", "--dry-run", "--device", "cpu",
+            "--resolution", "64", "--batch", "1"]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_dry_run_ends_when_it_is_told_to_and_keeps_its_lines(number: signal.Signals) -> None:
+    plan = subprocess.Popen([sys.executable, "-c", IN_A_CALLBACK], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert plan.stdout is not None
+        lines = []
+        while not lines or lines[-1] != b"in the callback\n":
+            lines.append(plan.stdout.readline())
+            assert lines[-1], "it ended by itself"
+        plan.send_signal(number)
+        after, complaints = plan.communicate(timeout=60)
+        assert (plan.returncode, after, complaints) == (130, b"", b"")
+        assert any(line.startswith(b"resnet18/eager/infer/fp32/nchw/64/b1/cpu ") for line in lines)
+    finally:
+        plan.kill()
 
 
 def test_a_sweep_with_weights_and_pictures_writes_table_csv_and_drawings(command: Command, tmp_path: Path) -> None:
