@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -19,9 +20,10 @@ from vitbench.bench.plan import Case, Grid
 from vitbench.catalog import catalog
 from vitbench.measure import device as devices
 from vitbench.ops.names import IMPLS
+from vitbench.results import journal
 from vitbench.results.row import Row
 
-MEASURING = ("building", "compiling", "predicting", "memory", "timing", "idle power", "energy")
+MEASURING = ("building", "compiling", "predicting", "memory", "warming up", "timing", "idle power", "energy")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list"], ["list", "--format", "csv"]], ids=" ".join)
@@ -29,17 +31,6 @@ def test_command(benchmark: BenchmarkFixture, arguments: list[str]) -> None:
     """Wall time of a whole process."""
     command = [sys.executable, "-m", "vitbench", *arguments]
     benchmark(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
-
-
-#: What both programs are to measure, at their own defaults otherwise.
-SMALL_CASE = ("--model", "resnet50", "--device", "cpu")
-
-
-def test_one_small_case(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
-    """Wall time of a whole process that measures resnet50 at 128 px and batch 4, in its own environment each time."""
-    command = [sys.executable, "-m", "vitbench", "bench", *SMALL_CASE, "--impl", "eager"]
-    command += ["--resolution", "128", "--batch", "4", "--fresh", "--out", str(tmp_path / "a.csv")]
-    benchmark.pedantic(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL), rounds=3)
 
 
 #: torchvision's own operators, which timm's imports want and which no CPU build of torch has.
@@ -52,15 +43,63 @@ sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
+#: What both programs are to measure, at their own defaults otherwise.
+SMALL_CASE = ("--model", "resnet50", "--device", "cpu")
+PAIRS = 3
 
-def test_one_small_case_by_timm(benchmark: BenchmarkFixture) -> None:
-    """The same by timm's benchmark.py, which its package lacks: TIMM_BENCHMARK names the file of a checkout."""
-    script = os.environ.get("TIMM_BENCHMARK")
-    if not script:
-        pytest.skip("TIMM_BENCHMARK names no benchmark.py of timm")
+
+def by_vitbench(folder: Path) -> tuple[float, int]:
+    """Seconds and samples of a process that measures the small case, which knows no model from an earlier one."""
+    out = folder / "a.csv"
+    command = [sys.executable, "-m", "vitbench", "bench", *SMALL_CASE, "--impl", "eager"]
+    command += ["--resolution", "128", "--batch", "4", "--out", str(out)]
+    start = time.perf_counter()
+    env = {**os.environ, "XDG_CACHE_HOME": str(folder)}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=env)
+    seconds = time.perf_counter() - start
+    samples = journal.read(out)[0].speed.samples
+    assert samples is not None
+    return seconds, samples
+
+
+def by_timm(script: str, steps: int) -> float:
+    """Seconds of timm's benchmark.py for so many steps; five at least, as it divides by a fifth of them."""
     command = [sys.executable, "-c", WITH_TIMM, script, *SMALL_CASE, "--img-size", "128", "--batch-size", "4"]
-    command += ["--bench", "inference", "--precision", "float32"]
-    benchmark.pedantic(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL), rounds=3)
+    command += ["--bench", "inference", "--precision", "float32", "--num-bench-iter", str(max(steps, 5))]
+    start = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def test_one_small_case(benchmark: BenchmarkFixture, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wall time of whole processes that measure resnet50 at 128 px and batch 4: ours, and timm's for as many steps.
+
+    They take turns. timm's package lacks its benchmark.py: TIMM_BENCHMARK names the file of a checkout.
+    """
+    script = os.environ.get("TIMM_BENCHMARK", "")
+    ours: list[float] = []
+    theirs: list[float] = []
+
+    def pair() -> None:
+        folder = tmp_path / str(len(ours))
+        folder.mkdir()
+        seconds, samples = by_vitbench(folder)
+        ours.append(seconds)
+        if script:
+            theirs.append(by_timm(script, samples))
+
+    benchmark.pedantic(pair, rounds=PAIRS)
+    told = f"one small case: vitbench {statistics.median(ours):.2f} s"
+    benchmark.extra_info["vitbench_s"] = round(statistics.median(ours), 2)
+    if theirs:
+        ratio = statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
+        benchmark.extra_info |= {"timm_s": round(statistics.median(theirs), 2), "ratio": round(ratio, 2)}
+        told += f", timm's benchmark.py {statistics.median(theirs):.2f} s for as many steps, ratio {ratio:.2f}"
+        told += f" (medians of {PAIRS} pairs in turn)"
+    else:
+        told += "; timm's benchmark.py is not given: TIMM_BENCHMARK=path/to/benchmark.py"
+    with capsys.disabled():
+        print(f"\n{told}")
 
 
 def test_plan_100_000_cases(benchmark: BenchmarkFixture) -> None:
@@ -101,7 +140,9 @@ class PhaseClock:
     def tick(self) -> None: ...
 
 
-def test_share_outside_measuring(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+def test_share_outside_measuring(
+    benchmark: BenchmarkFixture, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """50 small cases of one model: the share of the wall time that is neither measuring, building nor compiling."""
     cases = [Case("resnet18", "eager", "infer", "fp32", "nchw", (64, 64), batch, "cpu") for batch in range(1, 51)]
     environment = devices.environment("cpu")
@@ -117,3 +158,5 @@ def test_share_outside_measuring(benchmark: BenchmarkFixture, tmp_path: Path) ->
     benchmark.extra_info["outside_share"] = round(outside / wall, 4)
     for phase, seconds in sorted(clock.seconds.items(), key=lambda item: -item[1]):
         benchmark.extra_info[f"{phase}_s"] = round(seconds, 2)
+    with capsys.disabled():
+        print(f"\n{len(cases)} cases: {outside / wall:.1%} of {wall:.0f} s outside measuring")

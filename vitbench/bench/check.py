@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -43,11 +44,14 @@ class Checker:
         self._exact: tuple[tuple[object, ...], Outcome] | None = None
         self._right_in_fp32: set[tuple[object, ...]] = set()
 
-    def check(self, case: Case, model: nn.Module, x: Tensor, found: Found) -> float:
+    def check(
+        self, case: Case, model: nn.Module, x: Tensor, found: Found, tell: Callable[[str], None] = lambda what: None
+    ) -> float:
         """Fills in what was verified and the reason; returns the seconds of the implementation's first call.
 
         Args:
             x: [B, 3, H, W], the case's input.
+            tell: is told when the first call begins, the first of those that warm up what is timed, and when it ends.
 
         Raises: Incorrect, Unverifiable; Unsupported where torch has no operator for the case's dtype on its device.
         """
@@ -60,9 +64,11 @@ class Checker:
                 self._check_in_fp32(case)
                 told += ": verified in fp32 too"
             found.note(told)
+        tell("compiling" if case.impl in COMPILED else "warming up")
         start = time.perf_counter()
         got = _run(case, model, x)
         seconds = time.perf_counter() - start
+        tell("verifying")
         if not got.finite():
             raise Incorrect("the result holds infinities or NaN")
         if case.impl == "eager":

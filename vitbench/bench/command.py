@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from vitbench import cards, columns, selection
-from vitbench.bench import card_curves, sweep, telling
 from vitbench.bench import plan as planning
+from vitbench.bench import sweep, telling
 from vitbench.bench.advice import common_reason
 from vitbench.bench.options import BenchOptions, MemoryCurvesOptions, ReportOptions, SweepOptions
 from vitbench.bench.plan import Case, Grid
@@ -23,8 +23,7 @@ from vitbench.measure import device as devices
 from vitbench.measure import power
 from vitbench.names import file_name
 from vitbench.ops.names import IMPLS
-from vitbench.report import command as pages
-from vitbench.report import curves, page, timm
+from vitbench.report import timm
 from vitbench.report.standouts import standouts
 from vitbench.report.tables import explained, sweep_columns
 from vitbench.results import journal
@@ -301,7 +300,7 @@ def bench(given: BenchOptions) -> int:
         _tell(summary.rows, held_against, given.explain, given)
         files += _export(summary.rows, out, given.export)
         if len(summary.rows) > 1:
-            files += _draw(summary.rows, out, curves.throughput_chart)
+            files += _draw(summary.rows, out)
         else:  # a single case is no curve, and drawing takes longer than a small case
             console().print(
                 f"no curve to draw of one case; `vitbench report {out}` draws it all the same", soft_wrap=True
@@ -319,6 +318,8 @@ def memory_curves(given: MemoryCurvesOptions) -> int:
     if given.gpu:
         if given.budget:
             raise InputError("--budget is for what is measured: leave out --gpu")
+        from vitbench.bench import card_curves
+
         return card_curves.run(given)
     columns.check(sweep_columns([]), given)
     cases = plan(
@@ -341,7 +342,7 @@ def memory_curves(given: MemoryCurvesOptions) -> int:
     files = [out]
     if summary.rows:
         columns.show(sweep_columns(summary.rows), given)
-        files += _draw(summary.rows, out, curves.memory_chart)
+        files += _draw(summary.rows, out)
     return _finish(summary, out, files, len(cases))
 
 
@@ -353,6 +354,8 @@ def report(given: ReportOptions) -> None:
     if given.out is not None:
         if given.export or given.baseline:
             raise InputError("--export and --baseline are for one sweep: leave out --out")
+        from vitbench.report import command as pages
+
         return pages.run(given.csv, given.out, given.against)
     if len(given.csv) > 1 or given.against:
         raise InputError("several files, or --against, make a page: say where with --out DIR")
@@ -361,10 +364,8 @@ def report(given: ReportOptions) -> None:
     rows = journal.read(csv)
     if not rows:
         raise InputError(f"{csv} holds no row")
-    timed = any(row.speed.img_per_s is not None for row in rows)
     _tell(rows, held_against, given.explain, given)
-    draw = curves.throughput_chart if timed else curves.memory_chart
-    files = _export(rows, csv, given.export) + _draw(rows, csv, draw)
+    files = _export(rows, csv, given.export) + _draw(rows, csv)
     if files:
         console().print("wrote " + ", ".join(map(str, files)), soft_wrap=True)
     return None
@@ -393,12 +394,15 @@ def _export(rows: Sequence[Row], out: Path, export: str) -> list[Path]:
     return timm.export(rows, out.parent) if export == "timm" else []
 
 
-def _draw(rows: Sequence[Row], out: Path, chart_of: Callable[[Sequence[Row]], object | None]) -> list[Path]:
+def _draw(rows: Sequence[Row], out: Path) -> list[Path]:
     """The picture beside the CSV and the page with everything; none where the plotting packages are missing."""
+    from vitbench.report import curves, page  # with pandas, which takes as long as a small case
+
     if curves.plotting_missing():
         console().print(f"no picture drawn: {curves.INSTALL}")
         return []
-    chart = chart_of(rows)
+    timed = any(row.speed.img_per_s is not None for row in rows)
+    chart = curves.throughput_chart(rows) if timed else curves.memory_chart(rows)
     if chart is None:
         return []
     html = out.with_suffix(".html")

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
@@ -192,10 +193,11 @@ class Worker:
             torch._dynamo.reset()  # else a ninth shape of the same module would silently run uncompiled
         if case.impl in WHOLLY_COMPILED:
             model = compiled(module, case.impl, mode=self.options.variant.compile_mode)
-        self._phase(case, "compiling" if case.impl in COMPILED else "verifying")
-        compile_s = self._checker.check(case, model, x, found)
+        self._phase(case, "verifying")
+        compile_s = self._checker.check(case, model, x, found, partial(self._phase, case))
         step = make_step(model, x, case.mode, autocast_dtype(case), capturable=self.options.graphs)
         if case.impl in COMPILED or case.mode == "train":  # a first step compiles, and makes the optimizer's state
+            self._phase(case, "compiling" if case.impl in COMPILED else "warming up")
             compile_s += _seconds(step, case.device)
         if case.impl in COMPILED:
             found.compile_s = compile_s
@@ -233,6 +235,7 @@ class Worker:
             self.options.min_time,
             self.options.max_time,
             accept=accept if on_gpu else lambda: True,
+            called=0 if self.options.graphs else 1 + ("memory" in self.options.passes),
         )
         after = devices.clocks(str(device))
         for one, timing in zip(prepared, timings, strict=True):

@@ -124,12 +124,12 @@ class Clock:
         return float(begin.elapsed_time(end))
 
 
-def warm_up(step: Step, device: torch.device, seconds: float) -> None:
-    """At least WARMUP_CALLS calls and `seconds` of them."""
+def warm_up(step: Step, device: torch.device, seconds: float, called: int = 0) -> None:
+    """`seconds` of calls, at least one, so many that with those that were made before it had WARMUP_CALLS."""
     clock = Clock(device)
     start = time.perf_counter()
     calls = 0
-    while calls < WARMUP_CALLS or time.perf_counter() - start < seconds:
+    while calls < max(1, WARMUP_CALLS - called) or time.perf_counter() - start < seconds:
         clock.time_ms(step)
         calls += 1
 
@@ -141,6 +141,7 @@ def measure(
     max_seconds: float = MAX_SECONDS,
     accept: Callable[[], bool] = lambda: True,
     before: Callable[[], object] | None = None,
+    called: int = 0,
 ) -> list[Latency]:
     """Times several steps against each other in rounds A B, B A, A B, ... until each has its stop reason.
 
@@ -150,12 +151,13 @@ def measure(
     Args:
         accept: asked after every round; a round answered False (a throttled one) is discarded.
         before: called ahead of every sample, outside of its time, such as a flush of the L2 cache.
+        called: how often each step has been called before, to verify it say: those calls warm it up too.
 
     Returns: one Latency a step, in order.
     """
     clock = Clock(device, before)
     for step in steps:
-        warm_up(step, device, min(0.2, min_seconds))
+        warm_up(step, device, min(0.2, min_seconds), called)
     samples: list[list[float]] = [[] for _ in steps]
     rules = [StopRule(min_seconds, max_seconds * len(steps)) for _ in steps]
     start = time.perf_counter()

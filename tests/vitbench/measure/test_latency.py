@@ -104,3 +104,10 @@ def test_it_times_what_it_is_given() -> None:
     assert 10.0 <= timing.p50 < 20.0
     low, high = timing.interval
     assert low <= timing.p50 <= high <= max(timing.samples_ms)
+
+
+@pytest.mark.parametrize(("called", "more"), [(0, 3), (1, 2), (2, 1), (3, 1), (9, 1)])
+def test_calls_that_were_made_before_warm_up_too(called: int, more: int) -> None:
+    calls: list[int] = []
+    latency.warm_up(lambda: calls.append(1), CPU, 0.0, called)
+    assert len(calls) == more
