@@ -43,18 +43,18 @@ the grid runs in a worker process, is checked against eager PyTorch, is then tim
 a CSV: a case that fails is a row too, with its reason. A sweep that was stopped goes on where it was.
 
 \b
-  vitbench list 'cmt_*'                                   what there is, and what is published about it
-  vitbench doctor                                         what this machine can measure, and what not
-  vitbench bench --model cmt_s --dry-run                  what would run: parameters, GMACs, memory
-  vitbench bench --model cmt_s,resnet50 --batch 1,64      measure
-  vitbench bench --model all --executor slurm --out RUN   measure on a cluster; status RUN, merge RUN
-  vitbench memory --model cmt_s --gpu 'A100 80GB,RTX 4090' what fits on cards that are not here
-  vitbench predict --model 'timm:resnet*' --gpu 'RTX 4090' images/s on cards that are not here
-  vitbench fuse-report 'timm:swin*'                       what kernels serve in models of other libraries
-  vitbench memory-curves --model vit_base_patch16_224,resnet50
-  vitbench report results/gpu/cmt_s.csv                   print and draw an earlier sweep again
-  vitbench report results/*/*.csv --out report            all of them as one page, pictures and a summary
-  vitbench certify --budget 540 --out DIR                 all that only a GPU can prove, pass or fail a line
+  vitbench list 'cmt_*'                           models and published figures
+  vitbench doctor                                 what can be measured here
+  vitbench bench --model cmt_s --dry-run          what would run, its memory
+  vitbench bench --model cmt_s --batch 1,64       measure
+  vitbench bench --executor slurm --out RUN       ... on a cluster; status RUN
+  vitbench memory --model cmt_s --gpu 'RTX 4090'  what fits on a card not here
+  vitbench predict --model cmt_s --gpu 'RTX 4090' images/s on a card not here
+  vitbench fuse-report 'timm:swin*'               kernels in others' models
+  vitbench memory-curves --model cmt_s,resnet50   memory over the batch
+  vitbench report results/gpu/cmt_s.csv           print and draw a sweep again
+  vitbench report results/*/*.csv --out report    all as a page and pictures
+  vitbench certify --budget 540 --out DIR         what only a GPU can prove
 
 Exit code: 0 every case ok or unsupported, 1 some case failed, 2 input that cannot be used, 130 interrupted.
 """,
@@ -310,7 +310,9 @@ def main() -> None:
     except Exception as error:
         if not hasattr(error, "format_message"):  # the parser's own usage errors
             raise
-        code = _complain(error.format_message())
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "vitbench"
+        code = _complain(f"{error.format_message().rstrip('.')}; `{command} --help` says what there is")
     if code == 130:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Python's own end cannot be interrupted without a traceback
     sys.exit(code or 0)

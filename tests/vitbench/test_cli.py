@@ -61,6 +61,18 @@ def test_help_reads_like_a_manual(command: Command) -> None:
     text = command("--help").stdout
     for word in ("bench", "list", "doctor", "memory-curves", "report", "Exit code", "--dry-run"):
         assert word in text
+    assert max(map(len, text.splitlines())) <= 80, "examples fit a narrow terminal"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [(["bench", "--modle", "x"], "vitbench bench --help"), (["gpu"], "vitbench --help")],
+    ids=str,
+)
+def test_what_the_parser_refuses_says_where_to_look(
+    complaint: Callable[..., str], arguments: list[str], where: str
+) -> None:
+    assert f"; `{where}` " in complaint(*arguments)
 
 
 def test_every_command_says_in_60_characters_what_it_does(command: Command) -> None:
