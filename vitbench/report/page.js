@@ -47,7 +47,7 @@ function filter() {
   }
 }
 
-// Pictures: drawn when they come into view, from the rows that pass.
+// Pictures: drawn when they come into view or are printed, from the rows that pass.
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const stale = new Set(), visible = new Set();
 async function draw(figure) {
@@ -102,6 +102,8 @@ async function redraw() {
   }
   drawing = false;
 }
+// A printer waits for no timer, but for promises, of which alone a picture is made.
+addEventListener("beforeprint", () => { for (const figure of [...stale]) draw(figure); });
 for (const figure of page.figures) {
   const place = $("chart-" + figure.name);
   place.figure = figure;

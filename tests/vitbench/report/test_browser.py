@@ -107,6 +107,19 @@ def _choose(browser: Any, id: str, value: str) -> None:
     browser.execute_script(script, id, value)
 
 
+def test_all_that_has_not_come_into_view_is_printed_too(browser: Any, report: Path) -> None:
+    _open(browser, report, width=390)
+    drawn = "return [document.querySelectorAll('.chart').length, document.querySelectorAll('.chart svg').length]"
+    charts, on_screen = browser.execute_script(drawn)
+    assert on_screen < charts, "some are below what is seen"
+    browser.execute_script(f"addEventListener('beforeprint', () => {{ window.printed = (() => {{ {drawn} }})() }})")
+    browser.execute_cdp_cmd("Page.printToPDF", {})
+    assert browser.execute_script("return printed") == [charts, charts]
+    empty = "return [...document.querySelectorAll('.chart svg')].filter((one) => !one.querySelector('path')).length"
+    assert browser.execute_script(empty) == 0
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
 def test_opens_from_disk_asks_for_nothing_and_runs_no_markup(browser: Any, report: Path) -> None:
     _open(browser, report)
     assert browser.title == "a report"
