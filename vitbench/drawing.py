@@ -58,7 +58,8 @@ td, th { padding: .15rem .6rem; text-align: right; white-space: nowrap } td:last
 th { border-bottom: 1px solid #999; position: sticky; top: 0; background: var(--paper) }
 td:first-child, th:first-child { text-align: left }
 .scroll { overflow-x: auto } tr:nth-child(even) td { background: var(--band) }
-.vega-embed { background: #fff; border-radius: 6px; color-scheme: light }
+.vega-embed { background: #fff; border-radius: 6px; color-scheme: light; width: 100%; margin: .5rem 0 }
+p { margin: .4rem 0 }
 """
 
 
@@ -76,18 +77,19 @@ def embed(chart: object, number: int) -> str:
     assert isinstance(chart, alt.TopLevelMixin)
     specification = chart.to_json(indent=None).replace("</", "<\\/")
     place = f'<div class=scroll><div id="chart{number}"></div></div>'
-    return f'{place}<script>vegaEmbed("#chart{number}", {specification})</script>'
+    return f'{place}<script>vegaEmbed("#chart{number}", {specification}, {{actions: false}})</script>'
 
 
-def page(charts: Sequence[object], path: Path, title: str, table: str) -> None:
-    """Writes charts and a CSV's text as one HTML page, which needs nothing else and opens off line."""
+def page(charts: Sequence[object], path: Path, title: str, table: str, notes: Sequence[str] = ()) -> None:
+    """Writes notes, charts and a CSV's text as one HTML page, which needs nothing else and opens off line."""
     head, *lines = csv.reader(io.StringIO(table))
     names = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
+    told = "".join(f"<p>{escape(note)}</p>" for note in notes)
     drawn = "".join(embed(chart, number) for number, chart in enumerate(charts))
     parts = (
         '<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">',
-        f"<title>{escape(title)}</title><style>{_STYLE}</style><script>{libraries()}</script><h1>{escape(title)}</h1>{drawn}",
+        f"<title>{escape(title)}</title><style>{_STYLE}</style><script>{libraries()}</script><h1>{escape(title)}</h1>{told}{drawn}",
         f"<div class=scroll><table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div></html>",
     )
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")

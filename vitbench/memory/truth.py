@@ -121,7 +121,12 @@ def chart(rows: Sequence[Mapping[str, str]]) -> Any:
             alt.Chart(data, title=title, width=420, height=alt.Step(13))
             .mark_point(filled=True, size=55)
             .encode(
-                x=alt.X("ratio:Q", scale=alt.Scale(zero=False), title="predicted / measured peak memory"),
+                x=alt.X(
+                    "ratio:Q",
+                    scale=alt.Scale(zero=False),
+                    axis=alt.Axis(tickCount=8),
+                    title="predicted / measured peak memory",
+                ),
                 y=alt.Y("name:N", sort="-x", title=None, axis=alt.Axis(labelLimit=430, grid=True)),
                 color=alt.Color("mode:N", title=None),
                 tooltip=["source:N", "measured_mib:Q", "predicted_mib:Q"],

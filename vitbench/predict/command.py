@@ -180,7 +180,10 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     if chart is None:
         return [path]
     page = folder / "predictions.html"
-    drawing.page([chart], page, "Images a second, predicted", as_csv(rows))
+    notes = calibration.statement({row.impl for row in rows}).split("\n")
+    drawing.page(
+        picture.panels(rows, "container"), page, "Top-1 against predicted images a second", as_csv(rows), notes
+    )
     return [path, *drawing.save(chart, folder / "predictions"), page]
 
 

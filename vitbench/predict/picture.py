@@ -21,40 +21,56 @@ _WIDTH = 130
 
 
 def chart(rows: Sequence[Row]) -> Any:
-    """None where no row has a top-1."""
+    """The panels with what they rest on above them; None where no row has a top-1."""
+    import altair as alt
+
+    drawn = panels(rows, 760)
+    title = alt.TitleParams("Top-1 against predicted throughput", subtitle=_subtitle({row.impl for row in rows}))
+    return alt.vconcat(*drawn).properties(title=title) if drawn else None
+
+
+def panels(rows: Sequence[Row], width: int | str) -> list[Any]:
+    """One a card, so wide in pixels, or "container"; none where no row has a top-1."""
     import altair as alt
     import pandas as pd
 
     known = [row for row in rows if row.top1 is not None and row.img_per_s is not None]
     if not known:
-        return None
+        return []
     alt.data_transformers.disable_max_rows()
     front = set(best(known))
     frame = pd.DataFrame([{**asdict(row), "best": row in front, "name": _name(row)} for row in known])
-    x = alt.X("img_per_s:Q", scale=alt.Scale(type="log"), title="images/s, predicted")
     y = alt.Y("top1:Q", scale=alt.Scale(zero=False), title="ImageNet top-1, published (%)")
     told = ["model:N", "resolution:N", "img_per_s:Q", "low:Q", "high:Q", "top1:Q", "top1_source:N", "memory_gib:Q"]
-    panels = []
+    drawn = []
     for (gpu, impl), data in frame.groupby(["gpu", "impl"], sort=False):
         batch, layout = data["batch"].iloc[0], data["layout"].iloc[0]
         card = gpu if impl == "eager" else f"{gpu}, compiled"
+        x = alt.X("img_per_s:Q", scale=_scale(data["img_per_s"]), title="images/s, predicted")
         others = alt.Chart(data[~data["best"]]).mark_circle(size=16, opacity=0.3, color="#888")
         leading = data[data["best"]].sort_values("img_per_s")
         named = leading[leading["model"].isin(_with_room(leading, data["top1"].max() - data["top1"].min()))]
         line = alt.Chart(leading).mark_line(color="#d62728", interpolate="step-after", strokeWidth=1)
         points = alt.Chart(leading).mark_circle(size=36, color="#d62728", opacity=1)
-        names = alt.Chart(named).mark_text(align="left", dx=5, dy=-5, fontSize=9)
-        panels.append(
+        names = alt.Chart(named).mark_text(align="left", dx=5, dy=-7, fontSize=9)
+        drawn.append(
             alt.layer(
                 others.encode(x=x, y=y, tooltip=told),
                 line.encode(x=x, y=y),
                 points.encode(x=x, y=y, tooltip=told),
                 names.encode(x=x, y=y, text="name:N"),
-            ).properties(title=f"{card}, batch {batch}, {layout}", width=760, height=_HEIGHT)
+            ).properties(title=f"{card}, batch {batch}, {layout}", width=width, height=_HEIGHT)
         )
-    return alt.vconcat(*panels).properties(
-        title=alt.TitleParams("Top-1 against predicted throughput", subtitle=_subtitle(frame["impl"].unique()))
-    )
+    return drawn
+
+
+def _scale(values: pd.Series[float]) -> Any:
+    """From the slowest model to the fastest, with room for its name."""
+    import altair as alt
+
+    low, high = values.min(), values.max()
+    spread = max(high / low, 2.0)
+    return alt.Scale(type="log", nice=False, domain=[low / spread**0.04, high * spread**0.13])
 
 
 def _with_room(leading: pd.DataFrame, span: float) -> list[str]:
@@ -78,4 +94,4 @@ def _name(row: Row) -> str:
     return name if name.endswith(f"_{row.resolution}") else f"{name} {row.resolution}"
 
 
-__all__ = ["chart"]
+__all__ = ["chart", "panels"]

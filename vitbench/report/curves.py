@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,24 @@ def _batch_axis(data: pd.DataFrame) -> Any:
     import altair as alt
 
     ticks = alt.Axis(values=sorted(data["batch"].unique().tolist()), format="d")
-    return alt.X("batch:Q", scale=alt.Scale(type="log", base=2), axis=ticks, title="batch size")
+    return alt.X("batch:Q", scale=alt.Scale(type="log", base=2, nice=False, padding=8), axis=ticks, title="batch size")
+
+
+def _log() -> Any:
+    """From the smallest to the largest value, instead of to the next powers of ten."""
+    import altair as alt
+
+    return alt.Scale(type="log", nice=False, padding=8)
+
+
+def _log_axis(values: pd.Series[float]) -> Any:
+    """With ticks that all have room for their numbers: 1, 2 and 5, and where values are near each other 1 to 9."""
+    import altair as alt
+
+    low, high = values.min(), values.max()
+    digits = (1, 2, 5) if high > 8 * low else range(1, 10)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return alt.Axis(values=[digit * 10**power for power in powers for digit in digits])
 
 
 def _panel(data: pd.DataFrame, column: str, title: str, mode: str, log_y: bool) -> Any:
@@ -36,7 +54,9 @@ def _panel(data: pd.DataFrame, column: str, title: str, mode: str, log_y: bool) 
         .mark_line(point=True)
         .encode(
             x=_batch_axis(data),
-            y=alt.Y(f"{column}:Q", scale=alt.Scale(type="log") if log_y else alt.Scale(zero=True), title=title),
+            y=alt.Y(f"{column}:Q", scale=_log(), axis=_log_axis(data[column]), title=title)
+            if log_y
+            else alt.Y(f"{column}:Q", scale=alt.Scale(zero=True), title=title),
             color=alt.Color("series:N", title=None),
             tooltip=["case:N", f"{column}:Q"],
         )
@@ -49,7 +69,7 @@ def _ranking(data: pd.DataFrame, column: str, title: str, mode: str, fastest_fir
 
     batch = data["batch"].iloc[0]
     heading = f"{title}, {'training' if mode == 'train' else 'inference'}, batch {batch}"
-    values = alt.X(f"{column}:Q", scale=alt.Scale(type="log"), title=title)
+    values = alt.X(f"{column}:Q", scale=_log(), title=title)
     names = alt.Y("series:N", sort=fastest_first, title=None, axis=alt.Axis(grid=True, labelLimit=320))
     chart = alt.Chart(data, title=heading, width=380, height=alt.Step(14))
     return chart.mark_point(filled=True, size=50).encode(x=values, y=names, tooltip=["case:N", f"{column}:Q"])
@@ -91,13 +111,15 @@ def memory_chart(rows: Sequence[Row]) -> Any | None:
         slim = data[["batch", "series", "case", "predicted_mem_mib", "peak_mem_mib"]].sort_values("batch")
         x = _batch_axis(slim)
         color = alt.Color("series:N", title=None)
-        scale = alt.Scale(type="log")
+        scale, ticks = _log(), _log_axis(pd.concat([slim["predicted_mem_mib"], slim["peak_mem_mib"]]).dropna())
         lines = (
             alt.Chart(slim[slim["predicted_mem_mib"].notna()])
             .mark_line()
             .encode(
                 x=x,
-                y=alt.Y("predicted_mem_mib:Q", scale=scale, title="peak MiB (line predicted, point measured)"),
+                y=alt.Y(
+                    "predicted_mem_mib:Q", scale=scale, axis=ticks, title="peak MiB (line predicted, point measured)"
+                ),
                 color=color,
                 tooltip=["case:N", "predicted_mem_mib:Q"],
             )
@@ -105,7 +127,12 @@ def memory_chart(rows: Sequence[Row]) -> Any | None:
         points = (
             alt.Chart(slim[slim["peak_mem_mib"].notna()])
             .mark_point(filled=True, size=60)
-            .encode(x=x, y=alt.Y("peak_mem_mib:Q", scale=scale), color=color, tooltip=["case:N", "peak_mem_mib:Q"])
+            .encode(
+                x=x,
+                y=alt.Y("peak_mem_mib:Q", scale=scale, axis=ticks),
+                color=color,
+                tooltip=["case:N", "peak_mem_mib:Q"],
+            )
         )
         title = f"memory, {'training' if mode == 'train' else 'inference'}"
         panels.append((lines + points).properties(title=title, width=380, height=300))

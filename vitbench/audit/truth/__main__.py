@@ -54,7 +54,7 @@ def chart(found: Sequence[Time]) -> Any:
     ranges = alt.Chart(points).mark_rule().encode(x=x, y=alt.Y("low:Q", scale=scale), y2="high:Q", color="card:N")
     dots = alt.Chart(points).mark_point(size=45, opacity=0.9).encode(
         x=x, y=y, color=alt.Color("card:N", title="card"), shape=alt.Shape("bound by:N", title="bound by"),
-        fill=alt.condition("datum.use == 'fitted'", alt.value("#000"), alt.value("transparent")),
+        fill=alt.condition("datum.use == 'fitted'", alt.Fill("card:N", legend=None), alt.value("transparent")),
     )  # fmt: skip
     all_points, work = times.judge(found), times.judge(times.bounded_by_work(found))
     title = [
