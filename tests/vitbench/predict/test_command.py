@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +215,16 @@ def test_names_of_the_front_do_not_lie_on_each_other() -> None:
     names = drawn["vconcat"][0]["layer"][3]
     assert names["encoding"]["text"]["field"] == "name"
     assert {row["name"] for row in drawn["datasets"][names["data"]["name"]]} == {"a 224", "b_224", "d 224"}
+
+
+def test_panels_of_the_page_are_as_wide_as_the_screen_and_have_room_for_the_fastest_name() -> None:
+    rows = [
+        Row(model, "", "RTX 4090", "224", 256, "amp", "nchw", rate, top1=top1)
+        for model, rate, top1 in (("a", 100.0, 90.0), ("b", 10_000.0, 80.0))
+    ]
+    (panel,) = (one.to_dict() for one in picture.panels(rows, "container"))
+    assert panel["width"] == "container"
+    low, high = panel["layer"][0]["encoding"]["x"]["scale"]["domain"]
+    assert 50 < low < 100
+    assert 15_000 < high < 40_000
+    assert picture.panels([replace(rows[0], top1=None)], "container") == []

@@ -34,3 +34,14 @@ def test_several_batch_sizes_are_curves_and_one_is_a_ranking() -> None:
 
 def test_nothing_timed_is_no_chart() -> None:
     assert throughput_chart([replace(ROW, status="oom")]) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"), [(60, 180, [60, 70, 80, 90, 100]), (110, 3000, [200, 500, 1000, 2000])]
+)
+def test_a_logarithmic_axis_ends_where_its_data_do_and_has_few_ticks(low: float, high: float, ticks: list[int]) -> None:
+    speeds = ((1, low), (4, high))
+    rows = [replace(ROW, batch=batch, speed=replace(ROW.speed, latency_ms_p50=ms)) for batch, ms in speeds]
+    y = throughput_chart(rows).to_dict()["hconcat"][0]["vconcat"][1]["encoding"]["y"]
+    assert y["scale"]["nice"] is False
+    assert [tick for tick in y["axis"]["values"] if low <= tick <= high] == ticks
