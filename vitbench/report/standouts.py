@@ -67,9 +67,9 @@ def _wide(rows: Sequence[Row]) -> Iterator[str]:
     widths = [(2 * half, row) for row in rows if (half := half_interval(row.speed)) is not None]
     wide = sorted(((width, row) for width, row in widths if width > WIDE), key=lambda one: -one[0])
     if wide:
-        told = [f"{_named(row)} batch {row.batch} {width:.0%}" for width, row in wide]
+        told = [f"{_named(row)} batch {row.batch} ±{width / 2:.1%}" for width, row in wide]
         yield (
-            f"95 % interval wider than {WIDE:.0%} of the median in {len(wide)} of {len(widths)} cases "
+            f"95 % interval wider than ±{WIDE / 2:.1%} of the median in {len(wide)} of {len(widths)} cases "
             f"(a longer --max-time narrows it): {_some(told)}"
         )
 

@@ -37,8 +37,8 @@ def test_each_thing_that_stands_out_is_named() -> None:
     assert standouts([*EAGER, *FUSED]) == [
         "fastest cmt_s infer: 412.1 img/s at 224 px (eager bf16 batch 64)",
         "throughput no longer grows from batch 4: cmt_s eager infer bf16 224 px",
-        "95 % interval wider than 5% of the median in 1 of 6 cases (a longer --max-time narrows it): "
-        "cmt_s fused infer bf16 224 px batch 4 8%",
+        "95 % interval wider than ±2.5% of the median in 1 of 6 cases (a longer --max-time narrows it): "
+        "cmt_s fused infer bf16 224 px batch 4 ±4.0%",
         "fused over eager, cmt_s infer: 0.80 to 2.00 times, median 1.40; slower in 1 of 2 cases",
         "memory jumps between batch 16 and 64: cmt_s eager infer bf16 224 px: 30.0 MiB an image, 10.0 before",
     ]
