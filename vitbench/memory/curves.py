@@ -176,7 +176,7 @@ def _marks(points: Sequence[Point], x: str, y: str, told: Any) -> list[Any]:
     frame = pd.DataFrame([{x: at[0], y: at[1], "told": told(at)} for at in points])
     base = alt.Chart(frame).encode(x=f"{x}:Q", y=f"{y}:Q")
     ring = base.mark_point(size=170, color="black", strokeWidth=1.5)
-    return [ring, base.mark_text(align="left", dx=11, dy=4, color="black").encode(text="told:N")]
+    return [ring, base.mark_text(align="left", dx=12, dy=-8, color="black").encode(text="told:N")]
 
 
 __all__ = ["chart", "crossings", "slope"]
