@@ -56,7 +56,7 @@ help:
 	@echo 'make test-oldest          the main job, then the whole suite, with torch 2.11 and Triton 3.6 (test-oldest-fast: a part)'
 	@echo 'make test-newest          the same with torch 2.14 and Triton 3.8'
 	@echo 'make lint types           ruff, the walls between packages and rooms (import-linter), mypy'
-	@echo 'make bench-harness        what the harness itself costs'
+	@echo 'make bench-harness        what the harness itself costs, and a small case (TIMM_BENCHMARK=: beside that benchmark.py of timm)'
 	@echo 'make bench-compare        how often vitbench compare is wrong, on simulated noise'
 	@echo 'make audit                kernels against the committed audit: sm_90, and the forward passes elsewhere (PART=1/8)'
 	@echo 'make audit-all            the same for every launch on sm_80, sm_90 and sm_100'
