@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import subprocess
@@ -84,6 +85,17 @@ class FaultTable:
 
 def _why_skipped(report: pytest.TestReport) -> str:
     return f"not run: {report.longrepr[2]}" if isinstance(report.longrepr, tuple) else "not run"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Collects no garbage among what is imported, which is for good: that looked at it all again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest chooses by marker

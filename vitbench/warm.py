@@ -33,7 +33,9 @@ _WITHOUT_CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 #: Were others ended by it, the owner would see them crash.
 CANCELLING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 #: Variables that differ from call to call, and that no library reads while it is imported.
-_VOLATILE = ("PYTEST_CURRENT_TEST", "_", "OLDPWD", "COLUMNS", "LINES", "VITBENCH_SERVERS")
+_VOLATILE = (
+    "PYTEST_CURRENT_TEST", "_", "OLDPWD", "COLUMNS", "LINES", "VITBENCH_SERVERS", "VITBENCH_CACHE", "XDG_CACHE_HOME",
+)  # fmt: skip
 
 
 def start(command: Sequence[str], **how: Any) -> Any:
@@ -224,6 +226,7 @@ def _serve(address: str, module: str) -> Callable[[], None]:
         signal.signal(number, signal.SIG_IGN)
     out = os.dup(1)
     os.dup2(2, 1)  # what libraries print
+    gc.disable()  # an eighth of what it takes to import torch
     imported = importlib.import_module(module)
     if warm := getattr(imported, "warm", None):
         warm()
@@ -231,6 +234,7 @@ def _serve(address: str, module: str) -> Callable[[], None]:
         sys.exit(f"{module} uses the GPU while it is imported")
     gc.collect()
     gc.freeze()  # what was imported is for good: no collection in a process looks at it
+    gc.enable()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(64)

@@ -31,7 +31,7 @@ def main():
         if question == "end":
             sys.exit(7)
         say({"arguments": sys.argv, "folder": os.getcwd(), "A": os.environ.get("A"),
-             "forked": os.getpid() != imported_by, "server": imported_by,
+             "cache": os.environ.get("XDG_CACHE_HOME"), "forked": os.getpid() != imported_by, "server": imported_by,
              "alone": os.getsid(0) == os.getpid(), "asked": question})
 """
 
@@ -60,8 +60,9 @@ def test_a_forked_process_is_what_a_fresh_one_would_be(
     with told(environment, "x", "y z") as one, told({**environment, "A": "ä"}, apart=False) as other:
         first, second = ask(one), ask(other, "when")
         assert first == {
-            "arguments": ["told", "x", "y z"], "folder": str(tmp_path), "A": None, "forked": True,
-            "server": first["server"], "alone": True, "asked": "what",
+            "arguments": ["told", "x", "y z"], "folder": str(tmp_path), "A": None,
+            "cache": environment.get("XDG_CACHE_HOME"), "forked": True, "server": first["server"], "alone": True,
+            "asked": "what",
         }  # fmt: skip
         assert (second["A"], second["alone"], second["asked"]) == ("ä", False, "when")
         assert first["server"] != second["server"], "what a module reads while it is imported may differ"
@@ -69,8 +70,9 @@ def test_a_forked_process_is_what_a_fresh_one_would_be(
         assert one.code() == 0
         other.kill()
         assert other.code() == -9
-    with told(environment) as again:
-        assert ask(again)["server"] == first["server"], "imported once"
+    with told({**environment, "XDG_CACHE_HOME": "/elsewhere"}) as again:
+        third = ask(again)
+        assert (third["server"], third["cache"]) == (first["server"], "/elsewhere"), "imported once"
 
 
 @pytest.mark.parametrize(("question", "how"), [

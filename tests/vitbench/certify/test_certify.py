@@ -16,7 +16,7 @@ from vitbench import cli
 from vitbench.bench.options import SweepOptions
 from vitbench.bench.plan import Case
 from vitbench.bench.sweep import Summary
-from vitbench.certify import command, correctness, memory, models, power, stages, sweeping
+from vitbench.certify import command, correctness, memory, models, power, recorder, stages, sweeping
 from vitbench.certify.options import CertifyOptions
 from vitbench.certify.stage import FAIL, NOT_RUN, PASS, Context, Line, Stage
 from vitbench.certify.summary import markdown
@@ -225,6 +225,19 @@ def outcomes(context: Context) -> list[tuple[str, str]]:
     return [(name.removeprefix("test_token_major_"), outcome) for name, outcome in rows]
 
 
+class UntilStarted:
+    """A clock that shows 0 until a test has been started, and then 1."""
+
+    sleep = staticmethod(time.sleep)
+
+    def __init__(self, context: Context, test: str) -> None:
+        self.path, self.test = context.out / "correctness.csv", test
+
+    def monotonic(self) -> float:
+        records = recorder.read(self.path).values()
+        return float(any(one.test.endswith(self.test) and one.outcome == recorder.STARTED for one in records))
+
+
 def test_a_killed_test_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context, file = repository(
         tmp_path, monkeypatch,
@@ -235,7 +248,9 @@ def test_a_killed_test_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pyt
         "def test_token_major_slow(): time.sleep(1000)\n"
         "def test_token_major_after(): pass\n",
     )  # fmt: skip
-    correctness.STAGE.run(context, time.monotonic() + 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(correctness, "time", UntilStarted(context, "slow"))
+        correctness.STAGE.run(context, 1.0)
     (line,) = correctness.STAGE.judge(context)
     assert line.verdict == FAIL
     assert line.detail.startswith("1 passed, 1 failed, 1 skipped, 1 planned, 1 started; first: test_token_major_bad: ")

@@ -262,7 +262,7 @@ def losses(kind: str, bundle: Ops, steps: int) -> list[float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, fused=True)
     torch.manual_seed(1)  # of drop-path and dropout, the same for every implementation
     curve = []
-    images, labels = digits(side, 16)
+    images, labels = digits(side, 8)
     for _ in range(steps):
         loss = outputs.loss(model(images), labels)
         optimizer.zero_grad()

@@ -9,6 +9,7 @@ import pytest
 from vitkernels import Launch
 
 from vitbench.audit.job import Compiled
+from vitbench.audit.model import simulate as simulation
 from vitbench.audit.model.chips import CHIPS, chip_named
 from vitbench.audit.model.decode import Kind, decode
 from vitbench.audit.model.engine import REASONS
@@ -167,9 +168,11 @@ def test_waves_and_tail_count() -> None:
     assert run(graph, 132 * 2 + 1, 4, registers=255).times.us == three
 
 
-def test_many_programs_are_scaled_from_a_few_rounds() -> None:
-    graph = kernel(*[line("FADD R0, R0, R0", stall=4)] * 3000)
-    assert run(graph, 132 * 800).times.us == pytest.approx(10 * run(graph, 132 * 80).times.us, rel=0.05)
+def test_many_programs_are_scaled_from_a_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulation, "_INSTRUCTIONS", 120_000)
+    graph = kernel(*[line("FADD R0, R0, R0", stall=4)] * 300)
+    whole, scaled = run(graph, 132 * 80), run(graph, 132 * 800)
+    assert scaled.times.us == pytest.approx(10 * whole.times.us, rel=0.05)
 
 
 def test_results_are_equal_bit_by_bit() -> None:
