@@ -180,7 +180,7 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     if chart is None:
         return [path]
     page = folder / "predictions.html"
-    notes = calibration.statement({row.impl for row in rows}).split("\n")
+    notes = calibration.statement(dict.fromkeys(row.impl for row in rows)).split("\n")
     drawing.page(
         picture.panels(rows, "container"), page, "Top-1 against predicted images a second", as_csv(rows), notes
     )

@@ -25,7 +25,9 @@ def chart(rows: Sequence[Row]) -> Any:
     import altair as alt
 
     drawn = panels(rows, 760)
-    title = alt.TitleParams("Top-1 against predicted throughput", subtitle=_subtitle({row.impl for row in rows}))
+    title = alt.TitleParams(
+        "Top-1 against predicted throughput", subtitle=_subtitle(dict.fromkeys(row.impl for row in rows))
+    )
     return alt.vconcat(*drawn).properties(title=title) if drawn else None
 
 

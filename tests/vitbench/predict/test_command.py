@@ -219,7 +219,7 @@ def test_names_of_the_front_do_not_lie_on_each_other() -> None:
 
 def test_panels_of_the_page_are_as_wide_as_the_screen_and_have_room_for_the_fastest_name() -> None:
     rows = [
-        Row(model, "", "RTX 4090", "224", 256, "amp", "nchw", rate, top1=top1)
+        Row(model, "", "RTX 4090", "224", 256, "amp", "nchw", img_per_s=rate, top1=top1)
         for model, rate, top1 in (("a", 100.0, 90.0), ("b", 10_000.0, 80.0))
     ]
     (panel,) = (one.to_dict() for one in picture.panels(rows, "container"))
