@@ -226,7 +226,7 @@ def _serve(address: str, module: str) -> Callable[[], None]:
         signal.signal(number, signal.SIG_IGN)
     out = os.dup(1)
     os.dup2(2, 1)  # what libraries print
-    gc.disable()  # an eighth of what it takes to import torch
+    gc.disable()  # a collection would look at all that is imported so far, again and again
     imported = importlib.import_module(module)
     if warm := getattr(imported, "warm", None):
         warm()
