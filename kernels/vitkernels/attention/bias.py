@@ -156,7 +156,7 @@ def bias_backward_calls(
         first, expanded = [call], PADDED.value
     parts = None
     if dbias is not None:
-        parts = lse.new_empty((bias_slices(B, H, N, k.shape[2]), *dbias.shape))
+        parts = lse.new_empty((bias_slices(q, k.shape[2], arch), *dbias.shape))
     delta = lse.new_empty((B, H, N))
     calls = backward_calls(dq, dk, dv, parts, delta, q, k, v, bias, out, lse, grad, scale, arch, expanded=expanded)
     last = [] if dbias is None or parts is None else [sum_parts_call(dbias, parts, "bwd_sum_dbias")]

@@ -97,6 +97,12 @@ def backward_stages(tensor: Tensor, arch: int) -> int:
     return 3 if tensor.element_size() == 2 and arch // 10 == 9 and D <= 64 and D % 16 == 0 else 1
 
 
+def row_stages(tensor: Tensor) -> int:
+    """The same of the pass over queries, whose tiles are small enough for three stages on every architecture."""
+    D = tensor.shape[3]
+    return 3 if tensor.element_size() == 2 and D <= 64 and D % 16 == 0 else 1
+
+
 def register_limit(head_dim: int, bias: Tensor, expanded: int, arch: int) -> dict[str, int]:
     """Compile options of the backward passes over keys and over a padded bias.
 

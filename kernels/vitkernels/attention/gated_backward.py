@@ -197,7 +197,7 @@ def gated_backward_calls(
         # Triton 3.7 cannot lower tl.sum over what comes out of tensor memory.
         "BY_PRODUCT": reads_results_from_tensor_memory(arch),
     }  # fmt: skip
-    parts = lse.new_empty((bias_slices(B, H, N, k.shape[2]), H, N, N))
+    parts = lse.new_empty((bias_slices(q, k.shape[2], arch), H, N, N))
     dp = parts[0] if parts.shape[0] == 1 else lse.new_empty((H, N, N))
     logits_args = {
         "dlogits_ptr": dpositional, "dgate_ptr": gate_parts[B * tiles :], "dp_ptr": dp, "logits_ptr": positional,

@@ -84,15 +84,15 @@ def relative_backward_calls(
     arch: int,
 ) -> list[Call]:  # fmt: skip
     """The launches that fill dq, dk, dv (token-major) and, where given, dtable."""
-    B, H, N, _ = q.shape
-    parts = None if dtable is None else lse.new_empty((bias_slices(B, H, N, k.shape[2]), H, N, N))
+    _, H, N, _ = q.shape
+    parts = None if dtable is None else lse.new_empty((bias_slices(q, k.shape[2], arch), H, N, N))
     delta = torch.empty_like(lse)
     calls = backward_calls(
         dq, dk, dv, parts, delta, q, k, v, expanded, out, lse, grad, scale, arch, expanded=TABLE.value
     )
     if dtable is None or parts is None:
         return calls
-    if parts.shape[0] > 4:  # up to four are added up while they are gathered
+    if parts.shape[0] > 2:  # two are added up while they are gathered
         dbias = parts.new_empty((1, H, N, N))
         calls.append(sum_parts_call(dbias, parts, "bwd_sum_dbias"))
         parts = dbias

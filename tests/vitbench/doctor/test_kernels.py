@@ -18,7 +18,7 @@ from vitbench.doctor.launches import launch
 from vitbench.process import Process
 
 #: Launched by the `wide` cases alone, which a GPU runs.
-WIDE = {"_bwd_whole_kernel", "_bwd_whole_bias_kernel", "_pad_kernel"}
+WIDE = {"_bwd_whole_kernel", "_pad_kernel"}
 
 
 @pytest.fixture

@@ -53,6 +53,19 @@ def test_masked_rows_are_what_they_are_without(name: str, device: str, monkeypat
     test_masked_rows.test_a_row_of_minus_infinity_is_no_number_and_leaves_the_others(shape, device, monkeypatch)
 
 
+@pytest.mark.parametrize(("N", "M"), [(66, 66), (100, 81), (193, 130)])
+def test_one_program_holds_all_queries(N: int, M: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of large batches; masked rows too keep both numbers of their log-sum-exp there."""
+    monkeypatch.setattr("vitkernels.attention.blocks.PROGRAMS_WANTED", 1)
+    made = launches(monkeypatch)
+    torch.manual_seed(0)
+    check(bias_problem(3, 2, N, M, 32, torch.float16, device))
+    shape = (2, 1, N, M, 32, torch.float16, 1)
+    test_masked_rows.test_a_row_of_low_finite_numbers_is_the_mean_of_its_values(shape, device, monkeypatch)
+    test_masked_rows.test_a_row_of_minus_infinity_is_no_number_and_leaves_the_others(shape, device, monkeypatch)
+    assert device != "cpu" or {call.pass_name for call in made if call.products == 5} == {"bwd_qkv"}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_numbers_that_no_dtype_holds_in_units_of_log2(dtype: torch.dtype, device: str) -> None:
     bias = torch.tensor([[[LOWEST, -1e9, -float("inf"), float("inf"), float("nan"), 1.5, -LOWEST]]], device=device)

@@ -28,7 +28,6 @@ from vitkernels.attention.tiles import (
     store_scores,
 )
 from vitkernels.runtime.call import Call, cdiv
-from vitkernels.runtime.constants import TABLE
 from vitkernels.runtime.device import reads_results_from_tensor_memory
 
 
@@ -109,8 +108,7 @@ def _bwd_bias_kernel(
     N,
     M,
     IMAGES,  # images of one slice
-    first_key,  # of this launch
-    chunks,  # of keys in this launch
+    chunks,  # of keys
     score_scale,
     GATED: tl.constexpr,
     EXPANDED: tl.constexpr,
@@ -127,7 +125,7 @@ def _bwd_bias_kernel(
     tile, chunk = pid % tiles, pid // tiles % chunks
     h, part = pid // (tiles * chunks) % H, pid // (tiles * chunks * H)
     h64 = tl.cast(h, tl.int64)
-    b_first, first_key = part * IMAGES, first_key + chunk * (KEYS_0 + KEYS_1)
+    b_first, first_key = part * IMAGES, chunk * (KEYS_0 + KEYS_1)
     b_end = min(b_first + IMAGES, B)
     bias_ptr += h64 * bias_stride_h
     q_ptr += h64 * aligned(q_stride_h, ALIGN)
@@ -153,36 +151,34 @@ def _bwd_bias_kernel(
         )  # fmt: skip
 
 
+def bias_tile(q: Tensor, block_n: int, block_m: int, n_keys: int, arch: int) -> tuple[int, int, int]:
+    """Queries of a tile, its keys, and those of a second, narrower tile beside it (0 without one)."""
+    N, D = q.shape[2:]
+    narrow_rows = reads_results_from_tensor_memory(arch) and D % 16  # 128 of these spill in Triton 3.6
+    pays = D > 32 or N % 128 == 0  # of narrow heads only without padding
+    if block_n == 64 and pays and tall_tile(q, arch) and not has_tail(N, 64) and not narrow_rows:
+        block_n = 128
+    if D <= 32 and block_n < 128:  # four programs to a multiprocessor
+        return block_n, min(block_m, 32), 0
+    if block_m == 64 and n_keys % 48 == 0 and D <= 64:  # whole tiles
+        return block_n, 32, 16
+    # Rows that are no multiple of 32 bytes are loaded in narrow pieces, which takes registers: half as many keys.
+    return block_n, 16 if D > 64 else block_m if D % 16 == 0 else block_m // 2, 0
+
+
 def bias_calls(
     dbias_parts: Tensor, shared: dict[str, Any], images: int, block_n: int, block_m: int, arch: int
 ) -> list[Call]:
-    """The launches that fill dbias_parts: whole blocks of keys, then one that takes a short rest of keys along."""
+    """The launch that fills dbias_parts."""
     _, H, N, M = dbias_parts.shape
-    B, warps = shared["B"], 4
-    narrow_rows = reads_results_from_tensor_memory(arch) and shared["D"] % 16  # 128 of these spill in Triton 3.6
-    if block_n == 64 and tall_tile(shared["q_ptr"], arch) and not has_tail(N, block_n) and not narrow_rows:
-        block_n, warps = 128, 8
-    tiles = cdiv(N, block_n)
-    rest = M % block_m
-    narrow = 0 < rest <= 16 < block_m
-    # A short rest of keys is taken along by the last whole block where registers hold 16 keys more, else by a launch of
-    # its own, whose tiles are 16 keys wide.
-    if narrow and block_m < M and shared["D"] <= 32 and shared["EXPANDED"] == TABLE.value:
-        spans = [(0, M // block_m - 1, block_m, 0), (M - rest - block_m, 1, block_m, 16)]
-    else:
-        spans = [(0, M // block_m + (rest > 0 and not narrow), block_m, 0)] + [(M - rest, 1, 16, 0)] * narrow
-    return [
-        Call(
-            kernel=_bwd_bias_kernel, pass_name=f"bwd_bias_{first}", products=2,
-            num_stages=backward_stages(shared["q_ptr"], arch),
-            options=register_limit(shared["D"], shared["bias_ptr"], shared["EXPANDED"], arch),
-            num_warps=8 if keys_1 and reads_results_from_tensor_memory(arch) else warps,
-            grid=tiles * chunks * H * cdiv(B, images), scores=B * H * N * min(M - first, chunks * (keys_0 + keys_1)),
-            args=shared | {
-                "dbias_ptr": dbias_parts, "IMAGES": images, "first_key": first, "chunks": chunks, "BLOCK_N": block_n,
-                "KEYS_0": keys_0, "KEYS_1": keys_1, "LAST": last_tile(N, block_n),
-            },
-        )
-        for first, chunks, keys_0, keys_1 in spans
-        if chunks
-    ]  # fmt: skip
+    B, D = shared["B"], shared["D"]
+    block_n, keys_0, keys_1 = bias_tile(shared["q_ptr"], block_n, block_m, M, arch)
+    chunks = cdiv(M, keys_0 + keys_1)
+    args = shared | {
+        "dbias_ptr": dbias_parts, "IMAGES": images, "chunks": chunks, "BLOCK_N": block_n, "KEYS_0": keys_0,
+        "KEYS_1": keys_1, "LAST": last_tile(N, block_n),
+    }  # fmt: skip
+    return [Call(kernel=_bwd_bias_kernel, pass_name="bwd_bias", products=2, args=args,
+                 grid=cdiv(N, block_n) * chunks * H * cdiv(B, images), scores=B * H * N * M,
+                 num_stages=backward_stages(shared["q_ptr"], arch), num_warps=8 if block_n == 128 else 4,
+                 options=register_limit(D, shared["bias_ptr"], shared["EXPANDED"], arch))]  # fmt: skip

@@ -23,7 +23,6 @@ from vitkernels.attention.blocks import (
     has_tail,
     last_tile,
     register_limit,
-    tall_tile,
 )
 from vitkernels.attention.tiles import (
     aligned,
@@ -38,7 +37,7 @@ from vitkernels.attention.tiles import (
     store_rows,
 )
 from vitkernels.runtime.call import Call, cdiv, sum_parts_call
-from vitkernels.runtime.constants import OUTSIDE, TABLE
+from vitkernels.runtime.constants import OUTSIDE
 from vitkernels.runtime.device import reads_results_from_tensor_memory
 
 
@@ -188,11 +187,6 @@ def _keys(
 def key_calls(dk: Tensor, dv: Tensor, shared: dict[str, Any], block_n: int, block_m: int, arch: int) -> list[Call]:
     """The launches that fill dk and dv (token-major); shared holds the arguments that both passes take."""
     B, H, M, D = dk.shape
-    # Every tile of keys reads all queries: tiles of 128 keys read them half as often as tiles of 64. Not without a
-    # table: pointers of a dense bias, or the second number of lse, take the registers that this needs.
-    fits_tall = D <= 32 and shared["EXPANDED"] == TABLE.value and not reads_results_from_tensor_memory(arch)
-    if fits_tall and tall_tile(dk, arch) and last_tile(M, 128) == 64:
-        block_m = 128
     N, tiles, last = shared["N"], cdiv(M, block_m), last_tile(M, block_m)
     spans = max(1, min(cdiv(PROGRAMS_WANTED, B * H * tiles), cdiv(N, 8 * block_n))) if B else 1
     span = cdiv(cdiv(N, spans), block_n) * block_n

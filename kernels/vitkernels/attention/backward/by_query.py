@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vitkernels.attention.blocks import backward_stages, has_tail, last_tile, rest_block, tall_tile
+from vitkernels.attention.blocks import last_tile, rest_block, row_stages
 from vitkernels.attention.tiles import (
     aligned,
     load_bias,
@@ -31,7 +31,6 @@ from vitkernels.attention.tiles import (
 )
 from vitkernels.runtime.call import Call, cdiv
 from vitkernels.runtime.constants import OUTSIDE
-from vitkernels.runtime.device import reads_results_from_tensor_memory
 
 
 @triton.jit
@@ -262,23 +261,17 @@ def query_calls(
                  pass_name="bwd_query", num_stages=1, scores=B * H * N * shared["M"])]  # fmt: skip
 
 
-def rows_calls(dq: Tensor, shared: dict[str, Any], block_n: int, block_m: int, arch: int) -> list[Call]:
-    """The launch that fills dq and (unless gated) delta, with keys in tiles of block_m."""
-    B, H, N, D = dq.shape
-    warps = 4
-    huge = D <= 32 and N > 160 and shared["EXPANDED"]
-    tall = 256 if huge else 128
-    # Code for a last tile of another size needs registers of its own, which eight warps with products out of tensor
-    # memory (sm_100) do not have.
-    fits = last_tile(N, tall) == tall or not reads_results_from_tensor_memory(arch)
-    if block_n == 64 and tall_tile(dq, arch) and fits and (D > 32 or huge or not has_tail(N, block_n)):
-        block_n, warps = tall, 8
+def rows_calls(dq: Tensor, shared: dict[str, Any], block_n: int, block_m: int) -> list[Call]:
+    """The launch that fills dq and (unless gated) delta, with keys in tiles of block_m.
+
+    Four programs to a multiprocessor, whose copies run ahead, beat larger tiles that read keys less often.
+    """
+    B, H, N, _ = dq.shape
     args = shared | _dq_args(dq) | {
         "BLOCK_N": block_n, "BLOCK_M": block_m, "LAST": last_tile(N, block_n), "REST": rest_block(shared["M"], block_m),
     }  # fmt: skip
     return [Call(kernel=_bwd_rows_kernel, args=args, grid=cdiv(N, block_n) * H * B, products=3,
-                 pass_name="bwd_query", num_warps=warps, num_stages=backward_stages(dq, arch),
-                 scores=B * H * N * shared["M"])]  # fmt: skip
+                 pass_name="bwd_query", num_stages=row_stages(dq), scores=B * H * N * shared["M"])]  # fmt: skip
 
 
 def _dq_args(dq: Tensor) -> dict[str, Any]:

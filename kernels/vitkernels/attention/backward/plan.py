@@ -6,8 +6,7 @@ dQ = scale dS K,  dK = scale dS^T Q,  dBias = sum over images of dS.
 The passes, each of which recomputes P and dS so that every sum stays inside one program, by shape:
 
 - where one tile holds all scores (Swin): scores_held.py makes all of them together;
-- where one program holds all queries (CoAtNet up to 256 tokens): queries_held.py makes dQ, dK and dV,
-  queries_held_bias.py dBias;
+- where one program holds all queries (CoAtNet up to 256 tokens): queries_held.py makes dQ, dK and dV;
 - else by_query.py makes dQ (with dBias where one tile holds all keys, as in CMT) and
   by_key.py dK and dV;
 - where dBias is not made on the way, by_bias.py makes it.
@@ -20,16 +19,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vitkernels.attention.backward.by_bias import bias_calls
+from vitkernels.attention.backward.by_bias import bias_calls, bias_tile
 from vitkernels.attention.backward.by_key import key_calls
 from vitkernels.attention.backward.by_query import query_calls, rows_calls
 from vitkernels.attention.backward.queries_held import fits_whole, whole_calls
-from vitkernels.attention.backward.queries_held_bias import whole_bias_calls
 from vitkernels.attention.backward.scores_held import fits_short, short_calls
-from vitkernels.attention.blocks import images_per_program, padded_head_dim, stride_alignment
+from vitkernels.attention.blocks import images_in_waves, images_per_program, padded_head_dim, stride_alignment
 from vitkernels.runtime.call import Call, cdiv
-from vitkernels.runtime.constants import DENSE, LOG2E, TABLE
-from vitkernels.runtime.device import reads_operands_from_registers
+from vitkernels.runtime.constants import DENSE, LOG2E
+from vitkernels.runtime.device import multiprocessors_of, reads_operands_from_registers
 
 
 def key_block(head_dim: int, itemsize: int, arch: int) -> int:
@@ -49,13 +47,19 @@ def query_block(head_dim: int, itemsize: int, align: int, arch: int) -> int:
     return 32 if head_dim > 64 and narrow else 64
 
 
-def bias_slices(batch: int, heads: int, n: int, m: int) -> int:
+def bias_slices(q: Tensor, n_keys: int, arch: int) -> int:
     """Into how many slices of images the partial bias gradients are split."""
-    return cdiv(batch, _images(batch, heads, n, m))
+    return cdiv(q.shape[0], _images(q, n_keys, arch))
 
 
-def _images(batch: int, heads: int, n: int, m: int) -> int:
-    return images_per_program(batch, cdiv(n, 64) * cdiv(m, 64) * heads)
+def _images(q: Tensor, n_keys: int, arch: int) -> int:
+    B, H, N, D = q.shape
+    if n_keys <= 64:
+        return images_per_program(B, cdiv(N, 64) * H)
+    rows, *keys = bias_tile(q, 64, key_block(D, q.element_size(), arch), n_keys, arch)
+    # What registers leave room for: 128 queries take eight warps.
+    resident = 1 if rows == 128 else 4 if D <= 32 else 2
+    return images_in_waves(B, cdiv(N, rows) * cdiv(n_keys, sum(keys)) * H, multiprocessors_of(q, arch), resident)
 
 
 def backward_calls(
@@ -94,7 +98,7 @@ def backward_calls(
     block_n = query_block(D, itemsize, align, arch)
     narrowed = block_n == 16 or (block_n == 32 and itemsize == 2)
     block_m = 16 if narrowed else key_block(D, itemsize, arch)
-    images = _images(B, H, N, M)
+    images = _images(q, M, arch)
     shared = {
         "q_ptr": q, "k_ptr": k, "v_ptr": v, "bias_ptr": bias, "do_ptr": do, "lse_ptr": lse, "delta_ptr": delta,
         "q_stride_b": q.stride(0), "q_stride_h": q.stride(1), "q_stride_n": q.stride(2),
@@ -111,19 +115,14 @@ def backward_calls(
     }  # fmt: skip
     if not gated and fits_short(N, M, D, itemsize, arch):
         calls, bias_is_made = short_calls(dq, dk, dv, dbias_parts, of_queries, images, arch), True
-    elif not gated and expanded == TABLE.value and fits_whole(q, scale, arch):
-        parts = q.new_empty((B, H, N, 8))
-        calls, bias_is_made = whole_calls(dq, dk, dv, parts, of_queries), True
-        if dbias_parts is not None:
-            calls += whole_bias_calls(dbias_parts, parts, shared, images)
+    elif not gated and expanded and fits_whole(q, arch):
+        calls, bias_is_made = whole_calls(dq, dk, dv, of_queries), False
     elif not gated and block_m >= M and D % 16 == 0:
         calls, bias_is_made = query_calls(dq, dbias_parts, of_queries, images, block_n, block_m), True
         calls += key_calls(dk, dv, of_tokens | {"GATED": False}, block_n, block_m, arch)
     else:
-        calls, bias_is_made = rows_calls(dq, of_queries | {"GATED": gated}, block_n, block_m, arch), False
+        calls, bias_is_made = rows_calls(dq, of_queries | {"GATED": gated}, block_n, min(block_m, 32)), False
         calls += key_calls(dk, dv, of_tokens | {"GATED": gated}, block_n, block_m, arch)
     if dbias_parts is not None and not bias_is_made:
-        # Rows that are no multiple of 32 bytes are loaded in narrow pieces, which takes registers: half as many keys.
-        bias_block = 16 if D > 64 else block_m if D % 16 == 0 else block_m // 2
-        calls += bias_calls(dbias_parts, shared | {"GATED": gated}, images, block_n, bias_block, arch)
+        calls += bias_calls(dbias_parts, shared | {"GATED": gated}, images, block_n, block_m, arch)
     return calls

@@ -43,6 +43,8 @@ def holds_bias(q: Tensor, n_keys: int) -> bool:
 def held_blocks(q: Tensor, n_keys: int, arch: int) -> Blocks:
     B, H, N, D = q.shape
     keys = max(16, triton.next_power_of_2(n_keys))
+    if B * cdiv(N, 64) * H <= 4 * multiprocessors_of(q, arch):  # all at once: no program waits for a second image
+        return Blocks(rows=64, keys=keys, images=1, stages=1)
     # Of 64 keys of larger heads three stages fill Hopper's shared memory with two programs; on sm_100 narrow rows spill
     short = {9: keys > 32, 10: D % 16 > 0}.get(arch // 10, False)
     stages = 2 if D > 32 and short else 3
