@@ -104,7 +104,7 @@ def row_stages(tensor: Tensor) -> int:
 
 
 def register_limit(head_dim: int, bias: Tensor, expanded: int, arch: int) -> dict[str, int]:
-    """Compile options of the backward passes over keys and over a padded bias.
+    """Compile options of the backward pass over keys with a padded bias.
 
     For heads of more than 32 channels and a bias of 16 bits the assembler for sm_80 spills 8 bytes to have more
     programs at once; told how many registers three programs leave it, it does not.

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vitkernels.attention.blocks import backward_stages, has_tail, last_tile, register_limit, tall_tile
+from vitkernels.attention.blocks import backward_stages, has_tail, last_tile, tall_tile
 from vitkernels.attention.tiles import (
     aligned,
     load_bias,
@@ -171,7 +171,7 @@ def bias_calls(
 ) -> list[Call]:
     """The launch that fills dbias_parts."""
     _, H, N, M = dbias_parts.shape
-    B, D = shared["B"], shared["D"]
+    B = shared["B"]
     block_n, keys_0, keys_1 = bias_tile(shared["q_ptr"], block_n, block_m, M, arch)
     chunks = cdiv(M, keys_0 + keys_1)
     args = shared | {
@@ -180,5 +180,4 @@ def bias_calls(
     }  # fmt: skip
     return [Call(kernel=_bwd_bias_kernel, pass_name="bwd_bias", products=2, args=args,
                  grid=cdiv(N, block_n) * chunks * H * cdiv(B, images), scores=B * H * N * M,
-                 num_stages=backward_stages(shared["q_ptr"], arch), num_warps=8 if block_n == 128 else 4,
-                 options=register_limit(D, shared["bias_ptr"], shared["EXPANDED"], arch))]  # fmt: skip
+                 num_stages=backward_stages(shared["q_ptr"], arch), num_warps=8 if block_n == 128 else 4)]  # fmt: skip
