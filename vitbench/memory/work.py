@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vitbench.models import foreign, outputs
-from vitbench.trace import cuda
+from vitbench.trace import cuda, hollow
 from vitbench.trace.autocast import as_on_cuda
 from vitbench.trace.skeleton import Unwritten, quietly, replace_tensors
 from vitbench.trace.tracer import Tracer
@@ -122,8 +122,8 @@ def trace(work: Work, built: nn.Module | None = None, idle: frozenset[int] = fro
 
     instead = cuda.instead(work.cudnn, work.softmax_keeps_input)
     tracer = Tracer(instead, cuda.inside, watch)
+    model = replace_tensors(built, lambda t: _hollow(t, work))
     with quietly(), cuda.rules(instead), tracer:
-        model = replace_tensors(built, lambda t: _fake(t, work))
         inputs = work.inputs()
         step = _Step(work, model, inputs, idle)
         step.prepare()
@@ -170,11 +170,10 @@ def in_order(events: list[int]) -> list[int]:
     return ordered + sorted(going, reverse=True)
 
 
-def _fake(tensor: Tensor, work: Work) -> Tensor:
+def _hollow(tensor: Tensor, work: Work) -> Tensor:
+    """As Module.to(dtype, memory_format=...) would make it."""
     kind = work.dtype if tensor.is_floating_point() else tensor.dtype
-    if work.channels_last and tensor.ndim == 4:  # as Module.to(memory_format=...) lays it out
-        return torch.empty(tensor.shape, dtype=kind, memory_format=torch.channels_last)
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=kind)
+    return hollow.like(tensor, kind, work.channels_last and tensor.ndim == 4)
 
 
 class _Step:
@@ -189,10 +188,7 @@ class _Step:
         self.beside: dict[str, list[Tensor]] = {}
         if work.training is not None and work.training.checkpointing:
             checkpoint_blocks(model)
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def prepare(self) -> None:
         """What the first step leaves behind: the optimizer's state, buckets, the average, the scaler's numbers."""

@@ -3,11 +3,12 @@
 A hollow tensor is a plain tensor of the CPU, so that torch treats it as one in all things: views, autograd, autocast.
 Its storage has a size and lies where nothing may be written, since no operator that computes is run. Torch refuses its
 address, so that numpy and DLPack cannot read it; `refusing` keeps others from it. What an operator gives is worked out
-once for its arguments' shapes, strides and dtypes, by torch's FakeTensorMode; to look it up is a hundred times as fast.
+once for its arguments' shapes, strides and dtypes, by rules or by torch; to look it up is a hundred times as fast.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -98,6 +99,7 @@ class _Operator:
     """What of an operator decides how it is run, looked up once, and the recipes of its results by its arguments."""
 
     def __init__(self, op: Any) -> None:
+        self.op = op  # held, so that no other has its id
         # One that allocates nothing and reads no data.
         self.native = (
             op.namespace in ("prim", "profiler")
@@ -111,7 +113,15 @@ class _Operator:
         self.recipes: dict[Any, Recipe] = {}
 
 
-_operator = cache(_Operator)
+#: By id: torch's operators work out their hash in Python.
+_operators: dict[int, _Operator] = {}
+
+
+def _operator(op: Any) -> _Operator:
+    found = _operators.get(id(op))
+    if found is None:
+        found = _operators[id(op)] = _Operator(op)
+    return found
 
 
 def run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -128,7 +138,7 @@ def run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return args[0]
     if not how.returns:  # as optimizers' kernels, which write to lists of tensors
         return None
-    key = (_key(args), tuple(kwargs), _key(tuple(kwargs.values())) if kwargs else (), torch.get_default_dtype())
+    key = (_key(args), tuple(kwargs), _key(kwargs.values()) if kwargs else (), torch.get_default_dtype())
     try:
         recipe = how.recipes.get(key)
     except TypeError:  # an argument that cannot be looked up
@@ -157,17 +167,21 @@ def _any_hollow(values: Iterable[Any]) -> bool:
     return False
 
 
-def _key(value: Any) -> Any:
-    kind = type(value)
-    if kind is Tensor or kind is nn.Parameter:
-        return (value.shape, value.stride(), value.dtype, value.is_cpu)
-    if kind is int or value is None:
-        return value
-    if kind is tuple or kind is list:
-        return tuple([_key(item) for item in value])
-    if isinstance(value, Tensor):
-        return (kind, value.shape, value.stride(), value.dtype, value.is_cpu)
-    return (kind, value)  # 1, 1.0 and True are equal
+def _key(values: Iterable[Any]) -> Any:
+    parts: list[Any] = []
+    for value in values:
+        kind = type(value)
+        if kind is Tensor or kind is nn.Parameter:
+            parts.append((value.shape, value.stride(), value.dtype, value.is_cpu))
+        elif kind is int or value is None:
+            parts.append(value)
+        elif kind is tuple or kind is list:
+            parts.append(_key(value))
+        elif isinstance(value, Tensor):
+            parts.append((kind, value.shape, value.stride(), value.dtype, value.is_cpu))
+        else:
+            parts.append((kind, value))  # 1, 1.0 and True are equal
+    return tuple(parts)
 
 
 @cache
@@ -175,12 +189,46 @@ def _fakes() -> FakeTensorMode:
     return FakeTensorMode()
 
 
-def _fake(value: Any, storages: set[int]) -> Any:
+def get_ready() -> None:
+    """Imports what learning takes, before anything is recorded: an import leaves frames behind, which hold tensors."""
+    _fakes()
+
+
+def _without_data(value: Any, device: torch.device | None, storages: set[int]) -> Any:
     if isinstance(value, Tensor):
-        made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+        made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device or value.device)
         storages.add(made.untyped_storage()._cdata)
         return made
-    return type(value)([_fake(item, storages) for item in value]) if isinstance(value, (list, tuple)) else value
+    if isinstance(value, torch.device):
+        return device or value
+    if isinstance(value, (list, tuple)):
+        return type(value)([_without_data(item, device, storages) for item in value])
+    return value
+
+
+def _all_here(values: Iterable[Any]) -> bool:
+    """Whether every tensor and device among them is the CPU's."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            if not _all_here(value):
+                return False
+        elif (isinstance(value, Tensor) and not value.is_cpu) or (isinstance(value, torch.device) and value != _CPU):
+            return False
+    return True
+
+
+def _asked(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], storages: set[int]) -> tuple[Any, torch.device]:
+    """What torch says that `op` gives, on which device; the arguments' storages are added to `storages`."""
+    on_meta = (op in known.ON_META or op.namespace == "vitkernels") and _all_here((*args, *kwargs.values()))
+    if on_meta and not _operator(op).takes_tensors:
+        kwargs = {"device": _CPU, **kwargs}
+    elif "device" in kwargs:  # copies to a device have rules of their own
+        on_meta = False
+    with contextlib.nullcontext() if on_meta else _fakes():
+        device = torch.device("meta") if on_meta else None
+        given = _without_data(args, device, storages)
+        named = {name: _without_data(value, device, storages) for name, value in kwargs.items()}
+        return op(*given, **named), device or _CPU
 
 
 def _learn(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recipe:
@@ -190,10 +238,8 @@ def _learn(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recipe:
         parts: list[Any] = [None if one is None else (number, *one, 0) for number, one in enumerate(made)]
         sizes = [0 if one is None else prod(one[0]) * one[2].itemsize for one in made]
         return _recipe(parts, sizes, tuple if several else None)
-    storages: set[int] = set()  # of the arguments
-    with _fakes():
-        fakes = _fake(args, storages), {name: _fake(value, storages) for name, value in kwargs.items()}
-        out = op(*fakes[0], **fakes[1])
+    storages: set[int] = set()
+    out, device = _asked(op, args, kwargs, storages)
     numbers: dict[int, int] = {}
     parts, sizes = [], []
     for one in out if isinstance(out, (list, tuple)) else [out]:
@@ -201,7 +247,7 @@ def _learn(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recipe:
             parts.append(one)
             continue
         storage = one.untyped_storage()
-        if storage._cdata in storages or one.device != _CPU:
+        if storage._cdata in storages or one.device != device:
             return lambda args, kwargs: op(*args, **kwargs)
         if storage._cdata not in numbers:
             numbers[storage._cdata] = len(sizes)
@@ -224,4 +270,4 @@ def _recipe(parts: list[Any], sizes: list[int], kind: Any) -> Recipe:
     return give
 
 
-__all__ = ["gives_back", "is_hollow", "like", "make", "new", "refusing", "run"]
+__all__ = ["get_ready", "gives_back", "is_hollow", "like", "make", "new", "refusing", "run"]

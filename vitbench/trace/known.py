@@ -1,6 +1,7 @@
-"""What frequent operators give for tensors that lie plainly, without asking torch, which takes milliseconds.
+"""What frequent operators give, without asking torch's FakeTensorMode, which takes milliseconds.
 
-Plainly: contiguous, or dense in another order of axes. A test holds every line against torch's FakeTensorMode.
+For tensors that lie plainly it is known: contiguous, or dense in another order of axes. The meta device knows of the
+operators in ON_META what they give on a CPU, and takes a fifth of the time. A test holds both against FakeTensorMode.
 """
 
 from __future__ import annotations
@@ -33,6 +34,12 @@ def _dense(x: Tensor) -> bool:
     if 1 in shape or 0 in stride or not x.numel():
         return False
     return sorted(stride) == _steps(sorted(zip(stride, shape, strict=True)))
+
+
+def _dense_but_ones(x: Tensor) -> bool:
+    """As `_dense`, whatever the strides of axes of size 1."""
+    axes = sorted((step, size) for step, size in zip(x.stride(), x.shape, strict=True) if size != 1)
+    return bool(x.numel()) and [step for step, _ in axes] == _steps(axes)
 
 
 def _steps(axes: list[tuple[int, int]]) -> list[int]:
@@ -90,13 +97,33 @@ def _softmax_backward(grad: Tensor, y: Tensor, dim: int, dtype: torch.dtype) -> 
 
 def _copy(x: Tensor, dtype: torch.dtype | None = None, **options: Any) -> list[Made] | None:
     plain = all(value in (None, False, torch.strided, torch.device("cpu")) for value in options.values())
-    return [_like(x, dtype)] if plain and _dense(x) else None
+    if not plain:
+        return None
+    if dtype is not None and _is_part(x):
+        return [_new(tuple(x.shape), dtype)]
+    return [_like(x, dtype)] if _dense_but_ones(x) else None
+
+
+def _is_part(x: Tensor) -> bool:
+    """Whether it is a slice of a contiguous tensor, with gaps and no axis of size 1."""
+    shape, stride = tuple(x.shape), x.stride()
+    ordered = all(step >= size * after for step, size, after in zip(stride, shape[1:], stride[1:], strict=False))
+    return ordered and min(shape, default=1) > 1 and stride[-1] >= 1 and stride != strides(shape)
 
 
 def _like_it(
     x: Tensor, dtype: torch.dtype | None = None, memory_format: Any = None, **options: Any
 ) -> list[Made] | None:
     return _copy(x, dtype, **options) if memory_format in (None, torch.preserve_format) else None
+
+
+def _given(x: Tensor, shape: list[int], dtype: torch.dtype | None = None, **options: Any) -> list[Made] | None:
+    plain = all(value in (None, False, torch.strided, torch.device("cpu")) for value in options.values())
+    return [_new(tuple(shape), dtype or x.dtype)] if plain and x.is_cpu and 0 not in shape else None
+
+
+def _given_strides(x: Tensor, shape: list[int], stride: list[int], **options: Any) -> list[Made] | None:
+    return _given(x, shape, **options) if tuple(stride) == strides(tuple(shape)) else None
 
 
 def _dropout(x: Tensor, p: float, train: bool | None) -> list[Made] | None:
@@ -175,7 +202,7 @@ def _layer_norm_backward(
 def _batch_norm(
     x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float
 ) -> list[Made] | None:
-    if x.ndim != 4 or not _dense(x) or weight is None or not _plain_fp32(weight, bias, mean, var):
+    if x.ndim != 4 or not _dense_but_ones(x) or weight is None or not _plain_fp32(weight, bias, mean, var):
         return None
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16) or weight.shape[0] != x.shape[1]:
         return None
@@ -241,6 +268,57 @@ def _plain(*tensors: Tensor) -> bool:
     return all(t.numel() and t.stride() == strides(tuple(t.shape)) for t in tensors)
 
 
+#: Operators whose results have the same shapes, strides and dtypes on every device.
+ON_META = frozenset(
+    {
+        aten._scaled_dot_product_efficient_attention.default,
+        aten._scaled_dot_product_efficient_attention_backward.default,
+        aten._scaled_dot_product_flash_attention.default,
+        aten._scaled_dot_product_flash_attention_backward.default,
+        aten._softmax.default,
+        aten._softmax_backward_data.default,
+        aten._to_copy.default,
+        aten.add.Tensor,
+        aten.cat.default,
+        aten.clamp_min.default,
+        aten.clone.default,
+        aten.constant_pad_nd.default,
+        aten.convolution_backward.default,
+        aten.div.Scalar,
+        aten.div.Tensor,
+        aten.empty.memory_format,
+        aten.empty_like.default,
+        aten.ge.Scalar,
+        aten.gelu.default,
+        aten.gelu_backward.default,
+        aten.max_pool2d_with_indices.default,
+        aten.max_pool2d_with_indices_backward.default,
+        aten.mean.dim,
+        aten.mul.Scalar,
+        aten.mul.Tensor,
+        aten.native_batch_norm_backward.default,
+        aten.native_dropout_backward.default,
+        aten.native_layer_norm_backward.default,
+        aten.neg.default,
+        aten.nll_loss_backward.default,
+        aten.nll_loss_forward.default,
+        aten.ones_like.default,
+        aten.pow.Tensor_Scalar,
+        aten.rsqrt.default,
+        aten.scalar_tensor.default,
+        aten.select_backward.default,
+        aten.silu_backward.default,
+        aten.slice_backward.default,
+        aten.stack.default,
+        aten.sub.Tensor,
+        aten.sum.dim_IntList,
+        aten.threshold_backward.default,
+        aten.where.self,
+        aten.zeros.default,
+        aten.zeros_like.default,
+    }
+)
+
 _RULES: dict[Any, Callable[..., list[Made] | None]] = {
     aten.native_layer_norm.default: _layer_norm,
     aten.native_layer_norm_backward.default: _layer_norm_backward,
@@ -261,6 +339,9 @@ _RULES: dict[Any, Callable[..., list[Made] | None]] = {
     aten.empty_like.default: _like_it,
     aten.zeros_like.default: _like_it,
     aten.native_dropout.default: _dropout,
+    aten.new_empty.default: _given,
+    aten.new_zeros.default: _given,
+    aten.new_empty_strided.default: _given_strides,
     aten.roll.default: _roll,
     aten.sum.dim_IntList: _sum,
     aten._softmax.default: _softmax,
@@ -281,4 +362,4 @@ _RULES: dict[Any, Callable[..., list[Made] | None]] = {
     _elementwise,
 )
 
-__all__ = ["Made", "results", "strides"]
+__all__ = ["ON_META", "Made", "results", "strides"]

@@ -7,7 +7,9 @@ import copy
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from functools import cache, partial
+from types import BuiltinFunctionType, FunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -37,13 +39,25 @@ def replace_tensors(model: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Mo
     return _copied(model, memo)
 
 
-_PLAIN = frozenset({bool, int, float, str, type(None), torch.dtype, torch.Size})
+_PLAIN = frozenset({bool, int, float, str, type(None), torch.dtype, torch.Size, FunctionType, BuiltinFunctionType})
 _COPYING = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__")
 
 
 @cache
 def _copies_itself(kind: Any) -> bool:
-    return any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in _COPYING)
+    own = [name for name in _COPYING if getattr(kind, name, None) is not getattr(nn.Module, name, None)]
+    # That of torch's layers adds what files of older versions lack.
+    return bool(own) and not (own == ["__setstate__"] and kind.__setstate__.__module__.startswith("torch.nn.modules."))
+
+
+def _never_changes(value: Any) -> bool:
+    """Whether copy.deepcopy gives what is as good as the value itself."""
+    if type(value) is tuple:
+        return all(map(_never_changes, value))
+    kind: Any = type(value)
+    if getattr(getattr(kind, "__dataclass_params__", None), "frozen", False):
+        return all(_never_changes(getattr(value, one.name)) for one in fields(kind))
+    return kind in _PLAIN
 
 
 def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
@@ -65,7 +79,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
         elif type(value) in (dict, set, OrderedDict) and not value:
             attributes[name] = type(value)()
         else:
-            attributes[name] = copy.deepcopy(value, memo)
+            attributes[name] = value if _never_changes(value) else copy.deepcopy(value, memo)
     return made
 
 

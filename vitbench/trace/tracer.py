@@ -61,7 +61,7 @@ class Tracer(TorchDispatchMode):
         self.events: list[int] = []
         self.now = self.peak = 0
         self._instead = {torch.ops.aten.one_hot.default: _one_hot, **(instead or {})}
-        self._found: dict[Any, Callable[..., Any] | None] = {}
+        self._found: dict[int, Callable[..., Any] | None] = {}  # by an operator's id, whose hash is slow
         self._inside = inside
         self._watch = watch
         self._known: dict[int, tuple[int, weakref.ref[Any]]] = {}
@@ -91,6 +91,7 @@ class Tracer(TorchDispatchMode):
         for kind, tensors in held.items():
             for tensor in tensors:
                 self.mark(kind, tensor)
+        hollow.get_ready()
         collecting = gc.isenabled()
         gc.disable()
         self._recording = True
@@ -113,10 +114,10 @@ class Tracer(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         try:
-            instead = self._found[func]
+            instead = self._found[id(func)]
         except KeyError:  # of a composite its parts: torch's own, as `decompose` would prefer Python's, which copy more
             parts = partial(func._op_dk, _COMPOSITE) if is_composite(func) and not is_whole(func) else None
-            instead = self._found[func] = self._instead.get(func, parts)
+            instead = self._found[id(func)] = self._instead.get(func, parts)
         if instead is not None:
             with self:
                 return instead(*args, **kwargs)
@@ -146,7 +147,8 @@ class Tracer(TorchDispatchMode):
         self.kinds.append("")
         self.events.append(number)
         self.now += size
-        self.peak = max(self.peak, self.now)
+        if self.now > self.peak:
+            self.peak = self.now
         return number
 
     def _forget(self, key: int) -> None:

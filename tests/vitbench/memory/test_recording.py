@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -162,6 +164,16 @@ def test_traces_of_a_real_model_agree_with_its_recording() -> None:
     traces.verify(40)
     assert traces.verified == [40]
     assert traces.at(64).equals(traces.storages(64), 64)
+
+
+def test_the_first_trace_of_a_process_is_as_the_next() -> None:
+    code = (
+        "from vitbench.memory import find, setting\n"
+        "s = setting.Setting('vit_tiny_patch16_224', (224, 224), 'infer', 'amp', 'eager', optimizer='none')\n"
+        "first, second = (find.Traces(s).storages(5) for _ in range(2))\n"
+        "assert first == second\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_what_goes_together_is_in_the_order_of_coming() -> None:

@@ -43,6 +43,29 @@ def calls() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
             yield aten.clone.default, (x,), {"memory_format": torch.channels_last}
             yield aten._to_copy.default, (x,), {"dtype": torch.float16}
             yield aten._to_copy.default, (x,), {"layout": torch.strided, "device": torch.device("cpu")}
+            for y in (
+                x[:1],
+                x[:, :1],
+                x[..., :1],
+                x[:, 1:],
+                x[..., 1:],
+                x[:, 1:, 2:],
+                x[:, :1, 2:],
+                x[::2],
+                x.mT,
+                x[:0],
+            ):
+                yield aten.clone.default, (y,), {}
+                yield aten.empty_like.default, (y,), {"dtype": torch.float64}
+                yield aten.zeros_like.default, (y,), {}
+                options = {"layout": torch.strided, "device": torch.device("cpu")}
+                for more in ({}, options):
+                    yield aten._to_copy.default, (y,), {"dtype": torch.float16, **more}
+            for op in (aten.new_empty, aten.new_zeros):
+                yield op.default, (x, [2, 1, 3]), {"dtype": torch.float16, "device": torch.device("cpu")}
+                yield op.default, (x, [2, 0]), {}
+            for shape, stride in (([2, 3], [3, 1]), ([2, 3], [1, 2]), ([], []), ([2, 1], [1, 1])):
+                yield aten.new_empty_strided.default, (x, shape, stride), {"device": torch.device("cpu")}
             yield aten.roll.default, (x, [1, 2], [2, 3]), {}
             for dims in ([0], [0, 1], [1], [0, 1, 2, 3]):
                 yield aten.sum.dim_IntList, (x, dims), {}
@@ -93,13 +116,14 @@ def calls() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     for x in (torch.empty(5, 4, 3, 8).permute(0, 2, 3, 1), torch.empty(5, 3, 8, 8)[..., :4], torch.empty(3, 4).t()[:0]):
         yield aten.native_layer_norm.default, (x, list(x.shape[-1:]), w[: x.shape[-1]], w[: x.shape[-1]], 1e-5), {}
     x, w = torch.empty(5, 3, 8, 4), torch.empty(3)
-    yield aten.native_batch_norm.default, (x, w, w, w, w, True, 0.1, 1e-5), {}
-    yield aten.native_batch_norm.default, (x, w, w, w, w, False, 0.1, 1e-5), {}
+    for y in (x, x[:1], x[:1].to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)[:1]):
+        yield aten.native_batch_norm.default, (y, w, w, w, w, True, 0.1, 1e-5), {}
+        yield aten.native_batch_norm.default, (y, w, w, w, w, False, 0.1, 1e-5), {}
 
 
 def look(tensors: Any) -> list[Any]:
     listed = tensors if isinstance(tensors, (tuple, list)) else [tensors]
-    return [None if t is None else (tuple(t.shape), t.stride(), t.dtype) for t in listed]
+    return [(tuple(t.shape), t.stride(), t.dtype) if isinstance(t, Tensor) else t for t in listed]
 
 
 def faked(value: Any) -> Any:
@@ -118,6 +142,101 @@ def test_what_is_known_is_what_torch_says() -> None:
         with FakeTensorMode():
             assert found == look(op(*map(faked, args), **kwargs)), (op, look(args))
     assert told > 50
+
+
+def more_calls() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    """Of operators that are asked on the meta device, with tensors that lie in any way."""
+    for dtype in (torch.float32, BF16):
+        x = torch.empty(5, 3, 8, 4, dtype=dtype)
+        last = torch.empty(5, 8, 4, 3, dtype=dtype).permute(0, 3, 1, 2)
+        for y in (x, last, x[:1], last[:1], x[..., :2], x[:, :1].expand(5, 3, 8, 4), x.transpose(0, 2)):
+            for op in (aten.gelu, aten.neg, aten.rsqrt, aten.zeros_like, aten.empty_like, aten.ones_like, aten.clone):
+                yield op.default, (y,), {}
+            for op in (aten.add, aten.sub, aten.mul, aten.div):
+                yield op.Tensor, (y, y.float()), {}
+                yield op.Tensor, (y, y.contiguous()), {}
+                yield op.Tensor, (y, y[:1, :, :1]), {}
+                yield op.Tensor, (y, 2.0), {}
+            for op in (aten.div, aten.mul):
+                yield op.Scalar, (y, 3), {}
+            yield aten.pow.Tensor_Scalar, (y, 2), {}
+            yield aten._to_copy.default, (y,), {"dtype": torch.float16}
+            yield aten.sum.dim_IntList, (y, [1, 2]), {"dtype": torch.float32}
+            yield aten.mean.dim, (y, [-1, -2], True), {}
+            yield aten.cat.default, ([y, y], 1), {}
+            yield aten.stack.default, ([y, y], 1), {}
+            yield aten.constant_pad_nd.default, (y, [0, 3], 0.0), {}
+            yield aten.clamp_min.default, (y, 0.0), {}
+            yield aten.ge.Scalar, (y, 0.0), {}
+            yield aten.where.self, (y > 0, y, torch.empty((), dtype=dtype)), {}
+            for op in (aten.gelu_backward, aten.silu_backward):
+                yield op.default, (y.contiguous(), y), {}
+            yield aten.threshold_backward.default, (y.contiguous(), y, 0), {}
+            yield aten._softmax.default, (y, 1, False), {}
+            yield aten._softmax_backward_data.default, (y, y.contiguous(), 1, dtype), {}
+            yield aten.native_dropout_backward.default, (y, y > 0, 2.0), {}
+            yield aten.slice_backward.default, (y, [*y.shape[:-1], 9], 3, 0, y.shape[3], 1), {}
+            yield aten.select_backward.default, (y, [*y.shape, 9], 4, 0), {}
+            w, one = torch.empty(y.shape[-1]), torch.empty(*y.shape[:-1], 1)
+            grad = (y.contiguous(), y, [y.shape[-1]], one, one, w, w, [True, True, True])
+            yield aten.native_layer_norm_backward.default, grad, {}
+            w = torch.empty(y.shape[1])
+            for other in (y, y.contiguous()):
+                grad = (other, y, w, None, None, w, w, True, 1e-5, [True, True, True])
+                yield aten.native_batch_norm_backward.default, grad, {}
+                w2 = torch.empty(6, y.shape[1], 1, 1, dtype=dtype)
+                g = torch.empty(y.shape[0], 6, *y.shape[2:], dtype=dtype)
+                for grad in (g, g.to(memory_format=torch.channels_last)):
+                    rest = ([6], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, True])
+                    yield aten.convolution_backward.default, (grad, other, w2, *rest), {}
+        q = torch.empty(2, 7, 3, 5, 16, dtype=dtype).permute(2, 0, 3, 1, 4)
+        mask = torch.empty(2, 5, 7, 8, dtype=dtype)[..., :7]
+        attend = aten._scaled_dot_product_efficient_attention.default
+        for bias, grad in ((mask, True), (None, False)):
+            yield attend, (*q, bias, grad), {"scale": 0.25}
+            rest = (q[0], torch.empty(2, 5, 32), torch.empty(2), torch.empty(()), 0.0, [True] * 3 + [grad])
+            backward = aten._scaled_dot_product_efficient_attention_backward.default
+            yield backward, (q[0], *q, bias, *rest), {"scale": 0.25}
+        if dtype is BF16:
+            for way in (q, q.contiguous()):
+                yield aten._scaled_dot_product_flash_attention.default, (*way,), {"scale": 0.25}
+                rest = (torch.empty(2, 5, 7), None, None, 7, 7, 0.0, False, torch.empty(2), torch.empty(()))
+                backward = aten._scaled_dot_product_flash_attention_backward.default
+                yield backward, (q[0], *way, q[0], *rest), {"scale": 0.25}
+        pool = ([3, 3], [2, 2], [1, 1])
+        for y in (x, last):
+            yield aten.max_pool2d_with_indices.default, (y, *pool), {}
+            small = torch.empty(5, 3, 4, 2, dtype=dtype)
+            back = (small, y, *pool, [1, 1], False, small.long())
+            yield aten.max_pool2d_with_indices_backward.default, back, {}
+        scores, labels = torch.empty(5, 9, dtype=dtype), torch.empty(5, dtype=torch.long)
+        yield aten.nll_loss_forward.default, (scores, labels, None, 1, -100), {}
+        one = torch.empty((), dtype=dtype)
+        yield aten.nll_loss_backward.default, (one, scores, labels, None, 1, -100, one), {}
+        for options in ({}, {"dtype": dtype, "device": torch.device("cpu")}):
+            yield aten.zeros.default, ([3, 4],), options
+            yield aten.empty.memory_format, ([3, 4, 5, 6],), {**options, "memory_format": torch.channels_last}
+            yield aten.scalar_tensor.default, (2.0,), options
+
+
+def test_the_meta_device_says_what_torchs_tensors_without_data_do() -> None:
+    asked = set()
+    for op, args, kwargs in more_calls():
+        assert op in known.ON_META
+        asked.add(op)
+        found, device = hollow._asked(op, args, kwargs, set())
+        assert device.type == "meta"
+        with FakeTensorMode():
+            right = op(*map(faked, args), **kwargs)
+        assert look(found) == look(right), (op, look([one for one in args if isinstance(one, Tensor)]))
+        assert sizes(found) == sizes(right), op
+    assert asked == known.ON_META
+
+
+def sizes(tensors: Any) -> list[Any]:
+    """Bytes of each one's storage, and where in it the tensor begins."""
+    listed = [one for one in tensors if one is not None] if isinstance(tensors, (tuple, list)) else [tensors]
+    return [(one.untyped_storage().nbytes(), one.storage_offset()) for one in listed if isinstance(one, Tensor)]
 
 
 def test_statistics_of_half_precision_are_kept_in_the_precision_of_the_weights() -> None:
