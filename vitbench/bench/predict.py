@@ -140,7 +140,7 @@ def verdict(case: Case, gpu: str, variant: Variant = PUBLISHED) -> str:
     limit = target.limit(case.mode)
     answer = _on_gpu(case, target, limit, variant=variant)
     fits = "fits" if answer.fits[case.batch, limit] else "will not fit"
-    return f"{fits} {target.name} (up to batch {batch_words(answer.largest[limit])})"
+    return f"{fits} {target.name} (up to batch {batch_words(answer.largest or 0)})"
 
 
 def largest(case: Case, gpu: str) -> int:
@@ -150,7 +150,7 @@ def largest(case: Case, gpu: str) -> int:
     """
     target = target_of(cards.find(gpu))
     limit = target.limit(case.mode)
-    return _on_gpu(case, target, limit).largest[limit]
+    return _on_gpu(case, target, limit).largest or 0
 
 
 def setting_of(case: Case, target: Target, variant: Variant = PUBLISHED) -> Setting:

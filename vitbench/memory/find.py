@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from vitbench.errors import InputError, Unsupported
-from vitbench.memory import store
+from vitbench.memory import largest, store
 from vitbench.memory.allocator import OutOfMemory
 from vitbench.memory.recording import PRIME, Recording, exact, fit, guess
-from vitbench.memory.setting import KINDS, LARGEST_BATCH, Limit, Setting
+from vitbench.memory.setting import KINDS, Limit, Setting
 from vitbench.memory.store import is_known
 from vitbench.memory.work import Storages, Training, Work, build, of_images, of_images_and_labels, trace
 from vitbench.models import spec_of, unserved
@@ -170,23 +170,27 @@ def cannot(setting: Setting) -> str:
 def _more(
     traces: Traces, kept: dict[str, Any], batches: Sequence[int], workspace: int, limits: Sequence[Limit]
 ) -> dict[str, Any]:
-    peaks, largest = (dict(kept.get(name, {})) for name in ("peaks", "largest"))
-    several = [batch for batch in batches if batch > 1]
-    if limits or len(several) > 2:
-        for limit in limits:
-            largest[limit.key] = _largest(traces, limit)
-        ends = [largest[limit.key] for limit in limits] + several[-1:]
-        traces.verify(_rung(max(ends, default=2)))
-        if not traces.verified:  # each batch is traced for itself
-            for limit in limits:
-                largest[limit.key] = _settle(traces, limit, largest[limit.key])
+    peaks, most, fits = (dict(kept.get(name, {})) for name in ("peaks", "largest", "fits"))
+    affine = bool(limits) or sum(batch > 1 for batch in batches) > 2
+    for limit in limits[:1]:
+        most[limit.key] = _largest(traces, limit)
+    if affine:
+        traces.verify(_rung(max([*(most[limit.key] for limit in limits[:1]), *batches], default=2)))
+        for limit in limits[:1]:
+            if not traces.verified:  # each batch is traced for itself
+                most[limit.key] = _settle(traces, limit, most[limit.key])
     for batch in batches:
-        recording = traces.at(batch) if limits or len(several) > 2 else exact(traces.storages(batch))
-        peaks[f"{batch}/{workspace}"] = _peak(recording, batch, workspace)
+        recording = traces.at(batch) if affine else exact(traces.storages(batch))
+        peaks[f"{batch}/{workspace}"] = peak = _peak(recording, batch, workspace)
+        for limit in limits:
+            # What was reserved without a limit is reserved in the same order within one that is no smaller.
+            enough = limit.workspace == workspace and sum(peak) <= limit.capacity
+            fits[f"{batch}/{limit.key}"] = enough or _fits(recording, batch, limit)
     some = traces.at(batches[0]) if batches else traces.general
     return {
         "peaks": peaks,
-        "largest": largest,
+        "largest": most,
+        "fits": fits,
         "convolutions": some.convolutions,
         "recurrent": some.recurrent,
         "verified": sorted({*kept.get("verified", []), *traces.verified}),
@@ -210,43 +214,34 @@ def _peak(recording: Recording, batch: int, workspace: int) -> list[int]:
     return [*known, peak.allocated - sum(known) - needed, needed, peak.reserved - peak.allocated]
 
 
-def _fits(recording: Recording, batch: int, limit: Limit) -> bool:
+def _could(recording: Recording, batch: int, limit: Limit) -> bool:
+    """Whether the tensors alone, without what the allocator wastes, are within the capacity."""
     needed = limit.workspace if recording.products else 0
-    if sum(recording.parts(batch).values()) + needed > limit.capacity:
-        return False  # without a replay, which would only waste more
+    return sum(recording.parts(batch).values()) + needed <= limit.capacity
+
+
+def _runs(recording: Recording, batch: int, limit: Limit) -> bool:
     try:
-        recording.replay(batch, needed, limit.capacity)
+        recording.replay(batch, limit.workspace if recording.products else 0, limit.capacity)
     except OutOfMemory:
         return False
     return True
 
 
+def _fits(recording: Recording, batch: int, limit: Limit) -> bool:
+    return _could(recording, batch, limit) and _runs(recording, batch, limit)
+
+
 def _largest(traces: Traces, limit: Limit) -> int:
-    """The largest batch that runs in the capacity, by bisection; 0 where one image does not."""
-    general = traces.general
-    needed = limit.workspace if general.products else 0
-    low, high = 1, 2
-    while sum(general.parts(high).values()) + needed <= limit.capacity and high <= LARGEST_BATCH:
-        low, high = high, 2 * high
-    while high - low > 1:  # by the tensors alone, which is fast and never too small
-        middle = (low + high) // 2
-        low, high = (middle, high) if sum(general.parts(middle).values()) + needed <= limit.capacity else (low, middle)
-    high, low = low + 1, 1
-    step = 1
-    while low < high - 1:  # with the allocator, from above: it takes a few per cent more
-        middle = max(low + 1, high - step)
-        if _fits(general, middle, limit):
-            low = middle
-            break
-        high, step = middle, 2 * step
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if _fits(general, middle, limit) else (low, middle)
-    return low if low > 1 or _fits(traces.at(1), 1, limit) else 0
+    """The largest batch that runs in the capacity, as `largest.find` defines it."""
+    return largest.find(
+        lambda batch: _could(traces.general, batch, limit),
+        lambda batch: _runs(traces.general, batch, limit) if batch > 1 else _fits(traces.at(1), 1, limit),
+    )
 
 
 def _settle(traces: Traces, limit: Limit, found: int) -> int:
-    """The largest batch near `found` where every batch is traced."""
+    """A batch near `found` that runs, where every batch is traced and few can be."""
     while found > 0 and not _fits(traces.at(found), found, limit):
         found -= max(1, found // 32)
     return max(0, found)

@@ -186,7 +186,7 @@ def _row(cell: Cell, batch: int, answer: Answer | None) -> Row:
     if answer is None or answer.reason:
         return replace(row, reason=cell.reason if answer is None else answer.reason)
     found = answer.predictions[batch]
-    largest = answer.largest[_limits(cell)[0]]
+    largest = answer.largest or 0
     return replace(
         row,
         **_parts(found),

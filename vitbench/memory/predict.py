@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vitbench.memory import store
-from vitbench.memory.setting import LARGEST_BATCH, MIB, Limit, Setting
+from vitbench.memory.setting import MIB, Limit, Setting
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,11 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Answer:
-    """Of one setting: by batch what is predicted, by limit the largest batch (0: none fits, LARGEST_BATCH: or more); or
-    why nothing is known.
+    """Of one setting: by batch what is predicted, what fits; or why nothing is known.
 
     Attributes:
+        largest: the largest batch that runs within the first limit, as `largest.find` defines it (0: none does,
+            LARGEST_BATCH: or more); None without limits.
         fits: for (batch, limit) whether the step runs in that capacity.
         convolutions: whether the step has convolutions, whose workspaces cuDNN chooses when it runs.
         recurrent: whether the model has recurrent layers, of which cuDNN alone knows what it keeps.
@@ -50,7 +51,7 @@ class Answer:
     """
 
     predictions: dict[int, Prediction] = field(default_factory=dict)
-    largest: dict[Limit, int] = field(default_factory=dict)
+    largest: int | None = None
     fits: dict[tuple[int, Limit], bool] = field(default_factory=dict)
     convolutions: bool = False
     recurrent: bool = False
@@ -59,7 +60,8 @@ class Answer:
 
 
 def ask(setting: Setting, batches: Sequence[int], workspace: int, limits: Sequence[Limit] = ()) -> Answer:
-    """What is predicted of a step at each batch, its cuBLAS workspace in bytes given, and what each limit holds.
+    """What is predicted of a step at each batch, its cuBLAS workspace in bytes given, whether each limit holds it, and
+    the largest batch that the first limit holds.
 
     A step that cannot be predicted is an answer with the reason, not an exception.
     """
@@ -80,18 +82,10 @@ def is_known(setting: Setting, batches: Sequence[int], workspace: int, limits: S
 def _answer(kept: dict[str, Any], batches: Sequence[int], workspace: int, limits: Sequence[Limit]) -> Answer:
     if kept.get("reason"):
         return Answer(reason=kept["reason"])
-    largest = {limit: kept["largest"][limit.key] for limit in limits}
-    found = {batch: Prediction(*(v / MIB for v in kept["peaks"][f"{batch}/{workspace}"])) for batch in batches}
-
-    def fits(batch: int, limit: Limit) -> bool:
-        if batch > largest[limit] >= LARGEST_BATCH:
-            return (found[batch].peak + found[batch].cache) * MIB <= limit.capacity
-        return batch <= largest[limit]
-
     return Answer(
-        found,
-        largest,
-        {(batch, limit): fits(batch, limit) for batch in batches for limit in limits},
+        {batch: Prediction(*(v / MIB for v in kept["peaks"][f"{batch}/{workspace}"])) for batch in batches},
+        kept["largest"][limits[0].key] if limits else None,
+        {(batch, limit): kept["fits"][f"{batch}/{limit.key}"] for batch in batches for limit in limits},
         kept["convolutions"],
         kept["recurrent"],
         tuple(kept["verified"]),

@@ -36,7 +36,7 @@ def fingerprint() -> str:
             digest.update(f"{name} {importlib.metadata.version(name)}".encode())
     here = Path(__file__)
     roots = [here.parents[1] / room for room in ("models", "ops", "trace", "variant.py")]
-    roots += [here.with_name(f"{name}.py") for name in ("setting", "work", "recording", "allocator", "find")]
+    roots += [here.with_name(f"{name}.py") for name in ("setting", "work", "recording", "allocator", "find", "largest")]
     kernels = importlib.util.find_spec("vitkernels")
     if kernels is not None and kernels.origin is not None:
         roots.append(Path(kernels.origin).parent)
@@ -105,8 +105,12 @@ def is_known(kept: dict[str, Any], batches: Sequence[int], workspace: int, limit
     """Whether all that is asked is in what was kept of a setting."""
     if kept.get("reason"):
         return True
-    at, largest = kept.get("peaks", {}), kept.get("largest", {})
-    return all(f"{batch}/{workspace}" in at for batch in batches) and all(limit.key in largest for limit in limits)
+    at, largest, fits = (kept.get(name, {}) for name in ("peaks", "largest", "fits"))
+    return (
+        all(f"{batch}/{workspace}" in at for batch in batches)
+        and all(limit.key in largest for limit in limits[:1])
+        and all(f"{batch}/{limit.key}" in fits for batch in batches for limit in limits)
+    )
 
 
 def _forget_old(parent: Path) -> None:
