@@ -46,9 +46,13 @@ def run(given: MaxBatchOptions) -> int:
     """
     from vitbench.bench import command, predict
 
-    device = devices.check_device(given.device or "cuda")
+    instead = "`vitbench memory` predicts it on any machine"
+    try:
+        device = devices.check_device(given.device or "cuda")
+    except InputError as error:
+        raise InputError(str(error).replace("use --device cpu", instead)) from None
     if device == "cpu":
-        raise InputError("max-batch measures a GPU's memory; `vitbench memory` predicts it on any machine")
+        raise InputError(f"max-batch measures a GPU's memory; {instead}")
     cases = command.plan(
         BenchOptions(
             model=given.model,

@@ -37,8 +37,9 @@ def test_a_good_guess_needs_few_tries() -> None:
 
 @needs_no_gpu
 def test_without_a_gpu_it_says_so_in_one_line() -> None:
-    with pytest.raises(InputError, match="needs an NVIDIA GPU"):
+    with pytest.raises(InputError, match=r"needs an NVIDIA GPU.*; `vitbench memory` predicts") as error:
         max_batch.run(MaxBatchOptions())
+    assert "--device" not in str(error.value)
     with pytest.raises(InputError, match="`vitbench memory` predicts"):
         max_batch.run(MaxBatchOptions(device="cpu"))
 
