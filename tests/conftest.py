@@ -89,12 +89,13 @@ def _why_skipped(report: pytest.TestReport) -> str:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Collects no garbage among what is imported, which is for good: that looked at it all again and again."""
+    """Collects no garbage among what is imported, which is for good, and later little: tests leave few cycles."""
     gc.disable()
     try:
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(50_000, 20, 50)
         gc.enable()
 
 
