@@ -53,7 +53,10 @@ def test_kernels_run_on_nvidia_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_a_device_without_kernels_gets_the_references(autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU where Triton does not interpret goes the way of every such device."""
+    """The CPU where Triton does not interpret goes the way of every such device.
+
+    In fp64, as the gate's gradient is a sum that cancels: how far off it is in fp32 is the processor's luck.
+    """
     monkeypatch.setattr(device, "INTERPRETED", False)
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 1, 6, 16) for _ in range(3))
@@ -68,11 +71,12 @@ def test_a_device_without_kernels_gets_the_references(autocast: bool, monkeypatc
     for operation, reference, given in pairs:
         results = []
         for function in (operation, reference):
-            leaves = [x.clone().requires_grad_() if isinstance(x, torch.Tensor) else x for x in given]
+            dtype = torch.float32 if autocast else torch.float64
+            leaves = [x.to(dtype, copy=True).requires_grad_() if isinstance(x, torch.Tensor) else x for x in given]
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast and function is operation):
                 out = function(*leaves)
             out.float().square().sum().backward()
             results.append([out, *(x.grad for x in leaves if isinstance(x, torch.Tensor))])
-        low = 0.1 if autocast else 1e-5
+        low = 0.1 if autocast else 1e-12
         for ours, theirs in zip(*results, strict=True):
-            torch.testing.assert_close(ours.float(), theirs, atol=low * theirs.abs().max().item(), rtol=0)
+            torch.testing.assert_close(ours.to(dtype), theirs, atol=low * theirs.abs().max().item(), rtol=0)
