@@ -300,7 +300,7 @@ def bench(given: BenchOptions) -> int:
         _tell(summary.rows, held_against, given.explain, given)
         files += _export(summary.rows, out, given.export)
         if len(summary.rows) > 1:
-            files += _draw(summary.rows, out)
+            files += _draw(summary.rows, out, timed=True)
         else:  # a single case is no curve, and drawing takes longer than a small case
             console().print(
                 f"no curve to draw of one case; `vitbench report {out}` draws it all the same", soft_wrap=True
@@ -342,7 +342,7 @@ def memory_curves(given: MemoryCurvesOptions) -> int:
     files = [out]
     if summary.rows:
         columns.show(sweep_columns(summary.rows), given)
-        files += _draw(summary.rows, out)
+        files += _draw(summary.rows, out, timed=False)
     return _finish(summary, out, files, len(cases))
 
 
@@ -365,7 +365,8 @@ def report(given: ReportOptions) -> None:
     if not rows:
         raise InputError(f"{csv} holds no row")
     _tell(rows, held_against, given.explain, given)
-    files = _export(rows, csv, given.export) + _draw(rows, csv)
+    timed = any(row.speed.img_per_s is not None for row in rows)
+    files = _export(rows, csv, given.export) + _draw(rows, csv, timed=timed)
     if files:
         console().print("wrote " + ", ".join(map(str, files)), soft_wrap=True)
     return None
@@ -394,14 +395,16 @@ def _export(rows: Sequence[Row], out: Path, export: str) -> list[Path]:
     return timm.export(rows, out.parent) if export == "timm" else []
 
 
-def _draw(rows: Sequence[Row], out: Path) -> list[Path]:
-    """The picture beside the CSV and the page with everything; none where the plotting packages are missing."""
+def _draw(rows: Sequence[Row], out: Path, *, timed: bool) -> list[Path]:
+    """The picture beside the CSV, of throughput or else of memory, and the page with everything.
+
+    None where the plotting packages are missing.
+    """
     from vitbench.report import curves, page  # with pandas, which takes as long as a small case
 
     if curves.plotting_missing():
         console().print(f"no picture drawn: {curves.INSTALL}")
         return []
-    timed = any(row.speed.img_per_s is not None for row in rows)
     chart = curves.throughput_chart(rows) if timed else curves.memory_chart(rows)
     if chart is None:
         return []
