@@ -184,11 +184,6 @@ def more_calls() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
             for other in (y, y.contiguous()):
                 grad = (other, y, w, None, None, w, w, True, 1e-5, [True, True, True])
                 yield aten.native_batch_norm_backward.default, grad, {}
-                w2 = torch.empty(6, y.shape[1], 1, 1, dtype=dtype)
-                g = torch.empty(y.shape[0], 6, *y.shape[2:], dtype=dtype)
-                for grad in (g, g.to(memory_format=torch.channels_last)):
-                    rest = ([6], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, True])
-                    yield aten.convolution_backward.default, (grad, other, w2, *rest), {}
         q = torch.empty(2, 7, 3, 5, 16, dtype=dtype).permute(2, 0, 3, 1, 4)
         mask = torch.empty(2, 5, 7, 8, dtype=dtype)[..., :7]
         attend = aten._scaled_dot_product_efficient_attention.default
