@@ -1,7 +1,7 @@
 """What frequent operators give, without asking torch's FakeTensorMode, which takes milliseconds.
 
 For tensors that lie plainly it is known: contiguous, or dense in another order of axes. The meta device knows of the
-operators in ON_META what they give on a CPU, and takes a fifth of the time. A test holds both against FakeTensorMode.
+operators in ON_META what they give on a CPU, and is quicker too. A test holds both against FakeTensorMode.
 """
 
 from __future__ import annotations
