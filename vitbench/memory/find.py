@@ -18,7 +18,7 @@ from vitbench.memory.setting import KINDS, Limit, Setting
 from vitbench.memory.store import is_known
 from vitbench.memory.work import Storages, Training, Work, build, of_images, of_images_and_labels, trace
 from vitbench.models import spec_of, unserved
-from vitbench.ops.bundle import SDPA
+from vitbench.ops.bundle import EAGER, SDPA
 from vitbench.ops.implementations import ops_for
 from vitbench.ops.names import COMPILED
 from vitbench.trace.precision import AUTOCAST, TORCH_DTYPES
@@ -151,7 +151,8 @@ def _canonical(setting: Setting) -> Setting:
     if setting.impl != "sdpa":
         return setting
     model = _model(setting)
-    ours = {id(operation) for operation in vars(SDPA).values()} | {id(SDPA)}
+    eager = vars(EAGER)
+    ours = {id(operation) for name, operation in vars(SDPA).items() if operation is not eager[name]} | {id(SDPA)}
     used = any(id(value) in ours for module in model.modules() for value in vars(module).values())
     return setting if used else replace(setting, impl="eager")
 
