@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitbench.errors import Unsupported
+
 if TYPE_CHECKING:
     from vitbench.models.detection import Detections
 
@@ -59,8 +61,13 @@ def loss(output: Output, labels: Tensor) -> Tensor:
       say something, as DETR's auxiliary losses are. Not the published loss: matching queries to objects
       is done by the CPU and costs what the pictures hold, which is no property of the model. Squared, because the
       gradient of a plain distance jumps, so that rounding alone would make implementations differ.
+
+    Raises: Unsupported for a tensor that is no logits, such as an encoder's features [B, tokens, D].
     """
     if isinstance(output, Tensor):
+        if output.ndim != 2:
+            shape = ", ".join(map(str, ("batch", *output.shape[1:])))
+            raise Unsupported(f"nothing to train on: gives [{shape}], where logits are [batch, classes]")
         logits = _widened(output)
         if logits.shape[-1] == 1:
             return F.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits.dtype))

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitbench.trace import hollow
+from vitbench.trace.autocast import registered
 from vitbench.trace.skeleton import is_composite
 
 #: Called with an operator, its arguments and its result, after it ran.
@@ -72,6 +73,8 @@ class Tracer(TorchDispatchMode):
     def __enter__(self) -> Tracer:
         if not self._depth:
             self._entered.enter_context(hollow.refusing())
+            # Under autograd its parts would come, of which one reads the numbers.
+            self._entered.enter_context(registered({"one_hot": _one_hot}, "AutogradCPU"))
         self._depth += 1
         super().__enter__()
         return self

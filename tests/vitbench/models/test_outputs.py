@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vitbench.bench.build import Workload
 from vitbench.bench.plan import Case
 from vitbench.catalog import Resolution
+from vitbench.errors import Unsupported
 from vitbench.models import MODELS, ModelSpec, Preprocessing, create_model, outputs
 from vitbench.models.detection import Detections
 from vitbench.models.detr import DETR, DETRConfig
@@ -144,3 +145,8 @@ def test_verification_labels_are_spread_over_the_classes() -> None:
     labels = [targets(4, output) for output in (torch.zeros(4, 1000), torch.zeros(4, 1), detections(4, 3, 5))]
     assert [label.tolist() for label in labels] == [[0, 37, 74, 111], [0, 1, 0, 1], [0, 2, 4, 1]]
     assert all(isinstance(label, Tensor) for label in labels)
+
+
+def test_features_are_nothing_to_train_on() -> None:
+    with pytest.raises(Unsupported, match=r"gives \[batch, 5, 7\], where logits are \[batch, classes\]"):
+        outputs.loss(torch.zeros(2, 5, 7), torch.zeros(2, dtype=torch.long))
