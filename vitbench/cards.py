@@ -153,7 +153,8 @@ def find(name: str) -> Card:
         if wanted in (_plain(card.name), _plain(card.device)):
             return card
     known = {_plain(card.name): card.name for card in CARDS}
-    close = [known[match] for match in difflib.get_close_matches(wanted, known, n=3, cutoff=0.4)]
+    kinds = [card for plain, card in known.items() if plain.startswith(wanted)]
+    close = kinds or [known[match] for match in difflib.get_close_matches(wanted, known, n=3, cutoff=0.4)]
     listed = "`--card list` and `vitbench memory --gpu list` name them"
     told = f"did you mean {' or '.join(close)}?" if close else listed
     raise InputError(f"no card is called {name!r}; {told}")

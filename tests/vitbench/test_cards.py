@@ -30,6 +30,10 @@ def test_cards_are_found_by_their_names(asked: str, name: str) -> None:
 
 
 def test_an_unknown_card_is_told_what_comes_close() -> None:
+    with pytest.raises(
+        InputError, match=r"'A100'; did you mean A100 80GB or A100 40GB or A100 80GB PCIe or A100 40GB PCIe\?"
+    ):
+        cards.find("A100")
     with pytest.raises(InputError, match=r"no card is called 'RTX 4099'.*RTX 4090"):
         cards.find("RTX 4099")
     with pytest.raises(InputError, match="--card list"):
