@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vitbench.catalog import Resolution
 from vitbench.measure.allocations import rise_of
 from vitbench.measure.step import Step, make_step
-from vitbench.measure.workspace import Kernel
+from vitbench.measure.workspace import Kernel, recurrent_layer
 from vitbench.trace.skeleton import Unwritten, quietly, replace_tensors
 from vitbench.trace.tracer import Tracer
 
@@ -79,7 +79,7 @@ def predict(
                 kernels.append((tracer.now, kernel))
 
         reached: set[Tensor] = set()
-        tracer = Tracer(inside=_inside, watch=watch)
+        tracer = Tracer({torch.ops.aten.mkldnn_rnn_layer.default: recurrent_layer}, _inside, watch)
         with quietly(), tracer:
             model = replace_tensors(built, fake)
             step = make_step(model, fake(torch.empty(batch, in_chans, *resolution)), mode, autocast)

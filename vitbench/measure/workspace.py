@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from vitbench.measure.allocations import rise_of
 
@@ -44,7 +45,10 @@ _OTHERS = {
     aten.gru.input: 0,
     aten.rnn_tanh.input: 0,
     aten.rnn_relu.input: 0,
+    aten.mkldnn_rnn_layer_backward.default: 0,
 }
+#: Up to this batch a recurrent layer is run to see what it keeps: rounded to pages, it is too coarse on fewer.
+_LARGEST_RECURRENT = 16
 #: Matrix products, for which oneDNN packs operands of half precision; by the numbers of the operands.
 _PRODUCTS = {aten.addmm.default: (1, 2), aten.mm.default: (0, 1), aten.bmm.default: (0, 1)}
 #: Multiplications of a product that is still run; of larger ones what they allocate is not known.
@@ -150,6 +154,36 @@ def _real(arg: Any) -> Any:
     if isinstance(arg, _Layout):
         return torch.empty_strided(arg.shape, arg.stride, dtype=arg.dtype).zero_()
     return [_real(item) for item in arg] if isinstance(arg, tuple) else arg
+
+
+def recurrent_layer(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What aten.mkldnn_rnn_layer gives, with what it keeps for its backward pass: torch says 0 bytes of that.
+
+    Args:
+        x, others: that operator's; x and the states are [T, B, C] and [B, H].
+    """
+    hx, cx, hidden = others[4], others[5], others[9]
+    batch = x.shape[1]
+    args = tuple(_frozen(arg) for arg in (x, *others))
+    if batch <= _LARGEST_RECURRENT:
+        kept = _kept(args, batch)
+    else:
+        few, more = (_kept(args, size) for size in (_LARGEST_RECURRENT // 2, _LARGEST_RECURRENT))
+        kept = more + (batch - _LARGEST_RECURRENT) * (more - few) // (_LARGEST_RECURRENT // 2)
+    y = torch.empty(*x.shape[:2], hidden, dtype=x.dtype)
+    return y, torch.empty_like(hx), torch.empty_like(cx), torch.empty(kept, dtype=torch.uint8)
+
+
+@cache
+def _kept(frozen: tuple[Any, ...], batch: int) -> int:
+    x, *weights, hx, cx = (arg for arg in frozen if isinstance(arg, _Layout))
+    steps, _, width = x.shape
+    x = replace(x, shape=(steps, batch, width))
+    hx, cx = (replace(state, shape=(batch, *state.shape[1:])) for state in (hx, cx))
+    # Asked while a model is traced; kept is something for a backward pass alone.
+    with _disable_current_modes(), torch.enable_grad():
+        given = [_real(arg) for arg in (x, *weights, hx, cx, *frozen[7:])]
+        return int(aten.mkldnn_rnn_layer.default(*given)[3].nbytes)
 
 
 @cache

@@ -191,6 +191,15 @@ def test_dropout_that_does_nothing_copies_nothing() -> None:
     assert predict(build, (10, 10), 9, "infer").peak_mib * MIB == 4 * (9 * 300 + 4 * 301 + 9 * 4)
 
 
+@pytest.mark.parametrize("batch", [3, 40])
+def test_what_a_recurrent_layer_keeps_for_its_backward_pass_is_predicted(batch: int) -> None:
+    """More than anything that torch says of its operator; of many images it is worked out from few."""
+    found = predict(lambda: Encoder(recurrent=True), (16, 16), batch, "train")
+    step = make_step(Encoder(recurrent=True), torch.randn(batch, 3, 16, 16), "train")
+    step()
+    assert found.peak_mib == pytest.approx(measure(step).peak_mib, rel=0.01)
+
+
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_layers_that_torch_runs_whole_are_predicted(recurrent: bool) -> None:
     found = predict(lambda: Encoder(recurrent), (16, 16), 3, "infer", F32)
