@@ -16,7 +16,7 @@ from vitbench.memory.allocator import OutOfMemory
 from vitbench.memory.recording import PRIME, Recording, exact, fit, guess
 from vitbench.memory.setting import KINDS, Limit, Setting
 from vitbench.memory.store import is_known
-from vitbench.memory.work import Storages, Training, Work, build, of_images, of_images_and_labels, trace
+from vitbench.memory.work import Storages, Trace, Training, Work, build, of_images, of_images_and_labels
 from vitbench.models import spec_of, unserved
 from vitbench.ops.bundle import EAGER, SDPA
 from vitbench.ops.implementations import ops_for
@@ -78,13 +78,13 @@ class Traces:
         self.verified: list[int] = []
         self._affine = True
 
-    @property
-    def _built(self) -> nn.Module:
-        return _model(self._setting)
+    @cached_property
+    def _trace(self) -> Trace:
+        return Trace(work_of(self._setting, 1), _model(self._setting))
 
     def storages(self, batch: int) -> Storages:
         if batch not in self._traced:
-            self._traced[batch] = trace(work_of(self._setting, batch), self._built)
+            self._traced[batch] = self._trace.storages(work_of(self._setting, batch).inputs)
         return self._traced[batch]
 
     @cached_property

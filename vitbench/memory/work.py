@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,50 +104,79 @@ def build(work: Work) -> nn.Module:
         return work.build()
 
 
-def trace(work: Work, built: nn.Module | None = None, idle: frozenset[int] = frozenset()) -> Storages:
-    """Runs the second step of a model that is `built`, or built anew: the state of its optimizer is there.
+class Trace:
+    """Steps of a model, traced one after the other; what lies on the device between them is made once.
 
     Args:
-        idle: numbers of parameters that no gradient reaches, and for which there is no state; others are found out.
-
-    Raises: whatever the model raises on tensors without data.
+        built: the model, built before; the work's own else.
     """
-    if built is None:
-        built = build(work)
-    seen: set[Any] = set()
 
-    def watch(op: Any, args: tuple[Any, ...], out: Any) -> None:
+    def __init__(self, work: Work, built: nn.Module | None = None) -> None:
+        self._work = work
+        self._built = build(work) if built is None else built
+        self._recurrent = any(isinstance(module, nn.RNNBase) for module in self._built.modules())
+        self._instead = cuda.instead(work.cudnn, work.softmax_keeps_input)
+        self._seen: set[Any] = set()
+        self._prepare(frozenset())
+
+    def _prepare(self, idle: frozenset[int]) -> None:
+        """Makes the model and what its first step leaves, where no gradient reaches the parameters that are `idle`."""
+        self._tracer = Tracer(self._instead, cuda.inside, self._watch)
+        model = replace_tensors(self._built, lambda t: _hollow(t, self._work))
+        with self._without_data():
+            self._step = _Step(self._work, model, idle)
+            self._step.prepare()
+            for kind, tensors in self._step.held().items():
+                self._mark(kind, tensors)
+        self._held = len(self._tracer.sizes)
+
+    def _mark(self, kind: str, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            self._tracer.mark(kind, tensor)
+
+    def _watch(self, op: Any, args: tuple[Any, ...], out: Any) -> None:
         if op is not cuda.CONVOLUTION or _overlaps(args):
-            seen.add(op)
+            self._seen.add(op)
 
-    instead = cuda.instead(work.cudnn, work.softmax_keeps_input)
-    tracer = Tracer(instead, cuda.inside, watch)
-    model = replace_tensors(built, lambda t: _hollow(t, work))
-    with quietly(), cuda.rules(instead), tracer:
-        inputs = work.inputs()
-        step = _Step(work, model, inputs, idle)
-        step.prepare()
-        held = step.held()
-        for kind, tensors in held.items():
-            for tensor in tensors:
-                tracer.mark(kind, tensor)
-        before = len(tracer.sizes)
-        tracer.events.clear()
-        with tracer.recording({}):
-            result = step(tracer)
-        del result
-    if step.idle != idle:
-        return trace(work, built, step.idle)
-    kinds = [kind or "activations" for kind in tracer.kinds]
-    return Storages(
-        tracer.sizes,
-        kinds,
-        before,
-        in_order(tracer.events),
-        bool(seen & cuda.PRODUCTS.keys()),
-        cuda.CONVOLUTION in seen,
-        any(isinstance(module, nn.RNNBase) for module in built.modules()),
-    )
+    @contextlib.contextmanager
+    def _without_data(self) -> Iterator[None]:
+        with quietly(), cuda.rules(self._instead), self._tracer:
+            yield
+
+    def storages(self, inputs: Callable[[], tuple[Any, ...]]) -> Storages:
+        """Of a second step with `inputs`, as `Work` has them: the state of its optimizer is there.
+
+        Raises: whatever the model raises on tensors without data.
+        """
+        if not self._tracer.back_to(self._held):  # the model keeps tensors of its last step
+            self._prepare(self._step.idle)
+        self._seen.clear()
+        tracer, idle = self._tracer, self._step.idle
+        with self._without_data():
+            given = inputs()
+            self._mark("activations", (tensor for one in given for tensor in _tensors(one)))
+            before = len(tracer.sizes)
+            tracer.events.clear()
+            with tracer.recording({}):
+                result = self._step(tracer, given)
+            del result
+        if self._step.idle != idle:
+            self._prepare(self._step.idle)
+            return self.storages(inputs)
+        return Storages(
+            list(tracer.sizes),
+            [kind or "activations" for kind in tracer.kinds],
+            before,
+            in_order(tracer.events),
+            bool(self._seen & cuda.PRODUCTS.keys()),
+            cuda.CONVOLUTION in self._seen,
+            self._recurrent,
+        )
+
+
+def trace(work: Work) -> Storages:
+    """Of one step; raises as `Trace.storages`."""
+    return Trace(work).storages(work.inputs)
 
 
 def _overlaps(args: tuple[Any, ...]) -> bool:
@@ -177,11 +206,10 @@ def _hollow(tensor: Tensor, work: Work) -> Tensor:
 
 
 class _Step:
-    def __init__(self, work: Work, model: nn.Module, inputs: tuple[Any, ...], idle: frozenset[int]) -> None:
+    def __init__(self, work: Work, model: nn.Module, idle: frozenset[int]) -> None:
         self.work = work
         self.training = work.training
         self.model = model.train(work.training is not None)
-        self.inputs = inputs
         self.idle = idle
         self.optimizer: torch.optim.Optimizer | None = None
         self.scale: Tensor | None = None
@@ -252,7 +280,7 @@ class _Step:
         return copy
 
     def held(self) -> dict[str, list[Tensor]]:
-        """By kind, every tensor that is alive between steps."""
+        """By kind, every tensor but the inputs that is alive between steps."""
         state: list[Tensor] = []
         if self.optimizer is not None:
             counts = any(self.optimizer.defaults.get(name) for name in ("fused", "capturable"))
@@ -260,25 +288,23 @@ class _Step:
                 # The count of steps lies in the host's memory else.
                 state += [v for name, v in values.items() if isinstance(v, Tensor) and (counts or name != "step")]
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        tensors = [tensor for one in self.inputs for tensor in _tensors(one)]
         held = {
             "weights": [*self.model.parameters(), *self.model.buffers()],
             "optimizer": state,
             "gradients": gradients,
-            "activations": tensors,
         }
         for kind, more in self.beside.items():
-            held[kind] = held[kind] + more
+            held[kind] = held.get(kind, []) + more
         return held
 
-    def __call__(self, tracer: Tracer) -> Any:
+    def __call__(self, tracer: Tracer, inputs: tuple[Any, ...]) -> Any:
         if self.training is None:
             with self.work.no_grad(), as_on_cuda(self.work.autocast, self.work.also_fp32):
-                return self.work.call(self.model, *self.inputs)
+                return self.work.call(self.model, *inputs)
         reached: set[Tensor] = set()
         hooks = [parameter.register_post_accumulate_grad_hook(reached.add) for parameter in self.parameters]
         with as_on_cuda(self.work.autocast, self.work.also_fp32):
-            result = self.work.call(self.model, *self.inputs)
+            result = self.work.call(self.model, *inputs)
         loss = result[0] if isinstance(result, tuple) else result
         (loss if self.scale is None else loss * self.scale).backward()
         self.idle = frozenset(number for number, one in enumerate(self.parameters) if one not in reached)

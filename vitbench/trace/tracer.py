@@ -110,6 +110,14 @@ class Tracer(TorchDispatchMode):
         number = self._see(tensor)
         self.kinds[number] = self.kinds[number] or kind
 
+    def back_to(self, held: int) -> bool:
+        """Forgets all storages but the first `held`, whose numbers others then get; False where one is alive."""
+        if any(number >= held for number, _ in self._known.values()):
+            return False
+        del self.sizes[held:], self.kinds[held:]
+        self.events.clear()
+        return True
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:  # nothing is compiled meanwhile
         return False

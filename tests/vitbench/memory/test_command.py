@@ -119,7 +119,7 @@ def test_what_cannot_be_predicted_is_a_row_with_the_reason() -> None:
 def test_the_next_call_traces_nothing(some: list[plan.Row], monkeypatch: pytest.MonkeyPatch) -> None:
     from vitbench.memory import find
 
-    monkeypatch.setattr(find, "trace", lambda *_: pytest.fail("traced again"))
+    monkeypatch.setattr(find, "Trace", lambda *_: pytest.fail("traced again"))
     assert rows(gpu="A100 80GB,RTX 4090", mode="infer,train", resolution="64,100") == some
 
 

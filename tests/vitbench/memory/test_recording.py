@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from vitbench.memory.find import Traces
 from vitbench.memory.recording import PRIME, exact, fit, guess
 from vitbench.memory.setting import Setting
 from vitbench.memory.work import (
+    Trace,
     Training,
     Work,
     checkpoint_blocks,
@@ -144,6 +146,32 @@ def test_a_recording_of_one_prime_batch_is_right_for_others() -> None:
     found = guess(trace(work(PRIME, Training())), PRIME)
     for batch in (2, 64, 1000):
         assert found.equals(trace(work(batch, Training())), batch)
+
+
+class Keeping(nn.Module):
+    """Holds its last result until the next step, and has a parameter that no gradient reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = Dense()
+        self.unused = nn.Parameter(torch.empty(1000))
+        self.last: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.dense(x)
+        self.last = y.detach() if x.shape[0] > 5 else None
+        return y
+
+
+@pytest.mark.parametrize("model", [Dense, Keeping, Blocks])
+@pytest.mark.parametrize("training", [None, Training(ddp=True, ema=True), Training("sgd", set_to_none=False)])
+def test_one_batch_after_the_other_is_traced_as_each_alone(
+    training: Training | None, model: Callable[[], nn.Module]
+) -> None:
+    several = Trace(work(3, training, model))
+    for batch in (7, 2, 7):
+        again = work(batch, training, model)
+        assert several.storages(again.inputs) == trace(again)
 
 
 def test_a_size_that_is_no_multiple_of_the_batch_needs_two_traces() -> None:
