@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from vitbench.models import foreign, outputs
 from vitbench.trace import cuda, hollow
-from vitbench.trace.autocast import as_on_cuda
+from vitbench.trace.autocast import enabled, policy
 from vitbench.trace.skeleton import Unwritten, quietly, replace_tensors
 from vitbench.trace.tracer import Tracer
 
@@ -298,12 +299,19 @@ class _Step:
         return held
 
     def __call__(self, tracer: Tracer, inputs: tuple[Any, ...]) -> Any:
-        if self.training is None:
-            with self.work.no_grad(), as_on_cuda(self.work.autocast, self.work.also_fp32):
-                return self.work.call(self.model, *inputs)
+        # Blocks that are checkpointed run again in the backward pass, under autocast again.
+        with policy(self.work.autocast, self.work.also_fp32):
+            return self._infer(inputs) if self.training is None else self._train(tracer, inputs)
+
+    def _infer(self, inputs: tuple[Any, ...]) -> Any:
+        with self.work.no_grad(), enabled(self.work.autocast):
+            return self.work.call(self.model, *inputs)
+
+    def _train(self, tracer: Tracer, inputs: tuple[Any, ...]) -> Any:
+        assert self.training is not None
         reached: set[Tensor] = set()
         hooks = [parameter.register_post_accumulate_grad_hook(reached.add) for parameter in self.parameters]
-        with as_on_cuda(self.work.autocast, self.work.also_fp32):
+        with enabled(self.work.autocast):
             result = self.work.call(self.model, *inputs)
         loss = result[0] if isinstance(result, tuple) else result
         (loss if self.scale is None else loss * self.scale).backward()
@@ -357,7 +365,8 @@ def make_optimizer(name: str, parameters: list[nn.Parameter]) -> torch.optim.Opt
         return torch.optim.AdamW(parameters, lr=1e-6, foreach=not loop, capturable=capturable)
     if name == "sgd":
         return torch.optim.SGD(parameters, lr=1e-6, momentum=0.9, foreach=True)
-    made: torch.optim.Optimizer = foreign.load("timm").optim.Lamb(parameters, lr=1e-6)
+    foreign.load("timm")
+    made: torch.optim.Optimizer = importlib.import_module("timm.optim").Lamb(parameters, lr=1e-6)
     return made
 
 

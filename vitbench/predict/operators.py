@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitbench.catalog import Resolution
 from vitbench.trace import cuda, hollow
-from vitbench.trace.autocast import as_on_cuda
+from vitbench.trace.autocast import enabled, policy
 from vitbench.trace.skeleton import quietly
 from vitbench.trace.tracer import Tracer
 
@@ -133,7 +133,7 @@ def trace(
     with quietly(), cuda.rules(instead), tracer:
         x = torch.empty(BATCH, 3, *resolution, dtype=dtype, memory_format=memory_format)
         held = [*model.parameters(), *model.buffers(), x]
-        with tracer.recording({"": held}), torch.inference_mode(), as_on_cuda(autocast):
+        with tracer.recording({"": held}), torch.inference_mode(), policy(autocast), enabled(autocast):
             model.eval()(x)
     return Trace(calls, _peaks(tracer.sizes, tracer.events), +inner, steps)
 

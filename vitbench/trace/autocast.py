@@ -131,13 +131,23 @@ def registered(implementations: dict[str, Callable[..., Any]], key: str) -> Iter
 
 
 @contextmanager
-def as_on_cuda(dtype: torch.dtype | None, also_fp32: tuple[str, ...] = ()) -> Iterator[None]:
-    """Autocast to `dtype` as CUDA does it, for CPU tensors; nothing for None. Models see CUDA's autocast as enabled."""
+def policy(dtype: torch.dtype | None, also_fp32: tuple[str, ...] = ()) -> Iterator[None]:
+    """Where autocast to `dtype` is on, it does as CUDA's does; for None it is never on."""
+    if dtype is None:
+        yield
+        return
+    with registered(kernels(also_fp32), "AutocastCPU"):
+        yield
+
+
+@contextmanager
+def enabled(dtype: torch.dtype | None) -> Iterator[None]:
+    """Autocast to `dtype` for CPU tensors, of which models see CUDA's as enabled; nothing for None."""
     if dtype is None:
         yield
         return
     before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-    with registered(kernels(also_fp32), "AutocastCPU"), torch.autocast("cpu", dtype):
+    with torch.autocast("cpu", dtype):
         torch.set_autocast_enabled("cuda", True)
         torch.set_autocast_dtype("cuda", dtype)
         try:
@@ -153,8 +163,9 @@ __all__ = [
     "FP32_RESULT",
     "LOWER_NOT_ON_CPU",
     "WIDEST",
-    "as_on_cuda",
+    "enabled",
     "kernels",
     "overload",
+    "policy",
     "registered",
 ]

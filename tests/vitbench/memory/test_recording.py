@@ -5,15 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from vitbench.memory.find import Traces
+from vitbench.memory.find import Traces, work_of
 from vitbench.memory.recording import PRIME, exact, fit, guess
-from vitbench.memory.setting import Setting
+from vitbench.memory.setting import OPTIMIZERS, Setting
 from vitbench.memory.work import (
     Trace,
     Training,
@@ -185,6 +186,28 @@ def test_a_size_that_is_no_multiple_of_the_batch_needs_two_traces() -> None:
     assert found is not None
     assert found.equals(at[12], 12)
     assert fit(at[PRIME], PRIME, trace(work(8)), 8) is None
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_has_its_state(optimizer: str) -> None:
+    found = parts(work(2, Training(optimizer)))
+    copies = {"sgd": 1, "none": 0}.get(optimizer, 2)
+    assert found["optimizer"] == pytest.approx(copies * found["weights"], rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_blocks_that_run_again_do_so_under_cudas_autocast(dtype: torch.dtype) -> None:
+    """Eager attention has a softmax, which CUDA's autocast runs in fp32 and the CPU's does not."""
+    plain, kept = (
+        parts(
+            replace(
+                work_of(Setting("vit_tiny_patch16_224", (64, 64), "train", "amp", "eager", checkpointing=on), 8),
+                autocast=dtype,
+            )
+        )["activations"]
+        for on in (False, True)
+    )
+    assert kept < plain
 
 
 def test_traces_of_a_real_model_agree_with_its_recording() -> None:

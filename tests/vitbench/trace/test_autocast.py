@@ -40,7 +40,7 @@ def test_the_lists_are_those_of_the_installed_torch() -> None:
 
 
 def test_operators_run_in_the_dtype_that_cuda_takes() -> None:
-    with Tracer(), autocast.as_on_cuda(HALF):
+    with Tracer(), autocast.policy(HALF), autocast.enabled(HALF):
         x = torch.empty(2, 3, 8, 8, dtype=HALF)
         weight = torch.empty(8, 8, requires_grad=True)
         y = F.linear(x, weight)
@@ -61,7 +61,7 @@ def test_operators_run_in_the_dtype_that_cuda_takes() -> None:
 
 
 def test_nothing_is_left_behind() -> None:
-    with autocast.as_on_cuda(torch.bfloat16):
+    with autocast.policy(torch.bfloat16), autocast.enabled(torch.bfloat16):
         pass
     assert not torch.is_autocast_enabled("cuda")
     with torch.autocast("cpu", torch.bfloat16):
