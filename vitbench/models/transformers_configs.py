@@ -65,8 +65,12 @@ _ENDINGS = ("ForImageClassification", "VisionModel")
 
 
 def names(transformers: ModuleType) -> list[str]:
-    """The checkpoints of CONFIGS, then every class of the installed version that makes logits or features of images."""
-    return [*CONFIGS, *sorted(name for name in dir(transformers) if name.endswith(_ENDINGS))]
+    """The checkpoints of CONFIGS, then every class of the installed version that makes logits or features of images.
+
+    But those that only choose another class by its configuration (AutoModelForImageClassification).
+    """
+    found = (name for name in dir(transformers) if name.endswith(_ENDINGS) and not name.startswith("Auto"))
+    return [*CONFIGS, *sorted(found)]
 
 
 @cache
@@ -78,7 +82,7 @@ def _logits(kind: type[nn.Module]) -> type[nn.Module]:
         if getattr(out, "logits", None) is not None:
             return out.logits
         pooled = getattr(out, "pooler_output", None)
-        return out.last_hidden_state.mean(1) if pooled is None else pooled.flatten(1)
+        return out.last_hidden_state.flatten(1, -2).mean(1) if pooled is None else pooled.flatten(1)
 
     return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 

@@ -149,3 +149,9 @@ def test_attention_is_the_librarys_own(impl: str, timm: Any) -> None:
 def test_a_size_that_a_model_cannot_take_is_one_line(timm: Any) -> None:
     with pytest.raises(InputError, match="square images"):
         create_model("transformers:beit-base-patch16-224", resolution=(64, 32))
+
+
+def test_classes_that_only_choose_another_are_no_models() -> None:
+    names = foreign.LIBRARIES["transformers"].names()
+    assert "ViTForImageClassification" in names
+    assert not [name for name in names if name.startswith("Auto")]
