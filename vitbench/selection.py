@@ -149,18 +149,19 @@ def _sizes(word: str) -> list[str]:
     return [str(size) for size in range(first, last + 1, step)]
 
 
-def resolve(model: str, text: str) -> Resolution:
-    """The size of a model that one of `split_resolutions` means.
+def resolve(model: str, text: str, native: Resolution | None = None) -> Resolution:
+    """The size of a model that one of `split_resolutions` means; `native` is that of another configuration.
 
     Raises: InputError when the model cannot take it.
     """
     known = entry(model)
+    native = native or known.resolution
     if text == "native":
-        return known.resolution
+        return native
     if text.startswith("x"):
         step = max(known.resolution_multiple, 16)
         step = step if step % known.resolution_multiple == 0 else known.resolution_multiple
-        height, width = (max(step, round(side * float(text[1:]) / step) * step) for side in known.resolution)
+        height, width = (max(step, round(side * float(text[1:]) / step) * step) for side in native)
         return height, width
     resolution = parse_resolution(text)
     check_resolution(model, resolution)

@@ -59,9 +59,10 @@ def plan(given: BenchOptions, device: str = "") -> list[Case]:
         device = "cuda" if given.gpu else here or devices.default_device()
     kind = "cpu" if device == "cpu" else "cuda"
     defaults = DEFAULTS[kind]
+    models = selection.match(given.model)
     cases = planning.expand(
         Grid(
-            models=selection.match(given.model),
+            models=models,
             impls=selection.split(given.impl or defaults["impl"], "impl", IMPLS),
             modes=selection.split(given.mode, "mode", selection.MODES),
             dtypes=selection.split(given.dtype, "dtype", selection.DTYPES),
@@ -69,6 +70,7 @@ def plan(given: BenchOptions, device: str = "") -> list[Case]:
             resolutions=selection.split_resolutions(given.resolution or defaults["resolution"]),
             batches=selection.split_batches(given.batch or defaults["batch"]),
             device=device,
+            native=_configured(given.config, models) if given.config else None,
         )
     )
     if given.all or given.impl:
@@ -140,8 +142,6 @@ def variant_of(given: BenchOptions, cases: Sequence[Case]) -> Variant:
         )
     if given.compile_mode and not {case.impl for case in cases} & {"compile", "fused+compile"}:
         raise InputError("--compile-mode is for --impl compile or fused+compile")
-    if given.config:
-        _check_config(given.config, sorted({case.model for case in cases}))
     return Variant(
         num_classes=given.num_classes,
         drop_path=given.drop_path,
@@ -152,12 +152,16 @@ def variant_of(given: BenchOptions, cases: Sequence[Case]) -> Variant:
     ).check({case.mode for case in cases})
 
 
-def _check_config(path: str, models: list[str]) -> None:
+def _configured(path: str, models: list[str]) -> Resolution:
+    """The native size of a model by its configuration in a file.
+
+    Raises: InputError where it is none of the one model that is chosen.
+    """
     if len(models) != 1 or not models[0].startswith("transformers:"):
         raise InputError(f"--config belongs to one transformers: model, and {', '.join(models[:3])} is chosen")
     from vitbench.models import foreign, transformers_configs
 
-    transformers_configs.native(foreign.load("transformers"), models[0].partition(":")[2], path)
+    return transformers_configs.native(foreign.load("transformers"), models[0].partition(":")[2], path)
 
 
 def _check_weights(path: Path, models: list[str], saved: Resolution | None, variant: Variant) -> None:

@@ -57,7 +57,10 @@ def parse(case_id: str) -> Case:
 
 @dataclass(frozen=True)
 class Grid:
-    """The options of a sweep, already split; `resolutions` may hold "native" and factors such as "x1.5"."""
+    """The options of a sweep, already split; `resolutions` may hold "native" and factors such as "x1.5".
+
+    native: the size that these mean where a file configures the model; None for each model's own.
+    """
 
     models: Sequence[str]
     impls: Sequence[str]
@@ -67,6 +70,7 @@ class Grid:
     resolutions: Sequence[str]
     batches: Sequence[int]
     device: str
+    native: Resolution | None = None
 
 
 def expand(grid: Grid) -> list[Case]:
@@ -76,7 +80,7 @@ def expand(grid: Grid) -> list[Case]:
     """
     cases: list[Case] = []
     for model in grid.models:
-        resolutions = dict.fromkeys(selection.resolve(model, text) for text in grid.resolutions)
+        resolutions = dict.fromkeys(selection.resolve(model, text, grid.native) for text in grid.resolutions)
         for resolution, dtype, layout, mode, batch, impl in itertools.product(
             resolutions, grid.dtypes, grid.layouts, grid.modes, grid.batches, grid.impls
         ):

@@ -127,7 +127,7 @@ class Tracer(TorchDispatchMode):
         try:
             instead = self._found[id(func)]
         except KeyError:  # of a composite its parts: torch's own, as `decompose` would prefer Python's, which copy more
-            parts = partial(func._op_dk, _COMPOSITE) if is_composite(func) and not is_whole(func) else None
+            parts = _in_parts(func) if is_composite(func) and not is_whole(func) else None
             instead = self._found[id(func)] = self._instead.get(func, parts)
         if instead is not None:
             with self:
@@ -172,6 +172,22 @@ class Tracer(TorchDispatchMode):
 
 
 _COMPOSITE = DispatchKey.CompositeImplicitAutograd
+_AUTOCAST = DispatchKey.AutocastCPU
+
+
+def _in_parts(op: Any) -> Callable[..., Any]:
+    """Runs what `op` is made of, under autocast where that has no rule for the whole, such as for an einsum."""
+    parts = partial(op._op_dk, _COMPOSITE)
+    if torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), _AUTOCAST):
+        return parts
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch._C._SetExcludeDispatchKeyGuard(_AUTOCAST, False):  # a mode is called with autocast excluded
+            return parts(*args, **kwargs)
+
+    return run
+
+
 _WHOLE = ("upsample", "max_pool1d", "lstm", "gru", "rnn_tanh", "rnn_relu")
 
 

@@ -184,6 +184,25 @@ def test_one_hot_needs_no_data(mode: Literal["infer", "train"]) -> None:
     assert predict(Places, (10, 70), 2, mode).peak_mib == pytest.approx(measure(step).peak_mib, rel=0.01)
 
 
+class Mixing(nn.Module):
+    """An einsum of two dtypes: autocast has no rule for it, only for the product that it becomes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = nn.Linear(10, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1, 2)
+        return torch.einsum("bij,bjk->bik", (x @ x.transpose(1, 2)).softmax(-1), self.values(x)).mean(1)
+
+
+def test_products_inside_an_einsum_are_under_autocast() -> None:
+    step = make_step(Mixing(), torch.randn(2, 3, 40, 10), "infer", torch.bfloat16)
+    step()
+    found = predict(Mixing, (40, 10), 2, "infer", autocast=torch.bfloat16)
+    assert found.peak_mib == pytest.approx(measure(step).peak_mib, rel=0.01)
+
+
 def test_dropout_that_does_nothing_copies_nothing() -> None:
     def build() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(300, 4))

@@ -115,6 +115,8 @@ def test_transformers_classes_are_made_by_name(tmp_path: Path, timm: Any) -> Non
         create_model("transformers:Swinv2ForImageClassification", variant=Variant(config=str(path)))
     with pytest.raises(Unsupported, match="takes more than images"):
         create_model("transformers:Qwen3VLVisionModel")
+    asked = BenchOptions(model=name, config=str(path), resolution="native,x2", batch="1", impl="eager", device="cpu")
+    assert {case.resolution for case in command.plan(asked)} == {(28, 28), (64, 64)}
 
 
 @pytest.mark.parametrize(
