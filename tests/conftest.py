@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -145,6 +146,18 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
         return subprocess.CompletedProcess(arguments, int(exit.value.code or 0), *capfd.readouterr())
 
     return run
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets `vitbench` in processes of their own fork what measures from this process's server, as importing is slow."""
+    from vitbench import warm
+    from vitbench.process import python_environment
+
+    environment = python_environment()
+    warm._connect("vitbench.bench.worker", environment).close()  # which waits until it listens
+    monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
+    monkeypatch.setenv("VITBENCH_SERVERS", json.dumps(warm._addresses()))
 
 
 @pytest.fixture(scope="session")

@@ -32,9 +32,11 @@ _WITHOUT_CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 #: What a cluster sends to every process of a job that it cancels, preempts or is about to end: for the owner to act on.
 #: Were others ended by it, the owner would see them crash.
 CANCELLING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-#: Variables that differ from call to call, and that no library reads while it is imported.
+#: Variables that differ from call to call, two of them since torch sets them, and that no library reads while it is
+#: imported.
 _VOLATILE = (
     "PYTEST_CURRENT_TEST", "_", "OLDPWD", "COLUMNS", "LINES", "VITBENCH_SERVERS", "VITBENCH_CACHE", "XDG_CACHE_HOME",
+    "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR",
 )  # fmt: skip
 
 
@@ -49,8 +51,10 @@ def start(command: Sequence[str], **how: Any) -> Any:
 
 def prepare(module: str, environment: Mapping[str, str]) -> None:
     """Starts the server of a module that will be run, so that it imports while this process does other things."""
+    key = _key(module, environment)
     with contextlib.suppress(OSError), _one_starts:
-        _own(module, _key(module, environment), environment, waits=False)
+        if key in _servers or key not in _addresses():
+            _own(module, key, environment, waits=False)
 
 
 class _Forked:

@@ -279,6 +279,7 @@ def test_a_dry_run_ends_when_it_is_told_to_and_keeps_its_lines(number: signal.Si
         plan.kill()
 
 
+@pytest.mark.usefixtures("served")
 def test_a_sweep_with_weights_and_pictures_writes_table_csv_and_drawings(command: Command, tmp_path: Path) -> None:
     from PIL import Image
 

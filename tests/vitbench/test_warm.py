@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -70,7 +71,8 @@ def test_a_forked_process_is_what_a_fresh_one_would_be(
         assert one.code() == 0
         other.kill()
         assert other.code() == -9
-    with told({**environment, "XDG_CACHE_HOME": "/elsewhere"}) as again:
+    later = {"XDG_CACHE_HOME": "/elsewhere", "TORCHINDUCTOR_CACHE_DIR": "/set/by/torch", "TRITON_CACHE_DIR": "/too"}
+    with told({**environment, **later}) as again:
         third = ask(again)
         assert (third["server"], third["cache"]) == (first["server"], "/elsewhere"), "imported once"
 
@@ -94,6 +96,21 @@ def test_a_server_that_is_gone_is_started_again(environment: Mapping[str, str]) 
         assert ask(one)["server"] == server, "what it started goes on"
     with told(environment) as two:
         assert ask(two)["server"] != server
+
+
+def test_none_is_prepared_where_this_process_comes_from_one_that_has_it(
+    environment: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with told(environment) as one, monkeypatch.context() as child:
+        child.setenv("VITBENCH_SERVERS", json.dumps(warm._addresses()))
+        child.setattr(warm, "_servers", {})
+        warm.prepare("told", environment)
+        with told(environment) as two:
+            assert ask(two)["server"] == ask(one)["server"]
+        assert not warm._servers
+        warm.prepare("told", {**environment, "A": "another"})
+        assert len(warm._servers) == 1
+        warm.close()
 
 
 def test_a_module_that_cannot_be_imported_tells_so_in_a_process_of_its_own(environment: Mapping[str, str]) -> None:

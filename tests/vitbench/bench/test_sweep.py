@@ -297,7 +297,9 @@ def test_another_environment_is_refused_and_fresh_keeps_the_old_file(tmp_path: P
     "SIGKILL of the sweep",
     "every row so far; the worker ends; a second run adds the rest",
 )
-def test_kill_9_of_the_sweep_and_a_second_run_give_every_row_once(tmp_path: Path) -> None:
+def test_kill_9_of_the_sweep_and_a_second_run_give_every_row_once(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     path = tmp_path / "a.csv"
     command = [
         sys.executable, "-m", "vitbench", "bench", "--model", "resnet18", "--resolution", "32,64", "--batch", "1,2,3,4",
@@ -318,6 +320,7 @@ def test_kill_9_of_the_sweep_and_a_second_run_give_every_row_once(tmp_path: Path
     while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{worker}").exists(), "the worker outlived the sweep"
+    request.getfixturevalue("served")
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = journal.read(path)
@@ -325,6 +328,7 @@ def test_kill_9_of_the_sweep_and_a_second_run_give_every_row_once(tmp_path: Path
     assert sorted((row.resolution, row.batch) for row in rows) == [(r, b) for r in ("32", "64") for b in (1, 2, 3, 4)]
 
 
+@pytest.mark.usefixtures("served")
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     command = [

@@ -122,6 +122,7 @@ def test_a_shard_goes_on_after_a_notice_and_after_sigkill(tmp_path: Path) -> Non
     assert shard.state().state == "done"
 
 
+@pytest.mark.usefixtures("served")
 def test_two_processes_of_one_shard_make_no_row_twice(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", cases(3, ["resnet18"]), 1)
     (shard,) = run.shards

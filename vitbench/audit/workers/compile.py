@@ -231,9 +231,10 @@ def _one_line(problem: Exception) -> str:
 
 
 def warm() -> None:
-    """Imports what the first launch would, and simulates a kernel that ends at once: numba then has what it needs."""
+    """Does what the first launch would: imports, Triton's hash of itself, and a simulation, so that numba is ready."""
     for name in ("triton.compiler", "triton.backends.compiler"):
         importlib.import_module(name)
+    importlib.import_module("triton.runtime.cache").triton_key()  # reads 400 MB, 0.5 s in each process that compiles
     if importlib.util.find_spec("numba"):
         graph = build_graph(listing.parse(_ENDS))
         launch = Launch(kernel=None, op="", case="", pass_name="", dtype="", args={}, grid=(1,), elements=1, bytes=0)
