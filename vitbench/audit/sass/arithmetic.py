@@ -24,8 +24,13 @@ def put_wide(t: Thread, register: str, value: Value) -> None:
 
 
 def known(getters: list[Getter], t: Thread) -> list[int] | None:
-    values = [get(t) for get in getters]
-    return None if None in values else [v for v in values if v is not None]
+    values: list[int] = []
+    for get in getters:
+        value = get(t)
+        if value is None:
+            return None
+        values.append(value)
+    return values
 
 
 def simple(compute: Callable[..., int], sources: int) -> Callable[[Instruction], Step]:

@@ -144,6 +144,7 @@ def _slice(graph: Graph, needs: Callable[[Instruction], set[str]], always: set[s
     """Backwards flow of the registers that are needed; an instruction that sets one of them belongs to the slice and
     its own sources become needed, as they do of instructions that always belong."""
     code = graph.listing.instructions
+    sets, seeds = [writes(i) for i in code], [needs(i) for i in code]
     chosen = [False] * len(code)
     needed_in: list[set[str]] = [set() for _ in graph.blocks]
     changed = True
@@ -155,14 +156,14 @@ def _slice(graph: Graph, needs: Callable[[Instruction], set[str]], always: set[s
                 needed |= needed_in[successor]
             for index in range(block.stop - 1, block.start - 1, -1):
                 instruction = code[index]
-                set_here = writes(instruction)
+                set_here = sets[index]
                 if instruction.name in always or needed.intersection(set_here):
                     if not chosen[index]:
                         chosen[index] = changed = True
                     if not instruction.guard:
                         needed.difference_update(set_here)
                     needed |= reads(instruction)
-                needed |= needs(instruction)
+                needed |= seeds[index]
             if needed != needed_in[block.number]:
                 needed_in[block.number], changed = needed, True
     return chosen

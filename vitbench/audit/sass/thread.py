@@ -90,6 +90,8 @@ def getter(operand: str, bits: int = 32, carrying: bool = False) -> Getter:
         return lambda t: zero
     if operand.lstrip("-~").removeprefix(register) not in ("", ".64"):
         return lambda t: None
+    if bits == 32 and not sign:
+        return lambda t: t.known(register)
     stem = register.rstrip("0123456789")
     high_name = f"{stem}{int(register[len(stem) :]) + 1}"
 

@@ -1,6 +1,7 @@
 """The working side of the audit: a process that imports triton without the interpreter and answers jobs.
 
-It is asked a `Job` and answers an `Examined` or `Failed`. Run by `vitbench.audit.workers.pool`, never by hand.
+It is asked a `Job` and answers an `Examined` or `Failed`; asked a list of them it compiles them, so that they will be
+answered sooner. Run by `vitbench.audit.workers.pool`, never by hand.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import importlib.util
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import traceback
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vitkernels import Descriptor, Launch
 
@@ -28,11 +32,12 @@ from vitbench.audit.sass import listing
 from vitbench.audit.sass.graph import build_graph
 from vitbench.audit.sass.trace import trace
 from vitbench.audit.traffic import Traffic
+from vitbench.audit.workers.disassemble import disassembled, run, tool
 from vitbench.audit.workers.examine import Examined, examine, source_fingerprint
 from vitbench.audit.workers.process import Worker
 from vitbench.process import answers
 
-_CACHE_VERSION = 4
+_CACHE_VERSION = 5
 #: What decides the bytes that are followed.
 _INTERPRETER = ("workers/follow.py", "workers/interpreting.py", "workers/replaying.py")
 _FOLLOWING = (*_INTERPRETER, "traffic.py", "sampling.py", "job.py")
@@ -118,17 +123,6 @@ def _parameters(ptx: str, signature: dict[str, str], arch: int) -> tuple[tuple[i
     return tuple(layout)
 
 
-def _tool(name: str) -> str:
-    import triton
-
-    shipped = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    return str(shipped) if shipped.exists() else name
-
-
-def _run(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
 def _key(fn: Any, job: Job, signature: object, constants: object, attributes: object) -> str:
     import triton
 
@@ -137,11 +131,47 @@ def _key(fn: Any, job: Job, signature: object, constants: object, attributes: ob
     return hashlib.sha256(repr((shown, launch)).encode()).hexdigest()
 
 
+class _Draft(NamedTuple):
+    """What a job compiled to, before its code is text, and where it will be kept."""
+
+    compiled: Compiled
+    cubin: bytes
+    stored: Path
+
+    def keep(self, sass: str) -> Compiled:
+        compiled = replace(self.compiled, sass=sass)
+        self.stored.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.stored.with_suffix(f".{os.getpid()}.part")
+        draft.write_bytes(gzip.compress(json.dumps(vars(compiled)).encode(), 3))
+        draft.replace(self.stored)
+        return compiled
+
+
 def compile_job(job: Job, cache: Path) -> Compiled:
     """Compile, disassemble where counts are asked for, or read the same from the cache folder.
 
     Raises: whatever the compiler raises.
     """
+    draft = _draft(job, cache)
+    if isinstance(draft, Compiled):
+        return draft
+    return draft.keep(disassembled([draft.cubin])[0] if job.counted else "")
+
+
+def prepare(jobs: Sequence[Job], cache: Path) -> None:
+    """Fills the cache folder with what will be asked for, all of an architecture disassembled at once."""
+    drafts: defaultdict[int, dict[Path, _Draft]] = defaultdict(dict)
+    for job in jobs:
+        with suppress(Exception):  # is met again, and told, when that job is asked for
+            draft = _draft(job, cache)
+            if isinstance(draft, _Draft):
+                drafts[job.arch][draft.stored] = draft
+    for found in drafts.values():
+        for draft, sass in zip(found.values(), disassembled([x.cubin for x in found.values()]), strict=True):
+            draft.keep(sass)
+
+
+def _draft(job: Job, cache: Path) -> Compiled | _Draft:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -155,19 +185,16 @@ def compile_job(job: Job, cache: Path) -> Compiled:
             record = json.loads(gzip.decompress(stored.read_bytes()))
             record["parameters"] = tuple(tuple(p) for p in record["parameters"])
             return Compiled(**record if job.counted else {**record, "sass": ""})
-    stored = with_code if job.counted else without_code
     options = {"num_warps": job.launch.num_warps, "num_stages": job.launch.num_stages, **job.launch.options}
     source = ASTSource(fn, signature, constants, attributes)
     kernel = triton.compile(source, target=GPUTarget("cuda", job.arch, 32), options=options)
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(kernel.asm["cubin"])
-        # Its dataflow analysis only adds comments, and takes a quarter of its time.
-        sass = _run(_tool("nvdisasm"), "-c", "-ndf", "-hex", str(cubin)) if job.counted else ""
-        usage = _run(_tool("cuobjdump"), "-res-usage", str(cubin))
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = run(tool("cuobjdump"), "-res-usage", file.name)
     numbers = {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", usage)}
     compiled = Compiled(
-        sass=sass,
+        sass="",
         matrix_instruction=_matrix_instruction(kernel.asm["ptx"]),
         registers=numbers["REG"],
         stack_bytes=numbers["STACK"],
@@ -177,11 +204,7 @@ def compile_job(job: Job, cache: Path) -> Compiled:
         parameters=_parameters(kernel.asm["ptx"], signature, job.arch),
         triton=triton.__version__,
     )
-    cache.mkdir(parents=True, exist_ok=True)
-    draft = stored.with_suffix(f".{os.getpid()}.part")
-    draft.write_bytes(gzip.compress(json.dumps(vars(compiled)).encode(), 3))
-    draft.replace(stored)
-    return compiled
+    return _Draft(compiled, kernel.asm["cubin"], with_code if job.counted else without_code)
 
 
 def _matrix_instruction(ptx: str) -> str:
@@ -248,7 +271,11 @@ def main() -> None:
     say, jobs = answers()
     interpreter = Worker("vitbench.audit.workers.follow", interprets=True)
     for job in jobs:
-        say(answer(job, cache, interpreter))
+        if isinstance(job, list):
+            prepare(job, cache)
+            say(None)
+        else:
+            say(answer(job, cache, interpreter))
     interpreter.close()
 
 

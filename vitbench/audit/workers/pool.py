@@ -6,12 +6,15 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
 
 from vitbench.audit.job import Failed, Job
 from vitbench.audit.workers.examine import Examined
 from vitbench.audit.workers.process import Worker
+
+_TOGETHER = 16  # launches that are disassembled in one call
 
 
 def default_cache() -> Path:
@@ -48,32 +51,39 @@ def examine_all(
         alike.setdefault(job.likeness or str(position), []).append(position)
     groups = sorted(alike.values(), key=len, reverse=True)
     count = max(1, min(processes, len(groups)))
-    if any(job.counted for job in jobs):
+    counted = any(job.counted for job in jobs)
+    if counted:
         Worker("vitbench.audit.workers.follow", interprets=True).prepare()  # for those that will ask it
     pool = [Worker("vitbench.audit.workers.compile", [str(cache)], triton_path) for _ in range(count)]
     for worker in pool:
         workers.put(worker)
 
-    def run(positions: list[int]) -> list[Examined | Failed | None]:
-        results: list[Examined | Failed | None] = []
+    def run(together: list[list[int]]) -> dict[int, Examined | Failed | None]:
+        results: dict[int, Examined | Failed | None] = {}
         with _borrowed(workers) as worker:
-            for position in positions:
-                results.append(None if stop() else worker.ask(jobs[position]))
+            if counted and len(together) > 1 and not stop():
+                worker.ask([jobs[positions[0]] for positions in together])
+            for position in chain.from_iterable(together):
+                results[position] = None if stop() else worker.ask(jobs[position])
                 if done:
                     done(position)
         return results
 
     try:
         with ThreadPoolExecutor(count) as threads:
-            by_position = {
-                position: result
-                for positions, results in zip(groups, threads.map(run, groups), strict=True)
-                for position, result in zip(positions, results, strict=True)
-            }
+            by_position = dict(chain.from_iterable(x.items() for x in threads.map(run, _batches(groups, count))))
             return [by_position[position] for position in range(len(jobs))]
     finally:
         for worker in pool:
             worker.close()
+
+
+def _batches(groups: Sequence[list[int]], count: int) -> Iterator[list[list[int]]]:
+    """What one worker prepares at once: less towards the end, so that all end together."""
+    while groups:
+        size = min(_TOGETHER, -(-len(groups) // (2 * count)))
+        yield list(groups[:size])
+        groups = groups[size:]
 
 
 @contextmanager

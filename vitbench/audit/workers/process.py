@@ -33,8 +33,8 @@ class Worker:
         """Lets its imports begin, here and for the processes that will be started from here."""
         warm.prepare(self._command[0], self._environment)
 
-    def ask(self, job: Job) -> Any:
-        """The answer to a job; `Failed` when the process ended instead of giving one."""
+    def ask(self, job: Job | Sequence[Job]) -> Any:
+        """The answer to a job, or to a list of them; `Failed` when the process ended instead of giving one."""
         if self._process is not None and self._process.code() is not None:
             self.close()
         if self._process is None:
