@@ -207,11 +207,14 @@ def direct_depthwise(
     y_ptr,  # [B, OH, OW, C]
     x_ptr,  # [B, H, W, C]
     w_ptr,  # [K, K, C]
-    bias_ptr,  # [C]
+    bias_ptr,  # [C], or None
     height, width, channels, out_height, out_width,
     K: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """A tile of pixels and channels, tap by tap, channels innermost; no activation, no norm, no residual."""
+    """A tile of pixels and channels, tap by tap, channels innermost; no activation, no norm, no residual.
+
+    At stride 1 the gradient of x is the same of y's gradient, with the weight turned around.
+    """
     pixel = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     b = tl.program_id(2).to(tl.int64)
@@ -226,6 +229,34 @@ def direct_depthwise(
             x = tl.load(x_ptr + (at_h * width + at_w)[:, None] * channels + c[None, :], mask=there, other=0.0)
             w = tl.load(w_ptr + (i * K + j) * channels + c, mask=c < channels, other=0.0)
             acc += x.to(tl.float32) * w.to(tl.float32)[None, :]
-    acc += tl.load(bias_ptr + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
     y_at = (b * out_height * out_width + pixel[:, None]) * channels + c[None, :]
     tl.store(y_ptr + y_at, acc.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def direct_depthwise_dw(
+    part_ptr,  # [slices, K, K, C] fp32, whose sum is the gradient
+    x_ptr,  # [B, H, W, C]
+    dy_ptr,  # [B, OH, OW, C]
+    batch, height, width, channels, out_height, out_width,
+    K: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """One tap of a block of channels, over a slice of all images' pixels."""
+    i, j = tl.program_id(0) // K, tl.program_id(0) % K
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    acc = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    pixels = batch * out_height * out_width
+    for start in range(tl.program_id(2) * BLOCK_P, pixels, tl.num_programs(2) * BLOCK_P):
+        pixel = start + tl.arange(0, BLOCK_P)
+        b, row, column = pixel // (out_height * out_width), pixel // out_width % out_height, pixel % out_width
+        at_h, at_w = row * STRIDE + i - PADDING, column * STRIDE + j - PADDING
+        inside = (pixel < pixels)[:, None] & (c < channels)[None, :]
+        there = ((at_h >= 0) & (at_h < height) & (at_w >= 0) & (at_w < width))[:, None] & inside
+        x_at = ((b * height + at_h) * width + at_w)[:, None] * channels + c[None, :]
+        x = tl.load(x_ptr + x_at, mask=there, other=0.0)
+        dy = tl.load(dy_ptr + pixel[:, None] * channels + c[None, :], mask=inside, other=0.0)
+        acc += x.to(tl.float32) * dy.to(tl.float32)
+    part_at = (tl.program_id(2) * K * K + tl.program_id(0)) * channels + c
+    tl.store(part_ptr + part_at, tl.sum(acc, 0), mask=c < channels)

@@ -1,9 +1,10 @@
-"""Launches of the peers at the cases of vitkernels, in bf16: attention forward and backward, convolution forward."""
+"""Launches of the peers at the cases of vitkernels, in bf16: forward and backward, the convolution's at some cases."""
 
 from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 from unittest import mock
 
@@ -22,11 +23,15 @@ TEXTBOOK = (
 TEXTBOOK_BACKWARD = (
     (32, 128, 128, 32, 3, 4), (64, 64, 64, 64, 2, 4), (32, 64, 64, 32, 3, 4), (64, 64, 64, 64, 1, 4),
 )  # fmt: skip
-#: Pixels, channels, warps.
-DIRECT = (
-    (16, 64, 2), (32, 32, 2), (16, 128, 4), (32, 64, 4), (64, 32, 4), (64, 64, 4), (128, 32, 4), (128, 16, 4),
-    (32, 128, 8), (64, 128, 8), (128, 64, 8), (256, 32, 8),
+#: One case of each kind of depthwise convolution: kernel size, stride, large and small images.
+DIRECT_CASES = (
+    "cmt_s-a-lpu", "cmt_s-a-irffn", "cmt_s-c-irffn", "cmt_s-a-reduce", "coatnet_0-s1", "convmixer_768_32",
+    "convmixer_1024_20", "efficientnet_b0-s3", "efficientnet_b0-s5", "convnext_t-s1", "convnext_t-s4",
 )  # fmt: skip
+#: Pixels, channels, warps: the fastest of them counts.
+DIRECT = ((32, 16, 1), (64, 8, 1), (32, 32, 2), (64, 16, 2), (32, 64, 4), (64, 32, 4))
+#: Pixels, channels, slices, warps: the fastest of them counts.
+DIRECT_DW = ((32, 64, 32, 4), (64, 32, 32, 4), (64, 64, 16, 4), (64, 64, 64, 8))
 _SPARSE = 1 << 30  # keys of a block of the mask that FlexAttention makes where none is given
 
 
@@ -175,28 +180,66 @@ def _attention(
 
 def depthwise(case: DepthwiseCase) -> list[Peer]:
     """The direct kernel with each of DIRECT."""
-    out_h, out_w = ((size + 2 * case.padding - case.k) // case.stride + 1 for size in (case.H, case.W))
-    inputs, outputs = case.B * case.H * case.W * case.C, case.B * out_h * out_w * case.C
-    args = {
-        "y_ptr": "*bf16", "x_ptr": "*bf16", "w_ptr": "*bf16", "bias_ptr": "*fp32", "height": case.H, "width": case.W,
-        "channels": case.C, "out_height": out_h, "out_width": out_w, "K": case.k, "STRIDE": case.stride,
-        "PADDING": case.padding,
-    }  # fmt: skip
-    name = f"{case.name}-b{case.B}-nhwc"
-    made = [
-        Launch(
-            kernel=kernels.direct_depthwise, op="direct", case=f"{name}+{pixels}x{channels}+w{warps}",
-            pass_name="fwd", dtype="bf16", args=args | {"BLOCK_P": pixels, "BLOCK_C": channels},
-            grid=(-(-out_h * out_w // pixels), -(-case.C // channels), case.B), num_warps=warps, elements=outputs,
-            bytes=2 * (inputs + outputs), fma=case.k**2 * outputs,
-        )
-        for pixels, channels, warps in DIRECT
-    ]  # fmt: skip
+    made = [_direct(case, "fwd", *tiles) for tiles in DIRECT]
     return [Peer(x.op, x.case.partition("+")[2], [x]) for x in made]
+
+
+def depthwise_backward(case: DepthwiseCase) -> list[Peer]:
+    """The same with the weight turned around, then a kernel for the weight's gradient: each pair of their tiles."""
+    dx, dw = [_direct(case, "bwd_dx", *tiles) for tiles in DIRECT], [_direct_dw(case, *tiles) for tiles in DIRECT_DW]
+    return [Peer("direct", "+".join(x.case.partition("+")[2] for x in pair), list(pair)) for pair in product(dx, dw)]
+
+
+def _direct(case: DepthwiseCase, name: str, pixels: int, channels: int, warps: int) -> Launch:
+    """Forward, or backward of a case of stride 1."""
+    height, width = (case.H, case.W) if name == "fwd" else _out(case)
+    out_h, out_w = _out(case) if name == "fwd" else (case.H, case.W)
+    args = {
+        "y_ptr": "*bf16", "x_ptr": "*bf16", "w_ptr": "*bf16",
+        "bias_ptr": "*fp32" if case.bias and name == "fwd" else None, "height": height, "width": width,
+        "channels": case.C, "out_height": out_h, "out_width": out_w, "K": case.k, "STRIDE": case.stride,
+        "PADDING": case.padding if name == "fwd" else case.k - 1 - case.padding,
+    }  # fmt: skip
+    outputs = case.B * out_h * out_w * case.C
+    return Launch(
+        kernel=kernels.direct_depthwise, op="direct", case=f"{_named(case)}+{pixels}x{channels}+w{warps}",
+        pass_name=name, dtype="bf16", args=args | {"BLOCK_P": pixels, "BLOCK_C": channels},
+        grid=(-(-out_h * out_w // pixels), -(-case.C // channels), case.B), num_warps=warps, elements=outputs,
+        bytes=2 * (case.B * height * width * case.C + outputs), fma=case.k**2 * outputs,
+    )  # fmt: skip
+
+
+def _direct_dw(case: DepthwiseCase, pixels: int, channels: int, slices: int, warps: int) -> Launch:
+    out_h, out_w = _out(case)
+    outputs = case.B * out_h * out_w * case.C
+    return Launch(
+        kernel=kernels.direct_depthwise_dw, op="direct",
+        case=f"{_named(case)}+{pixels}x{channels}+{slices}+w{warps}", pass_name="bwd_dw", dtype="bf16",
+        args={
+            "part_ptr": "*fp32", "x_ptr": "*bf16", "dy_ptr": "*bf16", "batch": case.B, "height": case.H,
+            "width": case.W, "channels": case.C, "out_height": out_h, "out_width": out_w, "K": case.k,
+            "STRIDE": case.stride, "PADDING": case.padding, "BLOCK_P": pixels, "BLOCK_C": channels,
+        },
+        grid=(case.k**2, -(-case.C // channels), slices), num_warps=warps, elements=outputs,
+        bytes=2 * (case.B * case.H * case.W * case.C + outputs), fma=case.k**2 * outputs,
+    )  # fmt: skip
+
+
+def _out(case: DepthwiseCase) -> tuple[int, int]:
+    """Height and width of y."""
+    height, width = ((size + 2 * case.padding - case.k) // case.stride + 1 for size in (case.H, case.W))
+    return height, width
+
+
+def _named(case: DepthwiseCase) -> str:
+    return f"{case.name}-b{case.B}-nhwc"
 
 
 def peers(arch: int) -> dict[str, list[Peer]]:
     """By "operation/case/pass" of vitkernels."""
     found = {f"bias_attention/{case.name}/fwd": attention(case, arch) for case in BIAS_ATTENTION_CASES}
     found |= {f"bias_attention/{case.name}/bwd": attention_backward(case, arch) for case in BIAS_ATTENTION_CASES}
-    return found | {f"depthwise_conv2d/{x.name}-b{x.B}-nhwc/fwd": depthwise(x) for x in DEPTHWISE_CONV2D_CASES}
+    chosen = [case for case in DEPTHWISE_CONV2D_CASES if case.name in DIRECT_CASES]
+    found |= {f"depthwise_conv2d/{_named(case)}/fwd": depthwise(case) for case in chosen}
+    flipped = [case for case in chosen if case.stride == 1]
+    return found | {f"depthwise_conv2d/{_named(case)}/bwd": depthwise_backward(case) for case in flipped}

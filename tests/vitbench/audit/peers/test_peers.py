@@ -10,7 +10,7 @@ import pytest
 import sympy
 import torch
 import triton
-from vitkernels import BIAS_ATTENTION_CASES, Launch, bias_attention_reference
+from vitkernels import BIAS_ATTENTION_CASES, DEPTHWISE_CONV2D_CASES, Launch, bias_attention_reference
 
 from vitbench.audit.model.time import failure
 from vitbench.audit.peers import kernels, launches, table
@@ -36,18 +36,29 @@ def test_attention_is_right(sizes: tuple[int, int, int, int, int], device: str) 
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("k", "stride", "padding"), [(3, 1, 1), (5, 2, 2), (2, 2, 0)])
+@pytest.mark.parametrize(("k", "stride", "padding"), [(3, 1, 1), (5, 2, 2), (2, 2, 0), (4, 1, 1)])
 def test_direct_depthwise_is_right(k: int, stride: int, padding: int, device: str) -> None:
-    x, w, bias = (torch.randn(*s, device=device) for s in ((2, 9, 7, 20), (k, k, 20), (20,)))
+    x, w, bias = (torch.randn(*s, device=device, requires_grad=True) for s in ((2, 9, 7, 20), (k, k, 20), (20,)))
     want = torch.nn.functional.conv2d(
         x.permute(0, 3, 1, 2), w.permute(2, 0, 1)[:, None], bias, stride, padding, groups=20
     ).permute(0, 2, 3, 1)
-    y = torch.empty(want.shape, device=device)
-    _, height, width, _ = y.shape
+    dy = torch.randn(want.shape, device=device)
+    dx, dw = torch.autograd.grad(want, (x, w), dy)
+    _, height, width, _ = want.shape
+    y = torch.empty_like(dy)
     kernels.direct_depthwise[triton.cdiv(height * width, 8), 2, 2](
         y, x, w, bias, 9, 7, 20, height, width, k, stride, padding, 8, 16
     )
     torch.testing.assert_close(y, want, atol=1e-5, rtol=1e-4)
+    part = torch.full((3, k, k, 20), float("nan"), device=device)
+    kernels.direct_depthwise_dw[k * k, 2, 3](part, x, dy, 2, 9, 7, 20, height, width, k, stride, padding, 8, 16)
+    torch.testing.assert_close(part.sum(0), dw, atol=1e-5, rtol=1e-4)
+    if stride == 1:
+        got = torch.full_like(x, float("nan"))
+        kernels.direct_depthwise[triton.cdiv(9 * 7, 8), 2, 2](
+            got, dy, w.flip(0, 1).contiguous(), None, height, width, 20, 9, 7, k, 1, k - 1 - padding, 8, 16
+        )
+        torch.testing.assert_close(got, dx, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("arch", [80, 86, 90, 100, 120])
@@ -89,6 +100,21 @@ def test_a_case_is_audited_with_its_peers(monkeypatch: pytest.MonkeyPatch, tmp_p
         assert 0 < found.floor_us < found.ours_us
     with pytest.raises(InputError, match="no pass that has peers matches"):
         table.compare(90, "gated_attention/*/fwd/*")
+
+
+def test_a_convolution_is_audited_with_its_peers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(launches, "DIRECT", ((32, 32, 2),))
+    monkeypatch.setattr(launches, "DIRECT_DW", ((32, 64, 32, 4),))
+    forward, backward = table.compare(90, "depthwise_conv2d/cmt_s-c-irffn-*-nhwc/*", 1, cache=tmp_path)
+    assert [x.case.rpartition("/")[2] for x in (forward, backward)] == ["fwd", "bwd"]
+    assert [x.tried for x in (forward, backward)] == ["direct 32x32+w2", "direct 32x32+w2+32x64+32+w4"]
+    for found in (forward, backward):
+        assert found.faults == ""
+        assert set(found.peers_us) == {"direct"}
+        assert 0 < found.floor_us < found.ours_us
+    reduced = {case.name for case in DEPTHWISE_CONV2D_CASES if case.stride > 1 and case.name in launches.DIRECT_CASES}
+    assert reduced
+    assert not any(name.endswith("/bwd") and any(case in name for case in reduced) for name in launches.peers(90))
 
 
 def test_the_verdict_and_the_page_name_where_ours_is_behind(tmp_path: Path) -> None:
