@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import importlib.util
 import io
+import json
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -49,18 +51,51 @@ def _shrink(path: Path) -> None:
 
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --band: #f5f6f8 }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --paper: #14171a; --band: #1d2126 } }
+:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --band: #f5f6f8; --edge: #d0d4da; --link: #0b5cad }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e8eb; --paper: #14171a; --band: #1d2126; --edge: #3a4048; --link: #7db8f5 }
+}
 body { font: 15px/1.5 system-ui, sans-serif; margin: 1rem auto; max-width: 1200px; padding: 0 1rem; color: var(--ink);
-  background: var(--paper) } h1 { font-size: 1.6rem; overflow-wrap: anywhere }
-table { border-collapse: collapse; font-size: 13px }
-td, th { padding: .15rem .6rem; text-align: right; white-space: nowrap } td:last-child { text-align: left }
-th { border-bottom: 1px solid #999; position: sticky; top: 0; background: var(--paper) }
-td:first-child, th:first-child { text-align: left }
-.scroll { overflow-x: auto } tr:nth-child(even) td { background: var(--band) }
-.vega-embed { background: #fff; border-radius: 6px; color-scheme: light; width: 100%; margin: .5rem 0 }
-p { margin: .4rem 0 }
+  background: var(--paper) }
+h1, h2 { font-size: 1.6rem; overflow-wrap: anywhere } h2 { font-size: 1rem; margin: 1rem 0 .3rem }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
+td, th { padding: .15rem .6rem; text-align: left; white-space: nowrap }
+th { position: sticky; top: 0; background: var(--band) } tr:nth-child(even) td { background: var(--band) }
+.scroll { overflow: auto; max-height: 75vh; border: 1px solid var(--edge); margin: 1rem 0 }
+.scroll:focus-visible { outline: 2px solid var(--link) } .chart { width: 100% } p { margin: .4rem 0 }
 """
+#: What charts on a page look like in the dark: the words of axes are written there, those of marks are `INK`.
+DARK = """
+@media (prefers-color-scheme: dark) {
+  .chart :is(.role-axis-label, .role-axis-title, .role-legend-label, .role-title-text) text { fill: #c3c9d1 }
+  .chart text[fill="#767676"] { fill: #a3abb5 }
+}
+"""
+INK = "#767676"  # of words and lines in a picture: legible on white and on dark
+
+
+def config() -> dict[str, Any]:
+    """The look of every picture on a page: no background, so that the page's own shows."""
+    text = {
+        "labelFontSize": 11,
+        "titleFontSize": 11,
+        "titleFontWeight": "normal",
+        "labelColor": "#444",
+        "titleColor": "#444",
+    }
+    return {
+        "background": None,
+        "font": "system-ui, sans-serif",
+        "view": {"stroke": None},
+        "title": {"fontSize": 13, "color": "#222"},
+        "axis": {**text, "gridColor": INK, "gridOpacity": 0.22, "domainColor": INK, "tickColor": INK},
+        "legend": {**text, "orient": "bottom", "columns": 2, "labelLimit": 250, "symbolStrokeWidth": 2},
+        "point": {"filled": True, "size": 55, "cursor": "pointer", "opacity": 1},
+        "rect": {"cursor": "pointer"},
+        "text": {"color": INK, "fontSize": 11},
+        "rule": {"color": INK},
+        "line": {"strokeWidth": 2},
+    }
 
 
 def libraries() -> str:
@@ -70,29 +105,45 @@ def libraries() -> str:
     return str(vl_convert.javascript_bundle())  # type: ignore[call-arg]  # its stub asks for a snippet
 
 
-def embed(chart: object, number: int) -> str:
-    """A chart as HTML that the bundle's scripts draw; `number` tells it from others of the page."""
-    import altair as alt
+def _embed(chart: Any, number: int) -> str:
+    """A chart as HTML that the bundle's scripts draw, its title as a heading; `number` tells it from others."""
+    look = config()
+    look["legend"]["labelLimit"] = {"expr": "width - 20"}  # a phone's too: the rest of a name is cut
+    specification = chart.to_dict() | {"config": look}
+    title = specification.pop("title", "")
+    text = json.dumps(specification, separators=(",", ":")).replace("<", "\\u003c")
+    place = f'<h2>{escape(title)}</h2><div class=chart id="chart{number}" role=img aria-label="{escape(title)}"></div>'
+    return f'{place}<script>vegaEmbed("#chart{number}", {text}, {_OPTIONS})</script>'
 
-    assert isinstance(chart, alt.TopLevelMixin)
-    specification = chart.to_json(indent=None).replace("</", "<\\/")
-    place = f'<div class=scroll><div id="chart{number}"></div></div>'
-    return f'{place}<script>vegaEmbed("#chart{number}", {specification}, {{actions: false}})</script>'
+
+#: As SVG, whose words the style colours anew in the dark.
+_OPTIONS = (
+    '{actions: false, renderer: "svg", '
+    'tooltip: {theme: matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"}}'
+)
 
 
 def page(charts: Sequence[object], path: Path, title: str, table: str, notes: Sequence[str] = ()) -> None:
-    """Writes notes, charts and a CSV's text as one HTML page, which needs nothing else and opens off line."""
+    """Writes notes, charts as wide as the screen, and a CSV's text as one HTML page, which opens off line."""
     head, *lines = csv.reader(io.StringIO(table))
-    names = "".join(f"<th>{escape(name)}</th>" for name in head)
+    names = "".join(f"<th scope=col>{escape(name)}</th>" for name in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
     told = "".join(f"<p>{escape(note)}</p>" for note in notes)
-    drawn = "".join(embed(chart, number) for number, chart in enumerate(charts))
+    drawn = "".join(_embed(chart, number) for number, chart in enumerate(charts))
     parts = (
         '<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">',
-        f"<title>{escape(title)}</title><style>{_STYLE}</style><script>{libraries()}</script><h1>{escape(title)}</h1>{told}{drawn}",
-        f"<div class=scroll><table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div></html>",
+        f"<title>{escape(title)}</title><style>{_STYLE}{DARK}{_right(head, lines)}</style>",
+        f"<script>{libraries()}</script><h1>{escape(title)}</h1>{told}{drawn}",
+        f"<div class=scroll tabindex=0 role=region aria-label=Rows><table><thead><tr>{names}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div></html>",
     )
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
 
-__all__ = ["INSTALL", "embed", "libraries", "page", "plotting_missing", "save", "save_specification"]
+def _right(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A style that puts columns of numbers to the right."""
+    numbers = [n for n, _ in enumerate(head, 1) if all(re.fullmatch(r"[-+.\de]*", line[n - 1]) for line in lines)]
+    return f":is({', '.join(f'td:nth-child({n}), th:nth-child({n})' for n in numbers)}) {{ text-align: right }}"
+
+
+__all__ = ["DARK", "INK", "INSTALL", "config", "libraries", "page", "plotting_missing", "save", "save_specification"]

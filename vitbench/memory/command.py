@@ -157,7 +157,8 @@ def write(rows: Sequence[Row], stem: Path, title: str, measured: Mapping[Row, fl
     if chart is None:
         return [path]
     page = stem.with_suffix(".html")
-    drawing.page([chart], page, title, as_csv(rows))
+    panels = curves.by_mode(rows, measured, "container").values()
+    drawing.page([panel for of_mode in panels for panel in of_mode], page, title, as_csv(rows))
     return [path, *drawing.save(chart, stem), page]
 
 

@@ -9,12 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vitbench import cards
+from vitbench.drawing import INK
 from vitbench.memory.plan import Row
 from vitbench.memory.setting import LARGEST_BATCH
 
 Point = tuple[float, float]
 #: What tells two curves of a panel apart.
 _NAMES = ("model", "dtype", "impl", "optimizer")
+#: Crossings with words beside their rings; of more, which would lie on each other, a pointer is told.
+_WORDS = 2
 
 
 def crossings(one: Sequence[Point], other: Sequence[Point]) -> list[Point]:
@@ -54,15 +57,26 @@ def _series(rows: Sequence[Row], by: Sequence[str]) -> dict[str, list[Row]]:
 
 
 def chart(rows: Sequence[Row], measured: Mapping[Row, float] | None = None) -> Any | None:
-    """For each mode the peak over the batch and, with several resolutions, the largest batch over them; None without.
+    """The panels beside each other, a column a mode, to be saved as a picture; None where there is none."""
+    import altair as alt
+
+    columns = [alt.vconcat(*panels).resolve_scale(color="independent") for panels in by_mode(rows, measured).values()]
+    if not columns:
+        return None
+    return alt.hconcat(*columns).resolve_scale(color="independent").configure_legend(labelLimit=420)
+
+
+def by_mode(
+    rows: Sequence[Row], measured: Mapping[Row, float] | None = None, width: int | str = 430
+) -> dict[str, list[Any]]:
+    """Of each mode the peak over the batch and, with several resolutions, the largest batch over them.
 
     Args:
         measured: peaks in MiB of some of the rows, drawn as points.
+        width: of a panel in pixels, or "container".
     """
-    import altair as alt
-
     known = [row for row in rows if row.peak_mib is not None]
-    columns = []
+    found = {}
     for mode in sorted({row.mode for row in known}):
         of_mode = [row for row in known if row.mode == mode]
         panels = []
@@ -71,8 +85,8 @@ def chart(rows: Sequence[Row], measured: Mapping[Row, float] | None = None) -> A
         if len({(row.model, row.resolution) for row in of_mode}) > len({row.model for row in of_mode}):
             panels.append(_over_resolution(of_mode, mode))
         if panels:
-            columns.append(alt.vconcat(*panels))
-    return alt.hconcat(*columns) if columns else None
+            found[mode] = [panel.properties(width=width, height=300) for panel in panels]
+    return found
 
 
 def _word(mode: str) -> str:
@@ -88,16 +102,14 @@ def _over_batch(rows: Sequence[Row], mode: str, measured: Mapping[Row, float]) -
     sizes = {row.model: row.resolution for row in sorted(rows, key=lambda row: -_side(row.resolution))}
     shown = [row for row in rows if row.gpu == gpu and row.resolution == sizes[row.model]]
     curves: dict[str, list[Point]] = {}
-    records, points, ends = [], [], []
+    records, points = [], []
     for name, members in _series(shown, _NAMES).items():
         curve = sorted({float(row.batch): row.peak_mib or 0.0 for row in members}.items())
+        if (each := slope(curve)) is not None:
+            name += f": {each:,.1f} MiB an image"
         curves[name] = curve
         records += [{"batch": x, "MiB": y, "series": name} for x, y in curve]
         points += [{"batch": row.batch, "MiB": measured[row], "series": name} for row in members if row in measured]
-        if (each := slope(curve)) is not None:
-            ends.append(
-                {"batch": curve[-1][0], "MiB": curve[-1][1], "series": name, "each": f"{each:,.1f} MiB an image"}
-            )
     data = pd.DataFrame(records)
     ticks = alt.Axis(values=sorted(data["batch"].unique().tolist()), format="d")
     x = alt.X("batch:Q", scale=alt.Scale(type="log", base=2), axis=ticks, title="batch size")
@@ -105,22 +117,20 @@ def _over_batch(rows: Sequence[Row], mode: str, measured: Mapping[Row, float]) -
     layers = [alt.Chart(data).mark_line(point=not points).encode(x=x, y=y, color=_color())]
     if points:
         layers.append(alt.Chart(pd.DataFrame(points)).mark_point(filled=True, size=60).encode(x=x, y=y, color=_color()))
-    if ends:
-        words = alt.Chart(pd.DataFrame(ends)).mark_text(align="left", dx=7)
-        layers.append(words.encode(x=x, y=y, text="each:N", color=_color()))
-    layers += _marks(_crossed(curves), "batch", "MiB", lambda at: f"batch {at[0]:.0f}, {at[1]:,.0f} MiB")
+    layers += _marks(curves, "batch", "MiB", lambda at: f"batch {at[0]:.0f}, {at[1]:,.0f} MiB")
     layers += _capacity(gpu, data)
     alike = set(sizes.values())
     at = f"{alike.pop()} px" if len(alike) == 1 else "each model's smallest size"
     title = f"Peak memory, {_word(mode)}, {at}, {gpu} (predicted)"
-    return alt.layer(*layers).properties(title=title, width=430, height=300)
+    return alt.layer(*layers).properties(title=title)
 
 
 def _color() -> Any:
-    """One colour for a name in every panel."""
+    """One colour for a model in every panel, as they come in the same order."""
     import altair as alt
 
-    return alt.Color("series:N", title=None, legend=alt.Legend(orient="bottom", columns=4, labelLimit=420))
+    legend = alt.Legend(orient="bottom", direction="vertical", columns=1)
+    return alt.Color("series:N", sort=None, title=None, legend=legend)
 
 
 def _capacity(gpu: str, data: Any) -> list[Any]:
@@ -132,8 +142,10 @@ def _capacity(gpu: str, data: Any) -> list[Any]:
     if usable is None or data["MiB"].max() < usable / 3:
         return []
     frame = pd.DataFrame([{"MiB": usable, "batch": data["batch"].min(), "what": f"{gpu}: {usable / 1024:.2f} GiB"}])
-    rule = alt.Chart(frame).mark_rule(strokeDash=[5, 3], color="#888").encode(y="MiB:Q")
-    text = alt.Chart(frame).mark_text(align="left", dy=-6, color="#555").encode(x="batch:Q", y="MiB:Q", text="what:N")
+    rule = alt.Chart(frame).mark_rule(strokeDash=[5, 3], color=INK).encode(y="MiB:Q")
+    text = (
+        alt.Chart(frame).mark_text(align="left", dx=4, dy=-6, color=INK).encode(x="batch:Q", y="MiB:Q", text="what:N")
+    )
     return [rule, text]
 
 
@@ -156,27 +168,36 @@ def _over_resolution(rows: Sequence[Row], mode: str) -> Any:
     x = alt.X("px:Q", scale=alt.Scale(type="log", nice=False), axis=ticks, title="resolution")
     y = alt.Y("largest:Q", scale=alt.Scale(type="log"), title="largest batch")
     layers = [alt.Chart(data).mark_line(point=True).encode(x=x, y=y, color=_color())]
-    layers += _marks(_crossed(curves), "px", "largest", lambda at: f"{at[0]:.0f} px, batch {at[1]:,.0f}")
+    layers += _marks(curves, "px", "largest", lambda at: f"{at[0]:.0f} px, batch {at[1]:,.0f}")
     gpus = ", ".join(dict.fromkeys(row.gpu for row in rows))
     title = f"Largest batch, {_word(mode)}, {gpus} (predicted)"
-    return alt.layer(*layers).properties(title=title, width=430, height=300)
+    return alt.layer(*layers).properties(title=title)
 
 
-def _crossed(curves: Mapping[str, Sequence[Point]]) -> list[Point]:
-    return [point for one, other in itertools.combinations(curves.values(), 2) for point in crossings(one, other)]
-
-
-def _marks(points: Sequence[Point], x: str, y: str, told: Any) -> list[Any]:
-    """A ring and a word at each crossing."""
+def _marks(curves: Mapping[str, Sequence[Point]], x: str, y: str, told: Any) -> list[Any]:
+    """A ring at each crossing and, where they are few, words on that side of it which has more room."""
     import altair as alt
     import pandas as pd
 
+    points = [point for one, other in itertools.combinations(curves.values(), 2) for point in crossings(one, other)]
     if not points:
         return []
-    frame = pd.DataFrame([{x: at[0], y: at[1], "told": told(at)} for at in points])
+    across = [at[0] for curve in curves.values() for at in curve]
+    middle = math.sqrt(min(across) * max(across))
+    frame = pd.DataFrame([{x: at[0], y: at[1], "told": told(at), "right": at[0] > middle} for at in points])
     base = alt.Chart(frame).encode(x=f"{x}:Q", y=f"{y}:Q")
-    ring = base.mark_point(size=170, color="black", strokeWidth=1.5)
-    return [ring, base.mark_text(align="left", dx=12, dy=-8, color="black").encode(text="told:N")]
+    ring = base.mark_point(size=170, color=INK, strokeWidth=1.5, filled=False).encode(tooltip="told:N")
+    if len(points) > _WORDS:
+        return [ring]
+    return [
+        ring,
+        *(
+            alt.Chart(of_side)
+            .mark_text(align="right" if right else "left", dx=-12 if right else 12, dy=-8, color=INK)
+            .encode(x=f"{x}:Q", y=f"{y}:Q", text="told:N")
+            for right, of_side in frame.groupby("right")
+        ),
+    ]
 
 
-__all__ = ["chart", "crossings", "slope"]
+__all__ = ["by_mode", "chart", "crossings", "slope"]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from vitbench.drawing import INK
 from vitbench.predict import calibration
 from vitbench.predict.plan import Row, best
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 _HEIGHT = 480
 #: Pixels from a name to the next, upward.
 _NAME = 13
+#: Pixels of a panel from which on names end within it.
+_WIDE = 500
 #: Characters of a line above the panels.
 _WIDTH = 130
 
@@ -49,12 +52,14 @@ def panels(rows: Sequence[Row], width: int | str) -> list[Any]:
         batch, layout = data["batch"].iloc[0], data["layout"].iloc[0]
         card = gpu if impl == "eager" else f"{gpu}, compiled"
         x = alt.X("img_per_s:Q", scale=_scale(data["img_per_s"]), title="images/s, predicted")
-        others = alt.Chart(data[~data["best"]]).mark_circle(size=16, opacity=0.3, color="#888")
+        others = alt.Chart(data[~data["best"]]).mark_circle(size=16, opacity=0.3, color=INK)
         leading = data[data["best"]].sort_values("img_per_s")
         named = leading[leading["model"].isin(_with_room(leading, data["top1"].max() - data["top1"].min()))]
         line = alt.Chart(leading).mark_line(color="#d62728", interpolate="step-after", strokeWidth=1)
         points = alt.Chart(leading).mark_circle(size=36, color="#d62728", opacity=1)
         names = alt.Chart(named).mark_text(align="left", dx=5, dy=-7, fontSize=9)
+        if width == "container":
+            names = names.transform_calculate(name=f"width > {_WIDE} ? datum.name : ''")
         drawn.append(
             alt.layer(
                 others.encode(x=x, y=y, tooltip=told),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from vitbench.drawing import INK, config
 from vitbench.names import file_name
 
 #: Seven colours that people of every colour vision tell apart, on white and on dark (Okabe and Ito, without their black
@@ -18,7 +19,6 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
 #: As many curves as a picture holds.
 MOST = len(COLOURS)
-INK = "#767676"  # of words and lines in a picture: legible on white and on dark
 WIDTH, HEIGHT = 520, 320
 
 
@@ -128,30 +128,6 @@ def label(frame: pd.DataFrame, names: Sequence[str]) -> pd.Series:
     return text
 
 
-def config() -> dict[str, Any]:
-    """The look of every picture: no background, so that a page's own shows."""
-    text = {
-        "labelFontSize": 11,
-        "titleFontSize": 11,
-        "titleFontWeight": "normal",
-        "labelColor": "#444",
-        "titleColor": "#444",
-    }
-    return {
-        "background": None,
-        "font": "system-ui, sans-serif",
-        "view": {"stroke": None},
-        "title": {"fontSize": 13, "color": "#222"},
-        "axis": {**text, "gridColor": INK, "gridOpacity": 0.22, "domainColor": INK, "tickColor": INK},
-        "legend": {**text, "orient": "bottom", "columns": 2, "labelLimit": 250, "symbolStrokeWidth": 2},
-        "point": {"filled": True, "size": 55, "cursor": "pointer", "opacity": 1},
-        "rect": {"cursor": "pointer"},
-        "text": {"color": INK, "fontSize": 11},
-        "rule": {"color": INK},
-        "line": {"strokeWidth": 2},
-    }
-
-
 def base(name: str = "points") -> Any:
     """A chart over the rows, or over the notes."""
     import altair as alt
@@ -232,6 +208,6 @@ def number(value: float) -> str:
 
 
 __all__ = [
-    "COLOURS", "HEIGHT", "INK", "MOST", "SHAPES", "SIDE", "Curves", "Figure", "Section", "base", "colour", "config",
+    "COLOURS", "HEIGHT", "INK", "MOST", "SHAPES", "SIDE", "Curves", "Figure", "Section", "base", "colour",
     "curves", "label", "modes", "number", "several", "shape", "side", "steps", "tips", "upward", "word",
 ]  # fmt: skip

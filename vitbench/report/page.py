@@ -53,6 +53,7 @@ def html(results: Results, parts: Sequence[Section], title: str, changes: Sequen
     }
     scripts = [drawing.libraries(), (_HERE / "page.js").read_text(encoding="utf-8")]
     hashes = " ".join(f"'sha256-{_hash(script)}'" for script in scripts)
+    style = (_HERE / "page.css").read_text(encoding="utf-8")
     policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {hashes} 'unsafe-eval'"
     named = "".join(
         f'<a href="#{part.name}">{escape(part.title)}</a>' for part in [*_change_first(parts, changes), *parts]
@@ -72,7 +73,7 @@ def html(results: Results, parts: Sequence[Section], title: str, changes: Sequen
             "<!doctype html><html lang=en><meta charset=utf-8>",
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             '<meta name=viewport content="width=device-width, initial-scale=1"><link rel=icon href="data:,">',
-            f"<title>{escape(title)}</title><style>{(_HERE / 'page.css').read_text(encoding='utf-8')}</style>",
+            f"<title>{escape(title)}</title><style>{style}{drawing.DARK}</style>",
             *body,
             f"<script id=data type=application/json>{_json(data)}</script>",
             *(f"<script>{script}</script>" for script in scripts),

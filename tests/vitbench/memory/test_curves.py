@@ -69,7 +69,8 @@ def test_each_model_is_drawn_at_its_own_size() -> None:
     (panels,) = drawn["hconcat"]
     (panel,) = panels["vconcat"]
     assert panel["title"] == "Peak memory, training, each model's smallest size, RTX 4090 (predicted)"
-    points = drawn["datasets"][panel["layer"][0]["data"]["name"]]
+    (points,) = drawn["datasets"].values()
     assert {(one["series"], one["batch"], one["MiB"]) for one in points} == {
-        ("small", 1, 10), ("small", 2, 20), ("large", 1, 40), ("large", 2, 80),
+        ("small: 10.0 MiB an image", 1, 10), ("small: 10.0 MiB an image", 2, 20),
+        ("large: 40.0 MiB an image", 1, 40), ("large: 40.0 MiB an image", 2, 80),
     }  # fmt: skip

@@ -84,7 +84,7 @@ def _figure(cost: Cost, frame: pd.DataFrame, gpu: str = "") -> Figure:
     import altair as alt
 
     x = alt.X(f"{cost.column}:Q", title=cost.title, axis=alt.Axis(format=",.3~r", tickCount=6, labelOverlap=True),
-              scale=alt.Scale(type="log", nice=False, padding=alt.expr(f"{_WIDE} ? {_NAME} + 10 : 12")))  # fmt: skip
+              scale=alt.Scale(type="log", nice=False, padding=12))  # fmt: skip
     y = alt.Y("top1:Q", title="published ImageNet top-1, %", scale=alt.Scale(zero=False, padding=12))
     order: Literal["ascending", "descending"] = "ascending" if cost.less else "descending"
     cheapest_first = [alt.SortField(cost.column, order=order), alt.SortField("top1", order="descending")]
@@ -98,7 +98,8 @@ def _figure(cost: Cost, frame: pd.DataFrame, gpu: str = "") -> Figure:
     others = (
         rows.transform_filter("!datum.front")
         .transform_window(nth="row_number()")
-        .transform_filter(f"datum.nth <= {FADED}")
+        .transform_joinaggregate(all="count()")
+        .transform_filter(f"datum.nth % ceil(datum.all / {FADED}) === 0")
     )
     told = ["model:N", "top1:Q", f"{cost.column}:Q", "resolution:N", "training_data:N", "source:N"]
     if gpu:
@@ -123,8 +124,9 @@ def _figure(cost: Cost, frame: pd.DataFrame, gpu: str = "") -> Figure:
         best.transform_window(above="lead(top1)", frame=[None, None], sort=[alt.SortField("top1", order="ascending")])
         .transform_window(below="lag(top1)", sort=[alt.SortField("top1", order="ascending")])
         .transform_joinaggregate(highest="max(top1)", lowest="min(top1)")
-        .transform_calculate(name="replace(datum.model, 'timm:', '')", room="0.05 * (datum.highest - datum.lowest)")
-        .transform_filter(_WIDE)
+        .transform_calculate(
+            name=f"{_WIDE} ? replace(datum.model, 'timm:', '') : ''", room="0.05 * (datum.highest - datum.lowest)"
+        )
         .transform_filter("!isValid(datum.above) || datum.above - datum.top1 > datum.room")
         .transform_filter("!isValid(datum.above) || !isValid(datum.below) || datum.top1 - datum.below > datum.room")
         .mark_text(
@@ -132,12 +134,22 @@ def _figure(cost: Cost, frame: pd.DataFrame, gpu: str = "") -> Figure:
         )
         .encode(x=x, y=y, text="name:N")
     )
+    # A line that none sees, as far out on the side of the names as they reach.
+    near, far = ("first", "last") if cost.less else ("last", "first")
+    outer = (
+        rows.transform_aggregate(first=f"min({cost.column})", last=f"max({cost.column})")
+        .transform_calculate(share=f"{_WIDE} ? ({_NAME} + 10) / (width - {_NAME} - 34) : 0")
+        .transform_calculate(outer=f"datum.{near} * pow(datum.{near} / datum.{far}, datum.share)")
+        .mark_rule(opacity=0)
+        .encode(x=alt.X("outer:Q", title=cost.title))
+    )
     return Figure(
         name=f"pareto-{cost.name}" + re.sub(r"[^a-z0-9]+", "-", f" {gpu}".lower()).rstrip("-"),
         title=f"Top-1 against {cost.title}" + (f", {gpu}" if gpu else ""),
-        caption="Blue: nothing is better on both axes. Grey: something is.",
+        caption="Blue: nothing is better on both axes. Grey: something is."
+        + (f" Of {len(frame):,} models some {FADED} are grey." if len(frame) > 2 * FADED else ""),
         kind=cost.kind,
-        chart=alt.layer(faded, line.encode(x=x, y=y), dots, named),
+        chart=alt.layer(faded, line.encode(x=x, y=y), dots, named, outer),
         rows=list(frame.index),
         height=380,
     )
