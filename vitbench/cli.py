@@ -311,7 +311,8 @@ def main() -> None:
         if not hasattr(error, "format_message"):  # the parser's own usage errors
             raise
         context = getattr(error, "ctx", None)
-        command = context.command_path if context else "vitbench"
+        named = [word for word in sys.argv[1:2] if not word.startswith("-")]  # the parser itself knows no context
+        command = context.command_path if context else " ".join(["vitbench", *named])
         code = _complain(f"{error.format_message().rstrip('.')}; `{command} --help` says what there is")
     if code == 130:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Python's own end cannot be interrupted without a traceback

@@ -66,7 +66,12 @@ def test_help_reads_like_a_manual(command: Command) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "where"),
-    [(["bench", "--modle", "x"], "vitbench bench --help"), (["gpu"], "vitbench --help")],
+    [
+        (["bench", "--modle", "x"], "vitbench bench --help"),
+        (["predict", "--explain"], "vitbench predict --help"),
+        (["gpu"], "vitbench --help"),
+        (["--gpu"], "vitbench --help"),
+    ],
     ids=str,
 )
 def test_what_the_parser_refuses_says_where_to_look(
