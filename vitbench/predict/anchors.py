@@ -14,13 +14,12 @@ from vitbench.cards import Card, of_device
 from vitbench.catalog import parse_resolution
 from vitbench.errors import InputError
 from vitbench.predict import ask, calibration
-from vitbench.predict.cost import seconds
+from vitbench.predict.calibration import ADVISED, Anchored
+from vitbench.predict.cost import Device, Parameters, seconds
 from vitbench.predict.fit import soft
 from vitbench.predict.setting import DTYPES, Setting
 from vitbench.predict.table import Column, Table
 
-#: So many models of different kinds are enough for two factors.
-ADVISED = 8
 #: How far the factors plausibly are from 1, as logarithms, and what a model's own error is.
 _PLAUSIBLE, _MODEL = 0.3, 0.06
 _STEPS, _SMALL = 12, 1e-4
@@ -76,7 +75,7 @@ def _of_timm(row: dict[str, str], dtype: str, layout: str, impl: str) -> Anchor:
     return Anchor(setting, int(float(row["infer_batch_size"])), float(row["infer_samples_per_sec"]))
 
 
-def factors(card: Card, anchors: Sequence[Anchor]) -> tuple[float, float]:
+def factors(card: Card, anchors: Sequence[Anchor]) -> Anchored:
     """Of arithmetic and of bandwidth, beside what is predicted without: those that the anchors are best explained by.
 
     Raises: InputError where no anchor's model can be traced.
@@ -89,13 +88,18 @@ def factors(card: Card, anchors: Sequence[Anchor]) -> tuple[float, float]:
         raise InputError(f"--anchors: no model of them can be traced: {answers[0].reason}")
     table = Table.of(answer.kernels for _, answer in usable)
     batch = np.array([float(anchor.batch) for anchor, _ in usable])
-    measured = np.log([anchor.img_per_s for anchor, _ in usable])
+    rate = np.array([anchor.img_per_s for anchor, _ in usable])
     fitted = calibration.fitted(anchors[0].setting.impl)
+    moved = explained(table, fitted.parameters, fitted.device(card), batch, rate)
+    return Anchored(*moved, len({answer.family for _, answer in usable}))
+
+
+def explained(table: Table, parameters: Parameters, device: Device, batch: Column, rate: Column) -> tuple[float, float]:
+    """The factors by which a device makes the most likely of measured images a second of a table's models."""
 
     def residuals(point: Column) -> Column:
-        device = fitted.device(card).sustained(*np.exp(point))
-        errors = np.log(batch / table.sums(seconds(table, fitted.parameters, device, batch))) - measured
-        return np.concatenate([soft(errors) / _MODEL, point / _PLAUSIBLE])
+        times = table.sums(seconds(table, parameters, device.sustained(*np.exp(point)), batch))
+        return np.concatenate([soft(np.log(batch / times / rate)) / _MODEL, point / _PLAUSIBLE])
 
     point = np.zeros(2)
     for _ in range(_STEPS):  # Gauss-Newton
@@ -106,12 +110,12 @@ def factors(card: Card, anchors: Sequence[Anchor]) -> tuple[float, float]:
     return float(arithmetic), float(bandwidth)
 
 
-def told(card: Card, anchors: Sequence[Anchor], moved: tuple[float, float]) -> str:
-    few = f"; {ADVISED} of different families are advised" if len(anchors) < ADVISED else ""
+def told(card: Card, anchors: Sequence[Anchor], moved: Anchored) -> str:
+    few = "" if moved.families >= ADVISED else f"; {ADVISED} of different families are advised, which narrow intervals"
     return (
-        f"{len(anchors)} anchors: {card.name} sustains {moved[0]:.2f} x the matrix rate and {moved[1]:.2f} x the "
-        f"bandwidth that were assumed{few}"
+        f"{len(anchors)} anchors of {moved.families} families: {card.name} sustains {moved.arithmetic:.2f} x the "
+        f"matrix rate and {moved.bandwidth:.2f} x the bandwidth that were assumed{few}"
     )
 
 
-__all__ = ["ADVISED", "Anchor", "factors", "read", "told"]
+__all__ = ["Anchor", "explained", "factors", "read", "told"]

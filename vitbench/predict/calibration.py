@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from vitbench import cards
 from vitbench.predict.cost import Device, Parameters
@@ -22,6 +23,16 @@ ERRORS = {"eager": HERE / "errors.csv", "compile": HERE / "errors-compile.csv"}
 SOME, MANY = 0.1, 0.3
 #: Models that quantiles are taken of.
 FEWEST = 20
+#: So many measured models of different families are what the statistics of anchored cards are of.
+ADVISED = 8
+
+
+class Anchored(NamedTuple):
+    """Factors of arithmetic and of bandwidth beside what is assumed of a card, and of how many families they are."""
+
+    arithmetic: float
+    bandwidth: float
+    families: int
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,8 @@ class Errors:
     """Of predictions for what was held out: logarithms of predicted / measured.
 
     Attributes:
-        held_out: "family" (the model's family), "card", "layout", or "dtype" (bf16, and the family).
+        held_out: "family" (the model's family), "card", "anchors" (the card, but for a few of its models), "layout", or
+            "dtype" (bf16, and the family).
         rare: which models: "all", or by the share of time in rare kernels "few", "some", "many".
         median, p90: of the absolute error.
         low, high: between these the error of four in five models lies.
@@ -108,14 +120,16 @@ def errors(impl: str = "eager") -> tuple[Errors, ...]:
         )  # fmt: skip
 
 
-def expected(card: str, layout: str, rare: float, impl: str = "eager") -> Errors:
-    """The statistics that speak most closely of a prediction: those of the card, else those of cards never seen.
+def expected(card: str, layout: str, rare: float, impl: str = "eager", families: int = 0) -> Errors:
+    """The statistics that speak most closely of a prediction: those of the card, else those of cards never seen, or of
+    which nothing was known but anchors of as many families as were judged.
 
     Of a card never seen nobody knows in which direction it errs.
     """
     held_out = "layout" if layout == "nhwc" else "family"
     exact = [one for one in errors(impl) if (one.held_out, one.gpu) == (held_out, card)]
-    of_others = [one for one in errors(impl) if one.held_out == "card"]
+    unseen = "card" if families < ADVISED else "anchors"
+    of_others = [one for one in errors(impl) if one.held_out == unseen]
     found = max(_of_kind(exact or of_others, rarity(rare)), key=lambda one: one.high - one.low)
     if exact:
         return replace(found, low=min(found.low, 0.0), high=max(found.high, 0.0))
@@ -143,20 +157,27 @@ def statement(impls: Iterable[str] = ("eager",)) -> str:
 
 def _statement(impl: str) -> str:
     families = [one for one in errors(impl) if one.rare == "all" and one.held_out == "family"]
-    unseen = [one for one in errors(impl) if one.rare == "all" and one.held_out == "card"]
+    unseen, anchored = (
+        [one for one in errors(impl) if one.rare == "all" and one.held_out == held_out]
+        for held_out in ("card", "anchors")
+    )
     lines = [
         _OF[impl],
         "Beside timm's published measurements, of which the model's family was held out: median error "
         + ", ".join(f"{_percent(one.median)} (90 % within {_percent(one.p90)}) on {one.gpu}" for one in families),
-        "Of a card never seen: "
-        + ", ".join(f"{_percent(one.median)} ({_percent(one.p90)}) on {one.gpu}" for one in unseen),
+        f"Of a card never seen: {_each(unseen)}",
+        f"Of one with {ADVISED} anchors: {_each(anchored)}",
     ]
     return "\n".join(lines)
+
+
+def _each(found: Iterable[Errors]) -> str:
+    return ", ".join(f"{_percent(one.median)} ({_percent(one.p90)}) on {one.gpu}" for one in found)
 
 
 def _percent(logarithm: float) -> str:
     return f"{100 * logarithm:.1f} %"
 
 
-__all__ = ["ERRORS", "PARAMETERS", "Errors", "Fitted", "errors", "expected", "fitted", "rarity", "statement",
-           "write_errors", "write_parameters"]  # fmt: skip
+__all__ = ["ADVISED", "ERRORS", "PARAMETERS", "Anchored", "Errors", "Fitted", "errors", "expected", "fitted", "rarity",
+           "statement", "write_errors", "write_parameters"]  # fmt: skip

@@ -15,6 +15,7 @@ from vitbench.columns import Column, Kind, Shown
 from vitbench.console import console
 from vitbench.errors import InputError, nearest
 from vitbench.predict import anchors, calibration, explain, picture, plan
+from vitbench.predict.calibration import Anchored
 from vitbench.predict.options import PredictOptions
 from vitbench.predict.plan import Row
 from vitbench.predict.setting import DTYPES, IMPLS
@@ -63,7 +64,7 @@ def _asked(given: PredictOptions) -> Shown:
     return replace(given, sort="") if given.sort in plan.SORTS else given
 
 
-def _factors(given: PredictOptions) -> dict[str, tuple[float, float]]:
+def _factors(given: PredictOptions) -> dict[str, Anchored]:
     if given.anchors is None:
         return {}
     found = plan.cards_of(given)

@@ -11,6 +11,7 @@ from vitbench.catalog import format_resolution
 from vitbench.columns import Column
 from vitbench.errors import InputError
 from vitbench.predict import ask
+from vitbench.predict.calibration import Anchored
 from vitbench.predict.forecast import forecast, kernel_seconds
 from vitbench.predict.setting import Answer, Setting
 from vitbench.predict.table import KINDS
@@ -41,7 +42,7 @@ def table(found: Sequence[tuple[float, str, int, float, float]], total_s: float)
     ]
 
 
-def explained(setting: Setting, card: Card, batch: int, factors: tuple[float, float] | None) -> Explained:
+def explained(setting: Setting, card: Card, batch: int, factors: Anchored | None) -> Explained:
     """Launches, bytes, multiply-accumulates and time of each kind of kernel; then other layouts and sizes.
 
     Raises: InputError where the model cannot be traced.
@@ -89,9 +90,7 @@ def _others(setting: Setting) -> Iterator[tuple[str, Setting]]:
         yield f"at {format_resolution(size)}", replace(setting, resolution=size)
 
 
-def _changed(
-    what: str, setting: Setting, card: Card, batch: int, factors: tuple[float, float] | None, before: float
-) -> str:
+def _changed(what: str, setting: Setting, card: Card, batch: int, factors: Anchored | None, before: float) -> str:
     answer = ask.ask(setting)
     if answer.reason:
         return f"{what}: cannot be traced: {answer.reason}"

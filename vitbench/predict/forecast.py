@@ -12,7 +12,7 @@ from vitbench.cards import Card
 from vitbench.memory.reserve import CONTEXT_MIB
 from vitbench.memory.setting import MIB, workspace_bytes
 from vitbench.predict import calibration
-from vitbench.predict.calibration import MANY
+from vitbench.predict.calibration import MANY, Anchored
 from vitbench.predict.cost import HBM, seconds
 from vitbench.predict.setting import Answer, Setting
 from vitbench.predict.table import KINDS, RARE, Kernel, Table
@@ -60,22 +60,20 @@ def kernel_seconds(
     kernels: Sequence[tuple[Kernel, int]],
     card: Card,
     batch: int,
-    factors: tuple[float, float] | None = None,
+    factors: Anchored | None = None,
     impl: str = "eager",
 ) -> list[float]:
     """Of all launches of each kernel; `factors`: measured ones of arithmetic and bandwidth instead of the fitted."""
     fitted = calibration.fitted(impl)
     device = fitted.device(card)
     if factors is not None:
-        device = device.sustained(*factors)
+        device = device.sustained(factors.arithmetic, factors.bandwidth)
     table = Table.of([kernels])
     times = seconds(table, fitted.parameters, device, np.array([float(batch)]))
     return [float(value) for value in times * table.count]
 
 
-def forecast(
-    answer: Answer, setting: Setting, card: Card, batch: int, factors: tuple[float, float] | None = None
-) -> Forecast:
+def forecast(answer: Answer, setting: Setting, card: Card, batch: int, factors: Anchored | None = None) -> Forecast:
     """Of what `ask` answered, where it has a trace."""
     times = kernel_seconds(answer.kernels, card, batch, factors, setting.impl)
     total = sum(times)
@@ -84,7 +82,8 @@ def forecast(
         of_kind[kernel.kind] += time / total
     shares = {part: sum(of_kind[kind] for kind in kinds) for part, kinds in PARTS.items()}
     rare = sum(of_kind[kind] for kind in RARE)
-    off = calibration.expected(card.name, setting.layout, rare, setting.impl)
+    families = factors.families if factors else 0
+    off = calibration.expected(card.name, setting.layout, rare, setting.impl, families)
     bytes_ = answer.peak_bytes(batch) + workspace_bytes(card.arch, "infer")
     memory = bytes_ / 2**30 + CONTEXT_MIB * MIB / 2**30
     rate = batch / total

@@ -13,12 +13,13 @@ from vitbench.catalog import Resolution, format_resolution
 from vitbench.errors import InputError
 from vitbench.memory import store
 from vitbench.predict import accuracy, ask
+from vitbench.predict.calibration import Anchored
 from vitbench.predict.forecast import Forecast, forecast
 from vitbench.predict.options import PredictOptions
 from vitbench.predict.setting import DTYPES, IMPLS, Answer, Setting
 from vitbench.predict.table import macs_of
 
-Factors = Mapping[str, tuple[float, float]]
+Factors = Mapping[str, Anchored]
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def row_of(
     answer: Answer | None,
     card: Card,
     batch: int,
-    factors: tuple[float, float] | None = None,
+    factors: Anchored | None = None,
 ) -> Row:
     """Of a setting that was answered, or cannot be asked."""
     size = sized.asked if sized.reason else format_resolution(setting.resolution)

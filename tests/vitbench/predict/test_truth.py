@@ -53,12 +53,41 @@ def test_held_out_families_are_as_close_as_is_asked(impl: str, committed: list[t
 def test_a_compiled_card_never_seen_is_as_close_as_is_asked() -> None:
     """And bf16, which nothing was fitted to, as close as fp16."""
     of_all = [one for one in calibration.errors("compile") if one.rare == "all"]
-    (unseen,) = (one for one in of_all if one.gpu == "RTX 5090")
+    (unseen,) = (one for one in of_all if (one.held_out, one.gpu) == ("card", "RTX 5090"))
     assert truth.missed([unseen]) == []
     (fp16,) = (one for one in of_all if (one.held_out, one.gpu) == ("family", "RTX PRO 6000 Max-Q"))
     (bf16,) = (one for one in of_all if one.held_out == "dtype")
     assert bf16.median <= fp16.median + 0.01
     assert bf16.p90 <= fp16.p90 + 0.01
+
+
+def test_eight_anchors_bring_every_card_as_close_as_is_asked(impl: str, committed: list[truth.Row]) -> None:
+    """Cards of which nothing else was known, by choices of anchors that look at names alone."""
+    anchored = [one for one in truth.statistics(committed) if (one.held_out, one.rare) == ("anchors", "all")]
+    assert {one.gpu for one in anchored} == {row["gpu"] for row in committed if row["held_out"] == "card"}
+    assert truth.missed(anchored) == []
+
+
+def test_anchors_are_of_different_families_and_no_model_is_judged_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    joined = next(judged_by("compile"))
+    fitted = calibration.fitted("compile")
+    one = next(one for one in joined.measured if one.card not in fitted.sustained)
+    chosen = [truth._anchors(joined, [int(n) for n in np.flatnonzero(one.known)], number) for number in range(10)]
+    assert len({tuple(each) for each in chosen}) == 10
+    for each in chosen:
+        assert len({joined.known[n].family for n in each}) == calibration.ADVISED == len(each)
+
+    def marked(joined: object, fitted: object, one: object, anchors: list[int]) -> tuple[object, object]:
+        rates = np.full(len(one.known), 1.0 + chosen.index(anchors))  # type: ignore[attr-defined]
+        return rates, np.zeros_like(rates)
+
+    monkeypatch.setattr(truth, "_corrected", marked)
+    number = {(known.model, str(known.resolution)): n for n, known in enumerate(joined.known)}
+    rows = [row for row in truth._unseen(joined, fitted, one) if row["held_out"] == "anchors"]
+    assert len(rows) == one.known.sum()
+    by = [int(float(row["predicted_img_per_s"])) - 1 for row in rows]
+    assert all(number[row["model"], row["resolution"]] not in chosen[n] for row, n in zip(rows, by, strict=True))
+    assert len(set(by)) == 10
 
 
 def test_a_card_that_is_off_by_a_common_factor_is_said_to_be() -> None:
