@@ -10,7 +10,7 @@ whole make what is inside of them: those are measured too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
@@ -109,11 +109,9 @@ class Kernel:
 
     def rise(self) -> int:
         """Bytes by which the call raises the live memory at most, its results included."""
-        batch = self._batch()
-        if not self._images() or batch <= LARGEST_BATCH:
+        if not self._images():
             return _rise(self.op, self.args)
-        small, large = (_rise(self.op, self._with_batch(size)) for size in (LARGEST_BATCH // 2, LARGEST_BATCH))
-        return large + (batch - LARGEST_BATCH) * (large - small) // (LARGEST_BATCH // 2)
+        return _affine(lambda size: _rise(self.op, self._with_batch(size)), self._batch(), LARGEST_BATCH)
 
     def _images(self) -> int:
         """How many leading arguments have the batch as first axis: x, or the output's gradient and x."""
@@ -156,6 +154,14 @@ def _real(arg: Any) -> Any:
     return [_real(item) for item in arg] if isinstance(arg, tuple) else arg
 
 
+def _affine(bytes_at: Callable[[int], int], batch: int, largest: int) -> int:
+    """The bytes at a batch: found out up to the `largest`, beyond it worked out from that and its half."""
+    if batch <= largest:
+        return bytes_at(batch)
+    half, whole = bytes_at(largest // 2), bytes_at(largest)
+    return whole + (batch - largest) * (whole - half) // (largest // 2)
+
+
 def recurrent_layer(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What aten.mkldnn_rnn_layer gives, with what it keeps for its backward pass: torch says 0 bytes of that.
 
@@ -165,11 +171,7 @@ def recurrent_layer(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Te
     hx, cx, hidden = others[4], others[5], others[9]
     batch = x.shape[1]
     args = tuple(_frozen(arg) for arg in (x, *others))
-    if batch <= _LARGEST_RECURRENT:
-        kept = _kept(args, batch)
-    else:
-        few, more = (_kept(args, size) for size in (_LARGEST_RECURRENT // 2, _LARGEST_RECURRENT))
-        kept = more + (batch - _LARGEST_RECURRENT) * (more - few) // (_LARGEST_RECURRENT // 2)
+    kept = _affine(lambda size: _kept(args, size), batch, _LARGEST_RECURRENT)
     y = torch.empty(*x.shape[:2], hidden, dtype=x.dtype)
     return y, torch.empty_like(hx), torch.empty_like(cx), torch.empty(kept, dtype=torch.uint8)
 

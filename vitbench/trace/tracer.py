@@ -115,7 +115,6 @@ class Tracer(TorchDispatchMode):
         if any(number >= held for number, _ in self._known.values()):
             return False
         del self.sizes[held:], self.kinds[held:]
-        self.events.clear()
         return True
 
     @classmethod
