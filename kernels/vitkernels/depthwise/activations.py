@@ -48,7 +48,7 @@ def normal_tail(t):
 def activate(u, ACT: tl.constexpr, PRECISE: tl.constexpr):
     """The activation of an fp32 tile; PRECISE asks for fp32 accuracy of the exact GELU."""
     if ACT == "relu":
-        a = tl.maximum(u, 0.0)
+        a = tl.maximum(u, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif ACT == "silu":
         a = u / (1.0 + tl.exp2(u * -LOG2E))
     elif ACT == "gelu_tanh":
@@ -68,8 +68,8 @@ def activate(u, ACT: tl.constexpr, PRECISE: tl.constexpr):
 def activate_with_slope(u, ACT: tl.constexpr, PRECISE: tl.constexpr):
     """The activation of an fp32 tile and its derivative there."""
     if ACT == "relu":
-        a = tl.maximum(u, 0.0)
-        slope = tl.where(u > 0.0, 1.0, 0.0)
+        a = tl.maximum(u, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        slope = tl.where(u <= 0.0, 0.0, 1.0)
     elif ACT == "silu":
         s = 1.0 / (1.0 + tl.exp2(u * -LOG2E))
         a = u * s
@@ -91,3 +91,9 @@ def activate_with_slope(u, ACT: tl.constexpr, PRECISE: tl.constexpr):
         a = u
         slope = tl.full(u.shape, 1.0, tl.float32)
     return a, slope
+
+
+@triton.jit
+def times_slope(dy, slope, ACT: tl.constexpr):
+    """dy times the slope; where a ReLU lets nothing through also of a dy that is no number."""
+    return tl.where(slope > 0.0, dy, 0.0) if ACT == "relu" else dy * slope

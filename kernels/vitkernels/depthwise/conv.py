@@ -56,8 +56,7 @@ def depthwise_conv2d(
             stride 1 and padding (k - 1) / 2.
 
     Returns: [B, C, H', W'] in x's dtype, laid out as x is. Under autocast x and weight are cast to its dtype.
-        An infinity or NaN in x reaches what the filter takes it to; in fp16 and bf16 at stride 1 also up to 15 columns
-        of those rows beside it, as the matrix unit multiplies windows of 16 inputs by taps that are zero.
+        An infinity or NaN in x reaches what the filter takes it to, and nothing else.
 
     Raises: ValueError on shape, dtype or device mismatch.
     """
@@ -77,7 +76,8 @@ def depthwise_conv2d_stats(
     """`depthwise_conv2d` for a batch norm in training: the result and, from the same pass, its sums per channel.
 
     Turn the sums into the norm's affine map with `batch_norm_affine` and fold that into whatever reads the result
-    (the next 1 x 1 convolution). Gradients flow through the sums too.
+    (the next 1 x 1 convolution). Gradients flow through the sums too. An infinity or NaN in x makes the channel's sums
+    one, and so all that they normalise; in fp16 and bf16 it also reaches up to 15 columns beside the filter's.
 
     Args: as `depthwise_conv2d`; residual: None, "none" or "pre".
 

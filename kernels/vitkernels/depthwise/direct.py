@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vitkernels.depthwise.activations import activate, activate_with_slope
+from vitkernels.depthwise.activations import activate, activate_with_slope, times_slope
 from vitkernels.depthwise.offsets import widened
 
 
@@ -133,7 +133,7 @@ def depthwise_direct_kernel(
                 res = res * scale
             if STATS:
                 res = tl.where(mask_y, res + dsum + dsquare * a, 0.0)
-            y = res * slope
+            y = times_slope(res, slope, ACT)
             part0 += y
         else:
             y = activate(u, ACT, PRECISE)

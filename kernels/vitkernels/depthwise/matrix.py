@@ -7,9 +7,12 @@ images where rows are short) and walks down the rows: each input row is loaded o
 the accumulators of the k output rows it touches. The accumulators are in fp32 and begin as the bias; "pre" adds one
 more band that holds a single 1.
 
-Per output this issues about 7-14 instructions where multiply-adds alone would issue k * k, so bytes bind even at
-9 x 9. What is read twice is k - 1 columns a window and k - 1 rows a program. Channels are a batch dimension, for which
-neither wgmma nor tcgen05 has a form: HMMA runs on every architecture.
+For large kernels this issues half the instructions that k * k multiply-adds alone would. What is read twice is k - 1
+columns a window, k - 1 rows a program, and from L2 sectors that a neighbour's channels share. Channels are a batch
+dimension, for which neither wgmma nor tcgen05 has a form: HMMA runs on every architecture.
+
+A band's zeros make NaN of an infinity or NaN anywhere in a window. The sum of all that a program computed shows it, and
+the program then computes again by multiply-adds, in which an output meets its own taps alone.
 """
 
 # ruff: noqa: RUF005 - Triton joins tuples by + only
@@ -21,14 +24,137 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vitkernels.depthwise.activations import activate, activate_with_slope
+from vitkernels.depthwise.activations import activate, activate_with_slope, times_slope
 from vitkernels.depthwise.offsets import widened
 
 
 @triton.jit
-def _pairs(x):
-    """Sums of neighbouring outputs of a row, which one thread holds: half the registers of sums kept for each."""
-    return tl.sum(tl.reshape(x, [x.shape[0], x.shape[1], x.shape[2] // 2, 2]), 3)
+def _summed(x):
+    """[C, M / 2, 4] of products x [C, M, WIDTH]: sums of what one thread holds of a channel, which take few registers.
+
+    That is pairs of neighbours of every eight columns, in rows r and r + M / 2.
+    """
+    x = tl.sum(tl.reshape(x, [x.shape[0], x.shape[1], x.shape[2] // 8, 4, 2]), 4)
+    return tl.sum(tl.reshape(tl.sum(x, 2), [x.shape[0], 2, x.shape[1] // 2, 4]), 1)
+
+
+@triton.jit
+def _nothing_yet(shape: tl.constexpr, STATS: tl.constexpr, GRAD: tl.constexpr):
+    """Partial sums of a program: three of the gradient, two of the result's statistics, or none."""
+    parts = ()
+    if GRAD:
+        for _ in tl.static_range(3):
+            parts = parts + (tl.zeros(shape, tl.float32),)
+    elif STATS:
+        for _ in tl.static_range(2):
+            parts = parts + (tl.zeros([shape[0], shape[1] // 2, 4], tl.float32),)
+    return parts
+
+
+@triton.jit
+def _finish_row(u, parts, y_ptrs, r_ptrs, mask_y, vectors, ACT: tl.constexpr, HAS_SCALE: tl.constexpr,
+                HAS_SHIFT: tl.constexpr, POST: tl.constexpr, STATS: tl.constexpr, GRAD: tl.constexpr,
+                WHOLE: tl.constexpr):  # fmt: skip
+    """Stores what the epilogue makes of u [C, M, WIDTH]; the partial sums with this row added."""
+    _, scale, shift, dsum, dsquare = vectors
+    if GRAD:
+        dy = tl.load(r_ptrs, mask=mask_y, other=0.0).to(tl.float32)
+        a, slope = activate_with_slope(u, ACT, False)
+        part1 = parts[1] + dy * a
+        part2 = parts[2] + dy
+        if HAS_SCALE:
+            dy = dy * scale
+        if STATS:
+            dy = dy + dsum + dsquare * a
+            dy = dy if WHOLE else tl.where(mask_y, dy, 0.0)
+        y = times_slope(dy, slope, ACT)
+        parts = (parts[0] + y, part1, part2)
+    else:
+        y = activate(u, ACT, False)
+        if STATS:
+            a = y if WHOLE else tl.where(mask_y, y, 0.0)
+            parts = (parts[0] + _summed(a), parts[1] + _summed(a * a))
+        if HAS_SCALE:
+            y = y * scale
+        if HAS_SHIFT:
+            y = y + shift
+        if POST:
+            y += tl.load(r_ptrs, mask=mask_y, other=0.0).to(tl.float32)
+    tl.store(y_ptrs, y.to(y_ptrs.dtype.element_ty), mask=mask_y)
+    return parts
+
+
+@triton.jit
+def _store_parts(part_ptr, slot, parts, offs_c, C):
+    for i in tl.static_range(len(parts)):
+        at = part_ptr + (slot * len(parts) + i) * C + offs_c
+        tl.store(at, tl.sum(tl.sum(parts[i], axis=2), axis=1), mask=offs_c < C)
+
+
+@triton.jit
+def _per_channel(bias_ptr, scale_ptr, shift_ptr, dstats_ptr, c, C, HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr,
+                 HAS_SHIFT: tl.constexpr, STATS: tl.constexpr, GRAD: tl.constexpr):  # fmt: skip
+    """(bias, scale, shift, dsum, dsquare) of channels c in fp32, zero where there is none and beyond C."""
+    mask = c < C
+    zero = tl.zeros(c.shape, tl.float32)
+    bias, scale, shift, dsum, dsquare = zero, zero, zero, zero, zero
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + c, mask=mask, other=0.0).to(tl.float32)
+    if HAS_SCALE:
+        scale = tl.load(scale_ptr + c, mask=mask, other=0.0).to(tl.float32)
+    if HAS_SHIFT:
+        shift = tl.load(shift_ptr + c, mask=mask, other=0.0).to(tl.float32)
+    if GRAD and STATS:
+        dsum = tl.load(dstats_ptr + c, mask=mask, other=0.0)
+        dsquare = 2.0 * tl.load(dstats_ptr + C + c, mask=mask, other=0.0)
+    return bias, scale, shift, dsum, dsquare
+
+
+@triton.jit
+def _channel_by_taps(
+    y_ptr, part_ptr, x_ptr, w_ptr, bias_ptr, scale_ptr, shift_ptr, res_ptr, dstats_ptr, stride_xb, stride_xc, stride_xh,
+    stride_xw, stride_yb, stride_yc, stride_yh, stride_yw, stride_rb, stride_rc, stride_rh, stride_rw, C, H, W, OH, OW,
+    pad, strips, windows, channel, first_window, slot, first_row, end_row, K: tl.constexpr, ACT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_SHIFT: tl.constexpr, PRE: tl.constexpr, POST: tl.constexpr,
+    GRAD: tl.constexpr, WHOLE: tl.constexpr, BLOCK_M: tl.constexpr, OUT: tl.constexpr,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    """What `depthwise_matrix_kernel` computes for one of its channels, by multiply-adds of an output's own taps.
+
+    In a shape of its own, so that the kernel need not keep any of its offsets in registers for it.
+    """
+    offs = tl.reshape(tl.arange(0, BLOCK_M * WIDTH), [1, BLOCK_M, WIDTH])
+    window = first_window + offs // WIDTH
+    image = (window // strips).to(tl.int64)
+    out_col = window % strips * OUT + offs % WIDTH
+    mask_y = (window < windows) & (out_col < OW) & (offs % WIDTH < OUT)
+    offs_c = channel + tl.arange(0, 1)
+    c = offs_c[:, None, None]
+    vectors = _per_channel(
+        bias_ptr, scale_ptr, shift_ptr, dstats_ptr, c, C, HAS_BIAS, HAS_SCALE, HAS_SHIFT, False, GRAD
+    )
+    start = tl.zeros([1, BLOCK_M, WIDTH], tl.float32) + vectors[0]
+    parts = _nothing_yet(start.shape, False, GRAD)
+    x_image = x_ptr + image * stride_xb + c * stride_xc
+    y_image = y_ptr + image * stride_yb + out_col * stride_yw + c * stride_yc
+    for out_row in range(first_row, end_row):
+        u = start
+        for ky in range(K):
+            for kx in range(K):
+                row, col = out_row - pad + ky, out_col - pad + kx
+                here = mask_y & (row >= 0) & (row < H) & (col >= 0) & (col < W)
+                x = tl.load(x_image + row * stride_xh + col * stride_xw, mask=here, other=0.0).to(tl.float32)
+                u += x * tl.load(w_ptr + c * (K * K) + (ky * K + kx)).to(tl.float32)
+                if PRE:
+                    u += tl.where((ky == K // 2) & (kx == K // 2), x, 0.0)
+        r_ptrs = None
+        if POST or GRAD:
+            r_ptrs = res_ptr + image * stride_rb + out_row * stride_rh + out_col * stride_rw + c * stride_rc
+        parts = _finish_row(
+            u, parts, y_image + out_row * stride_yh, r_ptrs, mask_y, vectors, ACT, HAS_SCALE, HAS_SHIFT, POST, False,
+            GRAD, WHOLE,
+        )  # fmt: skip
+    _store_parts(part_ptr, slot, parts, offs_c, C)
 
 
 @triton.jit
@@ -104,23 +230,10 @@ def depthwise_matrix_kernel(
     if PRE:
         unit = tl.where(mask_c & (tap == K // 2)[None], 1.0, 0.0).to(bands[0].dtype)
 
-    start = tl.zeros([BLOCK_C, BLOCK_M, WIDTH], tl.float32)
-    if HAS_BIAS:
-        start += tl.load(bias_ptr + c, mask=mask_c, other=0.0).to(tl.float32)
-    if HAS_SCALE:
-        scale = tl.load(scale_ptr + c, mask=mask_c, other=0.0).to(tl.float32)
-    if HAS_SHIFT:
-        shift = tl.load(shift_ptr + c, mask=mask_c, other=0.0).to(tl.float32)
-    if GRAD and STATS:
-        dsum = tl.load(dstats_ptr + c, mask=mask_c, other=0.0)
-        dsquare = 2.0 * tl.load(dstats_ptr + C + c, mask=mask_c, other=0.0)
-    if GRAD:
-        part0 = tl.zeros([BLOCK_C, BLOCK_M, WIDTH], tl.float32)
-        part1 = tl.zeros([BLOCK_C, BLOCK_M, WIDTH], tl.float32)
-        part2 = tl.zeros([BLOCK_C, BLOCK_M, WIDTH], tl.float32)
-    elif STATS:
-        part0 = tl.zeros([BLOCK_C, BLOCK_M, WIDTH // 2], tl.float32)
-        part1 = tl.zeros([BLOCK_C, BLOCK_M, WIDTH // 2], tl.float32)
+    vectors = _per_channel(
+        bias_ptr, scale_ptr, shift_ptr, dstats_ptr, c, C, HAS_BIAS, HAS_SCALE, HAS_SHIFT, STATS, GRAD
+    )
+    start = tl.zeros([BLOCK_C, BLOCK_M, WIDTH], tl.float32) + vectors[0]
 
     col = strip[:, None] * OUT - pad + offs_k[None, :]  # [M, 16]
     # Columns that no tap reaches are left out: the overlap of neighbouring windows comes from L2.
@@ -135,6 +248,8 @@ def depthwise_matrix_kernel(
     acc = ()
     for _ in tl.static_range(K):
         acc = acc + (start,)
+    parts = _nothing_yet(start.shape, STATS, GRAD)
+    total = tl.zeros([BLOCK_C, BLOCK_M // 2, 4], tl.float32)  # of a program that has no partial sums
     # Rows above the image would only shift accumulators that still hold their start.
     for i in range(tl.maximum(pad - first, 0), tl.minimum(rows, OH - first) + K - 1):
         row = first - pad + i
@@ -147,41 +262,30 @@ def depthwise_matrix_kernel(
             touched = touched + (u,)
         if i >= K - 1:
             out_row = first + i - (K - 1)
-            u = touched[0]
-            if GRAD:
-                dy = tl.load(r_base + out_row * stride_rh, mask=mask_y, other=0.0).to(tl.float32)
-                a, slope = activate_with_slope(u, ACT, False)
-                part1 += dy * a
-                part2 += dy
-                if HAS_SCALE:
-                    dy = dy * scale
-                if STATS:
-                    dy = dy + dsum + dsquare * a
-                    dy = dy if WHOLE else tl.where(mask_y, dy, 0.0)
-                y = dy * slope
-                part0 += y
-            else:
-                y = activate(u, ACT, False)
-                if STATS:
-                    a = y if WHOLE else tl.where(mask_y, y, 0.0)
-                    part0 += _pairs(a)
-                    part1 += _pairs(a * a)
-                if HAS_SCALE:
-                    y = y * scale
-                if HAS_SHIFT:
-                    y = y + shift
-                if POST:
-                    y += tl.load(r_base + out_row * stride_rh, mask=mask_y, other=0.0).to(tl.float32)
-            tl.store(y_base + out_row * stride_yh, y.to(y_ptr.dtype.element_ty), mask=mask_y)
+            if not GRAD and not STATS:
+                total += _summed(touched[0])
+            r_ptrs = r_base + out_row * stride_rh if POST or GRAD else None
+            parts = _finish_row(
+                touched[0], parts, y_base + out_row * stride_yh, r_ptrs, mask_y, vectors, ACT, HAS_SCALE, HAS_SHIFT,
+                POST, STATS, GRAD, WHOLE,
+            )  # fmt: skip
         acc = touched[1:] + (start,)
 
-    if GRAD or STATS:
-        n_parts: tl.constexpr = 3 if GRAD else 2
-        part_base = part_ptr + (tile * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * n_parts * C + offs_c
-        tl.store(part_base, tl.sum(tl.sum(part0, axis=2), axis=1), mask=offs_c < C)
-        tl.store(part_base + C, tl.sum(tl.sum(part1, axis=2), axis=1), mask=offs_c < C)
-        if GRAD:
-            tl.store(part_base + 2 * C, tl.sum(tl.sum(part2, axis=2), axis=1), mask=offs_c < C)
+    slot = (tile * tl.num_programs(1) + tl.program_id(1)).to(tl.int64)
+    _store_parts(part_ptr, slot, parts, offs_c, C)
+    if not STATS:  # a channel's statistics are no numbers anyway, nor is what they normalise
+        total = tl.sum(parts[1] if GRAD else total)
+        unknown = total - total
+        if unknown != unknown:  # infinite or NaN
+            first_c = pid % c_blocks * BLOCK_C
+            for channel in range(first_c, tl.minimum(first_c + BLOCK_C, C)):
+                _channel_by_taps(
+                    y_ptr, part_ptr, x_ptr, w_ptr, bias_ptr, scale_ptr, shift_ptr, res_ptr, dstats_ptr, stride_xb,
+                    stride_xc, stride_xh, stride_xw, stride_yb, stride_yc, stride_yh, stride_yw, stride_rb, stride_rc,
+                    stride_rh, stride_rw, C, H, W, OH, OW, pad, strips, windows, channel, tile * BLOCK_M, slot, first,
+                    tl.minimum(first + rows, OH), K, ACT, HAS_BIAS, HAS_SCALE, HAS_SHIFT, PRE, POST, GRAD, WHOLE,
+                    BLOCK_M, OUT, WIDTH,
+                )  # fmt: skip
 
 
 @triton.jit

@@ -92,11 +92,13 @@ def _flag_args(flags: Flags) -> dict[str, Any]:
 def _rows_per_program(base: int, rows: int, halo: int) -> int:
     """Output rows that a program walks down, where `base` programs a row do: at which the busiest SM has least to do.
 
+    It is busy with two programs at a time.
+
     A program reads `halo` rows more than it writes, and sets itself up in the time of about four rows.
     """
 
     def cost(pieces: int) -> tuple[int, int]:
-        return cdiv(base * pieces, MULTIPROCESSORS) * (cdiv(rows, pieces) + halo + 4), pieces
+        return cdiv(base * pieces, 2 * MULTIPROCESSORS) * (cdiv(rows, pieces) + halo + 4), pieces
 
     return cdiv(rows, min(range(1, rows + 1), key=cost))
 
@@ -111,24 +113,23 @@ def _window(k: int, columns: int) -> tuple[int, int]:
     return (most, 16) if most > 8 and 16 * cdiv(columns, most) <= 1.2 * 8 * cdiv(columns, 8) else (8, 8)
 
 
+def _channels(n: int) -> int:
+    """Channels of a direct kernel's tile: 64, or what divides n where 64 would leave much of the last tile empty."""
+    most, divides = min(64, _pow2(n)), n & -n
+    return divides if n % most and divides >= 16 else most
+
+
 @lru_cache(maxsize=4096)
 def _plan_conv(pass_name: str, g: Geometry, flags: Flags, *, matrix: bool, precise: bool, channels_last: bool) -> Plan:
     """The forward kernel, or with `flags.grad` its gradient-of-the-epilogue form."""
     sizes = {"C": g.C, "H": g.H, "W": g.W, "OH": g.OH, "OW": g.OW, "pad": g.pad}
     if matrix:
-        # With 32 windows a warp multiplies two tiles of 16 by the same bands of taps, and reads these from shared
-        # memory half as often. Its accumulators double, so 16 it is where registers are wanted for more: windows of
-        # over 8 outputs, the gradient's epilogue, sums beyond 7 x 7, and beyond 3 x 3 the pointers of narrow loads.
-        block_c, warps = 16, 8
+        # A tile of 16 windows and 8 channels for four warps: of larger ones the accumulators leave an SM fewer warps,
+        # which costs more than that neighbouring programs read the other half of each sector.
+        block_c, block_m = 8, 16
         wide = channels_last and g.C % 8 == 0
         out, width = _window(g.K, g.OW) if wide or not flags.grad else (8, 8)
         strips, c_blocks = cdiv(g.OW, out), cdiv(g.C, block_c)
-        block_m = 16 if flags.grad or ((7 if flags.stats else 9) if wide else 3) < g.K or width > 8 else 32
-        if cdiv(g.B * strips, 32) * c_blocks < MULTIPROCESSORS // 2:
-            block_m = 16
-        if flags.stats and not flags.grad and not wide and g.K > 3:
-            block_c, warps = 8, 4  # with eight warps ptxas aims at two programs an SM, and spills
-            c_blocks = cdiv(g.C, block_c)
         tiles = cdiv(g.B * strips, block_m)
         rows = _rows_per_program(tiles * c_blocks, g.OH, g.K - 1)
         grid = (tiles * c_blocks, cdiv(g.OH, rows))
@@ -139,22 +140,29 @@ def _plan_conv(pass_name: str, g: Geometry, flags: Flags, *, matrix: bool, preci
         # num_stages is one more than the rows that are loaded ahead. About 32 KiB on their way to an SM hide the time
         # that memory takes: two rows for each of two programs, four for a program alone on its SM. One row where more
         # would take registers that are not there: with narrow loads, with the sums, in the gradient at 5 x 5.
-        # The limit on registers is what lets two programs fit; by itself ptxas spills a little to fit three.
-        limit = 128 if wide and width > 8 and not flags.grad else None
-        alone = block_m == 16 and grid[0] * grid[1] <= MULTIPROCESSORS
-        few = not wide or (limit and flags.stats) or (flags.grad and g.K == 5)
+        # Without a limit on registers ptxas spills a little here and there so that one program more fits.
+        if flags.grad or (wide and g.K > 7):
+            limit = None
+        elif g.K > 7:
+            limit = 224  # two programs an SM
+        else:  # four where tiles are many and the epilogue is long, else three
+            limit = 128 if wide and width > 8 and flags.pre and flags.activation != "none" else 168
+        alone = grid[0] * grid[1] <= MULTIPROCESSORS
+        few = not wide or (width > 8 and flags.stats and not flags.grad) or (flags.grad and g.K in (5, 7))
         stages = 2 if few else 5 if alone else 3
         call = Call(
-            kernel=depthwise_matrix_kernel, args=args, grid=grid, pass_name=pass_name, num_warps=warps,
-            num_stages=stages, options={} if limit is None else {"maxnreg": limit},
+            kernel=depthwise_matrix_kernel, args=args, grid=grid, pass_name=pass_name, num_stages=stages,
+            options={} if limit is None else {"maxnreg": limit},
         )  # fmt: skip
         return Plan(call, tiles * grid[1])
-    # A tile is eight elements of each of 128 threads, along the contiguous axis.
+    # A tile is eight or sixteen elements of each thread, along the contiguous axis.
     elements = 1024
     # Outputs that share inputs, as many as fit in registers; where nothing is shared, one.
     fewer = g.stride > 1 or g.K > 5 or flags.grad
     columns = (1 if g.stride >= g.K else 2 if fewer else 4) if channels_last else 1
-    block_c = min(64, _pow2(g.C)) if channels_last else 2
+    block_c, warps = _channels(g.C) if channels_last else 2, 4
+    if channels_last and not precise and g.stride >= g.K > 4:  # many taps: few programs, each with much on its way
+        block_c, warps = min(32, block_c), 2
     block_p = elements // block_c if channels_last else 128
     strips = cdiv(g.OW, columns)
     positions = g.B * g.OH * strips
@@ -163,14 +171,16 @@ def _plan_conv(pass_name: str, g: Geometry, flags: Flags, *, matrix: bool, preci
     consts = {"K": g.K, "STRIDE": g.stride, "PRECISE": precise}
     blocks = {"BLOCK_C": block_c, "BLOCK_P": block_p, "COLUMNS": columns}
     args = sizes | consts | _flag_args(flags) | blocks
-    call = Call(kernel=depthwise_direct_kernel, args=args, grid=(tiles * c_blocks, 1), pass_name=pass_name)
+    call = Call(
+        kernel=depthwise_direct_kernel, args=args, grid=(tiles * c_blocks, 1), pass_name=pass_name, num_warps=warps
+    )
     return Plan(call, tiles)
 
 
 @lru_cache(maxsize=4096)
 def _plan_dx(g: Geometry, *, precise: bool, channels_last: bool) -> Plan:
     """The input's gradient at stride > 1."""
-    block_c = min(64, _pow2(g.C)) if channels_last else 2
+    block_c = _channels(g.C) if channels_last else 2
     block_p = (512 if precise else 1024) // block_c if channels_last else 256
     positions = g.B * g.H * g.W
     tiles, c_blocks = cdiv(positions, block_p), cdiv(g.C, block_c)
@@ -186,7 +196,7 @@ def _plan_dw(g: Geometry, *, matrix: bool, total: bool, channels_last: bool) -> 
     """The weight's gradient, and with `total` the per-channel sum of du; `slices` partial results to be added up."""
     sizes = {"C": g.C, "H": g.H, "W": g.W, "OH": g.OH, "OW": g.OW}
     if matrix:
-        block_c, block_m, warps = 16, 16, 8
+        block_c, block_m, warps = 8, 16, 4
         out, width = _window(g.K, g.OW) if g.C % 8 == 0 or not channels_last else (8, 8)
         strips = cdiv(g.OW, out)
         c_blocks, blocks_m = cdiv(g.C, block_c), cdiv(g.B * strips, block_m)
@@ -196,7 +206,7 @@ def _plan_dw(g: Geometry, *, matrix: bool, total: bool, channels_last: bool) -> 
         rows = _rows_per_program(slices * c_blocks, max(g.H, g.OH), g.K)
         grid = (slices * c_blocks, cdiv(max(g.H, g.OH), rows))
         # A group's rows are all loaded at once: pipelining them as well only costs registers.
-        group = 4 if g.K <= 7 else 2
+        group = (4 if channels_last or g.K > 3 else 3) if g.K <= 7 else 2
         sizes |= {"strips": strips, "windows": g.B * strips, "c_blocks": c_blocks, "tiles": tiles, "rows": rows}
         consts = {"K": g.K, "PAD": g.pad, "SUM": total}
         args = sizes | consts | {"BLOCK_C": block_c, "BLOCK_M": block_m, "OUT": out, "WIDTH": width, "GROUP": group}
@@ -204,7 +214,7 @@ def _plan_dw(g: Geometry, *, matrix: bool, total: bool, channels_last: bool) -> 
             kernel=depthwise_matrix_dw_kernel, args=args, grid=grid, pass_name="bwd_dw", num_warps=warps, num_stages=1
         )
         return Plan(call, slices * grid[1])
-    block_c = min(32, _pow2(g.C)) if channels_last else 2
+    block_c = min(32, _channels(g.C)) if channels_last else 2
     block_p = 512 // block_c if channels_last else 256
     positions, c_blocks = g.B * g.OH * g.OW, cdiv(g.C, block_c)
     blocks_p = cdiv(positions, block_p)

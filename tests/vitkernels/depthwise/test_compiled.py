@@ -46,14 +46,24 @@ def test_matrix_unit_multiplies_matrices(rows: Rows) -> None:
 
 
 def test_3x3_with_every_epilogue_is_bound_by_bytes(rows: Rows) -> None:
+    """Tiles of 8 channels share their sectors with a neighbour's: L2 gives each twice, which memory does not."""
     row = rows["cmt_s-a-irffn-b64-nhwc", "fwd"]
     assert row.narrowest_hot_load_bytes == 16
     assert row.issue_us < row.bytes_us
-    assert row.bytes_ratio <= 1.1
+    assert row.bytes_ratio <= 2.1
+    assert row.modelled_us is not None
+    assert row.modelled_us < 1.65 * row.bytes_us, "tiles of 16 channels, whose sectors are their own, took 1.84 times"
 
 
-@pytest.mark.parametrize(("case", "taps", "fma_us"), [("convmixer_1536_20", 81, 275.0), ("convmixer_768_32", 49, 83.0)])
-def test_large_kernels_beat_fp32_multiply_adds(rows: Rows, case: str, taps: int, fma_us: float) -> None:
+@pytest.mark.parametrize(
+    ("case", "taps", "fma_us", "at_most_us"),
+    [("convmixer_1536_20", 81, 275.0, 300.0), ("convmixer_768_32", 49, 83.0, 135.0)],
+)
+def test_large_kernels_beat_fp32_multiply_adds(
+    rows: Rows, case: str, taps: int, fma_us: float, at_most_us: float
+) -> None:
     row = rows[f"{case}-b64-nhwc", "fwd"]
     assert row.issue_us < fma_us, "the bound of one against that of the other: neither has waits"
-    assert row.issue_slots_per_element < taps / 2
+    assert row.issue_slots_per_element < 0.6 * taps
+    assert row.modelled_us is not None
+    assert row.modelled_us < at_most_us, "tiles of 16 channels or 32 windows took 382 and 188 us"

@@ -245,6 +245,14 @@ def _bit_mask(start: int, length: int) -> int:
     return ((1 << min(length, 32)) - 1) << min(start, 32)
 
 
+def _compare_floats(i: Instruction) -> Step | None:
+    """Whether one of two is NaN: data are taken to be numbers, so that what a kernel does about NaN is not run."""
+    if i.modifiers != ("NAN", "AND"):
+        return None
+    results = [name for name in writes(i) if is_predicate(name)]
+    return lambda t: put(t, results[0], 0)
+
+
 _HANDLERS: dict[str, Callable[[Instruction], Step | None]] = {
     "MOV": arith.move, "UMOV": arith.move, "R2UR": arith.move, "IMAD": arith.multiply_add, "LEA": arith.shift_add,
     "IADD3": arith.add, "IADD": arith.add, "VIADD": arith.add, "LOP3": arith.logic, "PLOP3": arith.predicate_logic,
@@ -262,5 +270,5 @@ _HANDLERS: dict[str, Callable[[Instruction], Step | None]] = {
     "FFMA": _float_arithmetic(lambda a, b, c: a * b + c),
     "VOTE": _warp_vote, "VOTEU": _warp_vote, "SHFL": _shuffle, "ELECT": _elect, "SYNCS": _arrived,
     "UTCATOMSWS": _arrived, "LDL": _from_stack, "STL": _to_stack,
-    "LDG": _from_memory,
+    "LDG": _from_memory, "FSETP": _compare_floats,
 }  # fmt: skip
