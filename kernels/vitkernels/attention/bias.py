@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vitkernels.attention.backward.plan import backward_calls, bias_slices
+from vitkernels.attention.backward.plan import backward_calls, bias_parts
 from vitkernels.attention.checks import Shape, check_qkv, check_shape, last_contiguous, softmax_gradient, token_major
 from vitkernels.attention.forward.plan import forward_calls, holds_bias
 from vitkernels.attention.padding import padded_bias
@@ -131,7 +131,7 @@ def pays_to_pad(q: Tensor, n_keys: int) -> bool:
     """
     B, H, N, _ = q.shape
     shorter = q.dtype == torch.bfloat16 or (q.dtype == torch.float16 and n_keys % 4 > 0)
-    return shorter and not holds_bias(q, n_keys) and B >= 16 and B * H * N * n_keys >= 2**24
+    return shorter and not holds_bias(q, n_keys) and B >= 16 and B * H * N * n_keys >= 2**23
 
 
 def bias_forward_calls(
@@ -156,7 +156,7 @@ def bias_backward_calls(
         first, expanded = [call], PADDED.value
     parts = None
     if dbias is not None:
-        parts = lse.new_empty((bias_slices(q, k.shape[2], arch), *dbias.shape))
+        parts = bias_parts(q, k.shape[2], arch, expanded=expanded)
     delta = lse.new_empty((B, H, N))
     calls = backward_calls(dq, dk, dv, parts, delta, q, k, v, bias, out, lse, grad, scale, arch, expanded=expanded)
     last = [] if dbias is None or parts is None else [sum_parts_call(dbias, parts, "bwd_sum_dbias")]

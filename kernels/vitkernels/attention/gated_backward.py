@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vitkernels.attention.backward.plan import backward_calls, bias_slices, key_block
+from vitkernels.attention.backward.plan import backward_calls, bias_parts, key_block
 from vitkernels.attention.blocks import padded_head_dim, rest_block, stride_alignment, tall_tile
 from vitkernels.attention.tiles import aligned, load_rows_or_last, sum_rows
 from vitkernels.runtime.call import Call, cdiv, sum_parts_call
@@ -197,7 +197,7 @@ def gated_backward_calls(
         # Triton 3.7 cannot lower tl.sum over what comes out of tensor memory.
         "BY_PRODUCT": reads_results_from_tensor_memory(arch),
     }  # fmt: skip
-    parts = lse.new_empty((bias_slices(q, k.shape[2], arch), H, N, N))
+    parts = bias_parts(q, k.shape[2], arch, gated=True)
     dp = parts[0] if parts.shape[0] == 1 else lse.new_empty((H, N, N))
     logits_args = {
         "dlogits_ptr": dpositional, "dgate_ptr": gate_parts[B * tiles :], "dp_ptr": dp, "logits_ptr": positional,

@@ -24,7 +24,7 @@ import triton
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vitkernels.attention.backward.plan import backward_calls, bias_slices
+from vitkernels.attention.backward.plan import backward_calls, bias_parts
 from vitkernels.attention.bias import bias_attention_reference, bias_attention_work, bias_reference_gradients
 from vitkernels.attention.checks import Shape, check_qkv, check_shape, last_contiguous, token_major
 from vitkernels.attention.forward.plan import forward_calls
@@ -85,15 +85,15 @@ def relative_backward_calls(
 ) -> list[Call]:  # fmt: skip
     """The launches that fill dq, dk, dv (token-major) and, where given, dtable."""
     _, H, N, _ = q.shape
-    parts = None if dtable is None else lse.new_empty((bias_slices(q, k.shape[2], arch), H, N, N))
+    parts = None if dtable is None else bias_parts(q, k.shape[2], arch, expanded=TABLE.value)
     delta = torch.empty_like(lse)
     calls = backward_calls(
         dq, dk, dv, parts, delta, q, k, v, expanded, out, lse, grad, scale, arch, expanded=TABLE.value
     )
     if dtable is None or parts is None:
         return calls
-    if parts.shape[0] > 2:  # two are added up while they are gathered
-        dbias = parts.new_empty((1, H, N, N))
+    if parts.shape[0] > 2 or parts.dtype != torch.float32:  # two are added up while they are gathered
+        dbias = lse.new_empty((1, H, N, N))
         calls.append(sum_parts_call(dbias, parts, "bwd_sum_dbias"))
         parts = dbias
     block_x = min(32, triton.next_power_of_2(grid[1]))

@@ -77,10 +77,13 @@ _BLOCK, _PROGRAMS = 1024, 512
 
 @triton.jit
 def sum_parts_kernel(
-    out_ptr,  # [size]
-    parts_ptr,  # [parts, size] fp32
-    size,
+    out_ptr,  # [size]: rows of `width` numbers
+    parts_ptr,  # [parts, size / width, PADDED]
+    size,  # numbers of a part
     parts,
+    width,
+    PADDED: tl.constexpr,  # numbers of a part's rows, 0 for `width`
+    AHEAD: tl.constexpr,  # loads on their way at a time
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -90,17 +93,26 @@ def sum_parts_kernel(
     rows = tl.arange(0, ROWS)
     total = tl.zeros([ROWS, BLOCK], tl.float32)
     parts_ptrs = parts_ptr + rows.to(tl.int64)[:, None] * size + offs[None, :]
-    for start in range(0, parts, ROWS):
+    for start in tl.range(0, parts, ROWS, loop_unroll_factor=AHEAD):
         total += tl.load(parts_ptrs, mask=(start + rows < parts)[:, None] & mask[None, :], other=0.0)
         parts_ptrs += tl.cast(size, tl.int64) * ROWS
+    if PADDED > 0:
+        mask = mask & (offs % PADDED < width)
+        offs = offs // PADDED * width + offs % PADDED
     tl.store(out_ptr + offs, tl.sum(total, 0).to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def sum_parts_call(out: Tensor, parts: Tensor, pass_name: str) -> Call:
-    """Launch of `sum_parts_kernel`: out (dense) is the sum over the first dimension of parts."""
-    size = out.numel()
+    """Launch of `sum_parts_kernel`: out (dense) is the sum over the first dimension of parts.
+
+    Rows of parts may be longer than those of out: what is beyond is left out.
+    """
+    size, width = parts[0].numel(), out.shape[-1]
     # Of few numbers a program takes several parts at a time: one after another each would wait for memory.
     block = min(_BLOCK, max(32, triton.next_power_of_2(cdiv(size, _PROGRAMS))))
-    args = {"out_ptr": out, "parts_ptr": parts, "size": size, "parts": parts.shape[0], "ROWS": _BLOCK // block,
-            "BLOCK": block}  # fmt: skip
+    args = {
+        "out_ptr": out, "parts_ptr": parts, "size": size, "parts": parts.shape[0], "width": width,
+        "PADDED": 0 if parts.shape[-1] == width else parts.shape[-1], "AHEAD": 4 if parts.shape[0] >= 32 else 1,
+        "ROWS": _BLOCK // block, "BLOCK": block,
+    }  # fmt: skip
     return Call(kernel=sum_parts_kernel, args=args, grid=cdiv(size, block), pass_name=pass_name)

@@ -24,3 +24,14 @@ def test_partial_results_are_summed(size: int, parts: int, rows: int, dtype: tor
     again = torch.empty_like(out)
     run_all([sum_parts_call(again, values, "sum")])
     assert torch.equal(again, out)
+
+
+@pytest.mark.parametrize(("parts", "width", "padded"), [(64, 197, 208), (3, 7, 16), (1, 20, 32)])
+def test_rows_of_partial_results_may_be_padded(parts: int, width: int, padded: int, device: str) -> None:
+    """Padding, which nobody wrote, holds what memory happens to hold."""
+    torch.manual_seed(0)
+    values = torch.randn(parts, 2, 5, padded, device=device, dtype=torch.float16)
+    values[..., width:] = float("nan")
+    out = torch.full((2, 5, width), float("nan"), device=device)
+    run_all([sum_parts_call(out, values, "sum")])
+    torch.testing.assert_close(out, values[..., :width].float().sum(0), atol=1e-5, rtol=1e-6)

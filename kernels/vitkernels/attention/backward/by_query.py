@@ -1,8 +1,8 @@
 """dQ of bias_attention (and of gated_attention): the passes in which queries stand still; see plan.py.
 
 Where one tile holds all keys (CMT: 49), a program owns a tile of queries of one head, keeps bias and dBias in registers
-and walks through a slice of the images. Elsewhere it owns the queries of one image and walks through its keys. Both
-make delta, which the other passes read.
+and walks through a slice of the images. Elsewhere it owns the queries of one image and walks through its keys, and can
+leave dS behind for dBias. Both make delta, which the other passes read.
 """
 
 # Parameters of kernels are Triton values, which have no Python types.
@@ -140,6 +140,7 @@ def _bwd_query_kernel(
 @triton.jit
 def _bwd_rows_kernel(
     dq_ptr,  # [B, H, N, D]
+    ds_ptr,  # [B, H, N, DS_ROW], or None
     delta_ptr,  # [B, H, N] fp32, given where GATED
     q_ptr,  # [B, H, N, D]
     k_ptr,  # [B, H, M, D]
@@ -172,6 +173,7 @@ def _bwd_rows_kernel(
     H,
     N,
     M,
+    DS_ROW,
     scale,
     score_scale,
     GATED: tl.constexpr,
@@ -201,25 +203,27 @@ def _bwd_rows_kernel(
     k_row, v_row, dq_row = aligned(k_stride_m, ALIGN), aligned(v_stride_m, ALIGN), aligned(dq_stride_n, ALIGN)
     q_row, do_row, out_row = aligned(q_stride_n, ALIGN), aligned(do_stride_n, ALIGN), aligned(out_stride_n, ALIGN)
     bias_row = row_step(bias_stride_n, ALIGN)
+    if ds_ptr is not None:
+        ds_ptr += (b64 * H + h) * N * DS_ROW
     if LAST < BLOCK_N and tile == tiles - 1:
         _rows(
-            dq_ptr, dq_row, delta_ptr, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_row, out_ptr,
-            out_row, do_ptr, do_row, lse_ptr, tile * BLOCK_N + tl.arange(0, LAST), N, M, scale, score_scale, GATED,
-            EXPANDED, D, BLOCK_D, BLOCK_M, REST,
+            dq_ptr, dq_row, ds_ptr, DS_ROW, delta_ptr, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_row,
+            out_ptr, out_row, do_ptr, do_row, lse_ptr, tile * BLOCK_N + tl.arange(0, LAST), N, M, scale, score_scale,
+            GATED, EXPANDED, D, BLOCK_D, BLOCK_M, REST,
         )  # fmt: skip
     else:
         _rows(
-            dq_ptr, dq_row, delta_ptr, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_row, out_ptr,
-            out_row, do_ptr, do_row, lse_ptr, tile * BLOCK_N + tl.arange(0, BLOCK_N), N, M, scale, score_scale, GATED,
-            EXPANDED, D, BLOCK_D, BLOCK_M, REST,
+            dq_ptr, dq_row, ds_ptr, DS_ROW, delta_ptr, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_row,
+            out_ptr, out_row, do_ptr, do_row, lse_ptr, tile * BLOCK_N + tl.arange(0, BLOCK_N), N, M, scale, score_scale,
+            GATED, EXPANDED, D, BLOCK_D, BLOCK_M, REST,
         )  # fmt: skip
 
 
 @triton.jit
 def _rows(
-    dq_ptr, dq_row, delta_ptr, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_row, out_ptr, out_row, do_ptr,
-    do_row, lse_ptr, rows, N, M, scale, score_scale, GATED: tl.constexpr, EXPANDED: tl.constexpr, D: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, REST: tl.constexpr,
+    dq_ptr, dq_row, ds_ptr, ds_row, delta_ptr, q_ptr, q_row, k_ptr, k_row, v_ptr, v_row, bias_ptr, bias_row, out_ptr,
+    out_row, do_ptr, do_row, lse_ptr, rows, N, M, scale, score_scale, GATED: tl.constexpr, EXPANDED: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     """dQ of a tile of rows [R] of one image and head."""
     q = load_rows_or_last(q_ptr, q_row, rows, N, D, BLOCK_D)
@@ -237,15 +241,19 @@ def _rows(
     for start in range(0, whole, BLOCK_M):
         keys = start + tl.arange(0, BLOCK_M)
         bias = 0.0 if GATED else load_bias_inside(bias_ptr, bias_row, rows, N, keys, EXPANDED)
-        dq, _ = _absorb_keys(
+        dq, ds = _absorb_keys(
             q, do, lse, delta, dq, k_ptr, k_row, v_ptr, v_row, bias, keys, M, score_scale, False, EXPANDED, D
         )
+        if ds_ptr is not None:
+            store_scores(ds_ptr, ds.to(ds_ptr.dtype.element_ty), rows, N, keys, ds_row)
     if REST > 0:
         keys = whole + tl.arange(0, REST)
         bias = 0.0 if GATED else load_bias(bias_ptr, bias_row, rows, N, keys, M, EXPANDED)
-        dq, _ = _absorb_keys(
+        dq, ds = _absorb_keys(
             q, do, lse, delta, dq, k_ptr, k_row, v_ptr, v_row, bias, keys, M, score_scale, GATED, EXPANDED, D
         )
+        if ds_ptr is not None:
+            store_scores(ds_ptr, ds.to(ds_ptr.dtype.element_ty), rows, N, keys, ds_row)
     store_rows(dq_ptr, dq_row, dq * scale, rows, N, D, BLOCK_D)
 
 
@@ -261,13 +269,14 @@ def query_calls(
                  pass_name="bwd_query", num_stages=1, scores=B * H * N * shared["M"])]  # fmt: skip
 
 
-def rows_calls(dq: Tensor, shared: dict[str, Any], block_n: int, block_m: int) -> list[Call]:
-    """The launch that fills dq and (unless gated) delta, with keys in tiles of block_m.
+def rows_calls(dq: Tensor, ds: Tensor | None, shared: dict[str, Any], block_n: int, block_m: int) -> list[Call]:
+    """The launch that fills dq, ds [B, H, N, >= M] where given, and (unless gated) delta; keys in tiles of block_m.
 
     Four programs to a multiprocessor, whose copies run ahead, beat larger tiles that read keys less often.
     """
     B, H, N, _ = dq.shape
     args = shared | _dq_args(dq) | {
+        "ds_ptr": ds, "DS_ROW": 0 if ds is None else ds.shape[3],
         "BLOCK_N": block_n, "BLOCK_M": block_m, "LAST": last_tile(N, block_n), "REST": rest_block(shared["M"], block_m),
     }  # fmt: skip
     return [Call(kernel=_bwd_rows_kernel, args=args, grid=cdiv(N, block_n) * H * B, products=3,

@@ -9,14 +9,16 @@ The passes, each of which recomputes P and dS so that every sum stays inside one
 - where one program holds all queries (CoAtNet up to 256 tokens): queries_held.py makes dQ, dK and dV;
 - else by_query.py makes dQ (with dBias where one tile holds all keys, as in CMT) and
   by_key.py dK and dV;
-- where dBias is not made on the way, by_bias.py makes it.
+- where dBias is not made on the way, by_bias.py makes it; of wide heads with few keys dS itself is written, in the
+  dtype of q, which takes less time than to make it once more.
 
-The partial dBias (one for each slice of the images) and dK, dV (one for each span of queries) are summed in a fixed
-order.
+The partial dBias (one for each slice of the images, or dS of each image) and dK, dV (one for each span of queries) are
+summed in a fixed order.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from vitkernels.attention.backward.by_bias import bias_calls, bias_tile
@@ -47,9 +49,22 @@ def query_block(head_dim: int, itemsize: int, align: int, arch: int) -> int:
     return 32 if head_dim > 64 and narrow else 64
 
 
-def bias_slices(q: Tensor, n_keys: int, arch: int) -> int:
-    """Into how many slices of images the partial bias gradients are split."""
-    return cdiv(q.shape[0], _images(q, n_keys, arch))
+def bias_parts(q: Tensor, n_keys: int, arch: int, *, expanded: int = DENSE.value, gated: bool = False) -> Tensor:
+    """Room for the partial bias gradients: [slices, H, N, M] fp32, or [B, H, N, M padded to 16] of dS in q.dtype."""
+    B, H, N, _ = q.shape
+    if not gated and _writes_scores(q, n_keys, expanded, arch):
+        return q.new_empty((B, H, N, cdiv(n_keys, 16) * 16))
+    return q.new_empty((cdiv(B, _images(q, n_keys, arch)), H, N, n_keys), dtype=torch.float32)
+
+
+def _writes_scores(q: Tensor, n_keys: int, expanded: int, arch: int) -> bool:
+    """Whether dS is written for dBias: where heads are so wide that to make it again takes longer.
+
+    It takes at most five times the bytes of q. Where one tile holds all keys, dBias is made on the way.
+    """
+    D = q.shape[3]
+    wide = D > 32 and q.element_size() == 2
+    return wide and 64 < n_keys <= 5 * D and not (expanded and fits_whole(q, arch))
 
 
 def _images(q: Tensor, n_keys: int, arch: int) -> int:
@@ -84,7 +99,7 @@ def backward_calls(
     """The launches that fill dq, dk, dv (token-major), delta and, where given, dbias_parts.
 
     Args:
-        dbias_parts: [bias_slices(), H, N, M] fp32.
+        dbias_parts: as `bias_parts` makes it.
         delta: [B, H, N] fp32.
         arch: 90 for sm_90.
         expanded: one of `DENSE`, `TABLE`, `PADDED`: how bias is given.
@@ -121,7 +136,9 @@ def backward_calls(
         calls, bias_is_made = query_calls(dq, dbias_parts, of_queries, images, block_n, block_m), True
         calls += key_calls(dk, dv, of_tokens | {"GATED": False}, block_n, block_m, arch)
     else:
-        calls, bias_is_made = rows_calls(dq, of_queries | {"GATED": gated}, block_n, min(block_m, 32)), False
+        bias_is_made = not gated and _writes_scores(q, M, expanded, arch)
+        ds = dbias_parts if bias_is_made else None
+        calls = rows_calls(dq, ds, of_queries | {"GATED": gated}, block_n, min(block_m, 32))
         calls += key_calls(dk, dv, of_tokens | {"GATED": gated}, block_n, block_m, arch)
     if dbias_parts is not None and not bias_is_made:
         calls += bias_calls(dbias_parts, shared | {"GATED": gated}, images, block_n, block_m, arch)
