@@ -261,9 +261,8 @@ class Worker:
         case = one.case
         key = (case.device, case.dtype)
         if key not in self._peaks:
-            self._peaks[key] = peak.matmul_tflops(
-                torch.device(case.device), autocast_dtype(case) or TORCH_DTYPES[case.dtype]
-            )
+            dtype = autocast_dtype(case) or TORCH_DTYPES[case.dtype]
+            self._peaks[key] = peak.matmul_tflops(torch.device(case.device), dtype, self.options.min_time)
         passes = 3 if case.mode == "train" else 1  # a backward pass does twice the forward's products
         assert one.found.counts.gmacs is not None
         done = 2 * one.found.counts.gmacs * 1e9 * passes * img_per_s
