@@ -17,6 +17,8 @@ from vitbench.models import create_model, foreign, transformers_configs, unserve
 from vitbench.models.transformers_configs import Config
 from vitbench.results.row import Found, Speed
 
+pytestmark = pytest.mark.usefixtures("as_forked")
+
 
 @pytest.mark.parametrize(("pattern", "says"), [
     ("timm:convnext_tny", "did you mean convnext_tiny"),

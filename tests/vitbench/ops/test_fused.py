@@ -35,6 +35,8 @@ from vitbench.trace.skeleton import replace_tensors
 from vitbench.verify import judge
 from vitbench.verify.outcome import relative_error, run, without_dropout
 
+pytestmark = pytest.mark.usefixtures("as_forked")
+
 Build = Callable[[Ops], nn.Module]
 _STAGES = (Stage(1, 3, 1, 1, 16), Stage(2, 5, 2, 3, 16))
 _NET = EfficientNetConfig(0.5, 1.0, dropout=0.2, stages=_STAGES)
