@@ -134,11 +134,11 @@ def test_a_case_too_large_for_the_machine_is_oom_before_it_runs(tmp_path: Path) 
 
 
 def test_a_case_over_its_time_limit_is_a_row_and_the_sweep_goes_on(tmp_path: Path) -> None:
-    options = SweepOptions(min_time=0.02, max_time=0.2, time_limit=8, passes=("latency",))
+    options = SweepOptions(min_time=0.02, max_time=0.2, time_limit=4, passes=("latency",))
     slow = case("vit_large_patch16_512", resolution=(512, 512), batch=16)
     summary, _ = run([slow, case()], tmp_path / "a.csv", options)
     assert [row.status for row in summary.rows] == ["timeout", "ok"]
-    assert "--time-limit 8" in summary.rows[0].reason
+    assert "--time-limit 4" in summary.rows[0].reason
 
 
 def workers_of(parent: int) -> list[int]:
