@@ -14,7 +14,7 @@ from vitbench.audit.workers.process import Worker
 
 L2_BYTES = 50 << 20  # of an H100 or H200
 L1_BYTES = 128 << 10  # what shared memory leaves of it, at least
-WINDOWED = "depthwise_conv2d/cmt_s-?-lpu-*nhwc/fwd/*,depthwise_conv2d/cmt_s-d-irffn-*nhwc/fwd/*"
+WINDOWED = "depthwise_conv2d/cmt_s-[bd]-lpu-*nhwc/fwd/*"  # two windows of 14 in a row, and one of 7
 
 
 @pytest.fixture(scope="module")
@@ -24,21 +24,21 @@ def worker() -> Iterator[Worker]:
     found.close()
 
 
-def follow(worker: Worker, launch: Launch) -> tuple[float, float]:
+def follow(worker: Worker, launch: Launch, bypasses: bool) -> tuple[float, float]:
     """Bytes from memory and from the L2 cache, as multiples of the unavoidable ones; asynchronous copies pass L1 by."""
     found = worker.ask(job_of(launch, 90))
     assert isinstance(found, Traffic), found
     assert found.memory is not None
     assert found.programs == launch.programs
-    bypasses = launch.num_stages > 1
     return found.memory / launch.bytes, (found.loaded(bypasses, L1_BYTES) + found.stored) / launch.bytes
 
 
 @pytest.mark.parametrize("launch", registry.launches(["vitkernels"], 90, WINDOWED), ids=lambda launch: launch.case)
 def test_3x3_in_channels_last_moves_little_twice(worker: Worker, launch: Launch) -> None:
-    memory, l2 = follow(worker, launch)
+    """A program's eight channels are half of each sector, which its neighbour finds, and completes, in L2."""
+    memory, l2 = follow(worker, launch, bypasses=False)
     assert 1.0 <= memory <= 1.01
-    assert memory <= l2 <= 1.1
+    assert 2.0 <= l2 <= 2.2
 
 
 def test_few_keys_are_read_again_from_l2_only(worker: Worker) -> None:
@@ -47,6 +47,6 @@ def test_few_keys_are_read_again_from_l2_only(worker: Worker) -> None:
     Taller tiles read them less often, and take longer: fewer programs run at once.
     """
     (launch,) = registry.launches(["vitkernels"], 90, "bias_attention/cmt_s-a-224/fwd/*")
-    memory, l2 = follow(worker, launch)
+    memory, l2 = follow(worker, launch, bypasses=True)
     assert 1.0 <= memory <= 1.01
     assert memory <= l2 <= 2.1

@@ -79,7 +79,8 @@ class _Program:
         self.asked = self.asked_wide = self.stored = 0.0
         self.elements = self.operations = 0
         self.everything, self.narrow = _Cache(), _Cache()
-        self.loads: list[Array] = []
+        self.loads: list[Array] = [np.empty(0, np.int64)]
+        self.stores: list[Array] = [np.empty(0, np.int64)]
         self.atomics: list[Array] = [np.empty(0, np.int64)]
 
     def load(self, addresses: Array, active: Array, itemsize: int) -> None:
@@ -93,7 +94,8 @@ class _Program:
             self.narrow.load(sectors)
 
     def store(self, addresses: Array, active: Array) -> None:
-        self.stored += SECTOR * len(self._sectors(addresses, active)[0])
+        self.stores.append(self._sectors(addresses, active)[0])
+        self.stored += SECTOR * len(self.stores[-1])
 
     def _sectors(self, addresses: Array, active: Array) -> tuple[Array, int]:
         self.operations += 1
@@ -239,15 +241,20 @@ def follow(job: Job, l2_bytes: int = 0) -> Traffic:
 
 
 def _every(run: Callable[[tuple[int, int, int]], _Program], grid: tuple[int, int, int], l2_bytes: int) -> Traffic:
-    cache = _Cache((l2_bytes,))
     parts, common = [], _Common()
+    touched: list[Array] = []
     for place in spread(grid, math.prod(grid)):
         program = run(place)
-        cache.load(np.unique(np.concatenate([*program.loads, np.empty(0, np.int64)])))
-        cache.clock += round(program.stored)
+        stored = np.unique(np.concatenate(program.stores))
+        touched += [np.unique(np.concatenate(program.loads)), -1 - stored]  # that are written once, for all neighbours
         parts.append(common.add(program))
-    every = common.of(total(parts, 1.0), len(parts))
-    return replace(every, memory=float(cache.missed[0]) + every.stored)
+    sizes = np.array([len(sectors) for sectors in touched])
+    clock = np.repeat(SECTOR * (np.cumsum(sizes) - sizes), sizes)  # bytes that passed before
+    sectors = np.concatenate(touched)
+    order = np.argsort(sectors, kind="stable")
+    again = np.diff(sectors[order]) == 0
+    missed = len(sectors) - np.count_nonzero(again & (np.diff(clock[order]) <= l2_bytes))
+    return replace(common.of(total(parts, 1.0), len(parts)), memory=float(SECTOR * missed))
 
 
 def _arguments(kernel: Any, function: Any, job: Job) -> dict[str, Any]:
