@@ -46,13 +46,6 @@ def run(given: MaxBatchOptions) -> int:
     """
     from vitbench.bench import command, predict
 
-    instead = "`vitbench memory` predicts it on any machine"
-    try:
-        device = devices.check_device(given.device or "cuda")
-    except InputError as error:
-        raise InputError(str(error).replace("use --device cpu", instead)) from None
-    if device == "cpu":
-        raise InputError(f"max-batch measures a GPU's memory; {instead}")
     cases = command.plan(
         BenchOptions(
             model=given.model,
@@ -62,10 +55,17 @@ def run(given: MaxBatchOptions) -> int:
             mode=given.mode,
             dtype=given.dtype,
             layout=given.layout,
-            device=device,
-        )
+        ),
+        device=given.device or "cuda",
     )
     columns.check(table([]), given)
+    instead = "`vitbench memory` predicts it on any machine"
+    try:
+        device = devices.check_device(given.device or "cuda")
+    except InputError as error:
+        raise InputError(str(error).replace("use --device cpu", instead)) from None
+    if device == "cpu":
+        raise InputError(f"max-batch measures a GPU's memory; {instead}")
     here = cards.of_device(devices.environment(device).device_name)
     lines: list[Line] = []
     for case in cases:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -171,6 +172,10 @@ def _split(name: str) -> tuple[str, str]:
     return library, rest
 
 
+def _family(name: str) -> str:
+    return re.split(r"[-_*?\[]", name)[0]
+
+
 def match(pattern: str) -> list[str]:
     """The full names of the models that `LIBRARY:NAME` means, where NAME may have wildcards.
 
@@ -183,6 +188,8 @@ def match(pattern: str) -> list[str]:
         found = [wanted]  # a pretrained tag, whose configuration may have another resolution
     if not found:
         hint = nearest(wanted, names)
+        if hint.startswith("`vitbench list`"):  # as of swinn*: names of families may be near
+            hint = nearest(_family(wanted), dict.fromkeys(f"{_family(name)}*" for name in names))
         if hint.startswith("`vitbench list`"):
             hint = f"{library} has {len(names)} models, such as {names[0]}"
         raise InputError(f"unknown model {pattern!r}: {hint}")

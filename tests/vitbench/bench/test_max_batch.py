@@ -40,6 +40,8 @@ def test_without_a_gpu_it_says_so_in_one_line() -> None:
     with pytest.raises(InputError, match=r"needs an NVIDIA GPU.*; `vitbench memory` predicts") as error:
         max_batch.run(MaxBatchOptions())
     assert "--device" not in str(error.value)
+    with pytest.raises(InputError, match="unknown model 'resnet5': did you mean resnet50"):  # what is wrong here, too
+        max_batch.run(MaxBatchOptions(model="resnet5"))
     with pytest.raises(InputError, match="`vitbench memory` predicts"):
         max_batch.run(MaxBatchOptions(device="cpu"))
 

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.usefixtures("as_forked")
 @pytest.mark.parametrize(("pattern", "says"), [
     ("timm:convnext_tny", "did you mean convnext_tiny"),
     ("timm:zzzzzz", "models, such as"),
+    ("timm:swinn*", "did you mean swin* or swinv2*"),
     ("tim:convnext_tiny", "unknown library 'tim' in 'tim:convnext_tiny': did you mean timm?"),
     ("transformers:swin-tiny", "swin-tiny-patch4-window7-224"),
     ("torchvision:swin", "swin_"),
