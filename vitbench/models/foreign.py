@@ -187,7 +187,7 @@ def match(pattern: str) -> list[str]:
     if not found and library == "timm" and wanted.partition(".")[0] in names:
         found = [wanted]  # a pretrained tag, whose configuration may have another resolution
     if not found:
-        hint = nearest(wanted, names)
+        hint = nearest(wanted, [name for name in names if name.startswith(wanted)] or names)
         if hint.startswith("`vitbench list`"):  # as of swinn*: names of families may be near
             hint = nearest(_family(wanted), dict.fromkeys(f"{_family(name)}*" for name in names))
         if hint.startswith("`vitbench list`"):
