@@ -122,13 +122,15 @@ def test_fixed_runner_compares_with_its_own_file(repository: Path, gate: Callabl
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="with a GPU the gate measures")
 def test_without_a_gpu_both_commits_are_audited(repository: Path, gate: Callable[..., Done]) -> None:
-    commit(repository, "planted.py", lambda text: text.replace("p = tl.exp2(p)", "p = tl.exp2(tl.exp2(p))"))
-    options = ("--kernels", "planted.py", "--kernel", "plain,exp2", "--arch", "sm_90", "--markdown", "moved.md")
-    found = gate("--against", "base", *options)
-    assert found.returncode == 1, found.stdout + found.stderr
-    assert found.stdout.splitlines()[-1] == "slower: 2 launches compared: 1 slower, 1 same"
-    assert "modelled time +" in found.stdout
-    assert "| slower | `scores/exp2/fwd/bf16/sm_90` |" in (repository / "moved.md").read_text()
+    options = ("--kernels", "planted.py", "--kernel", "plain", "--arch", "sm_90")
+    same = gate("--against", "base", *options)
+    assert same.returncode == 0, same.stdout + same.stderr
+    assert same.stdout.splitlines()[-1] == "same: 1 launches compared: 1 same"
+    commit(repository, "planted.py", lambda text: text.replace("tl.exp2(scores * scale)", "tl.exp2(tl.exp2(scores))"))
+    slower = gate("--against", "base", *options, "--markdown", "moved.md")
+    assert slower.returncode == 1, slower.stdout + slower.stderr
+    assert "modelled time +" in slower.stdout
+    assert "| slower | `scores/plain/fwd/bf16/sm_90` |" in (repository / "moved.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from vitbench.audit.workers.process import Worker
 
 L2_BYTES = 50 << 20  # of an H100 or H200
 L1_BYTES = 128 << 10  # what shared memory leaves of it, at least
-WINDOWED = "depthwise_conv2d/cmt_s-[bd]-lpu-*nhwc/fwd/*"  # two windows of 14 in a row, and one of 7
+WINDOWED = "depthwise_conv2d/cmt_s-?-lpu-*nhwc/fwd/*,depthwise_conv2d/cmt_s-d-irffn-*nhwc/fwd/*"
 
 
 @pytest.fixture(scope="module")
