@@ -181,7 +181,8 @@ def _in_parts(op: Any) -> Callable[..., Any]:
         return parts
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        with torch._C._SetExcludeDispatchKeyGuard(_AUTOCAST, False):  # a mode is called with autocast excluded
+        # A mode is called with autocast excluded; where autocast is off, not to exclude it would put it on.
+        with torch._C._SetExcludeDispatchKeyGuard(_AUTOCAST, not torch.is_autocast_enabled("cpu")):
             return parts(*args, **kwargs)
 
     return run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
 import pytest
@@ -187,19 +188,30 @@ def test_one_hot_needs_no_data(mode: Literal["infer", "train"]) -> None:
 class Mixing(nn.Module):
     """An einsum of two dtypes: autocast has no rule for it, only for the product that it becomes."""
 
-    def __init__(self) -> None:
+    def __init__(self, mixed: bool) -> None:
         super().__init__()
+        self.mixed = mixed
         self.values = nn.Linear(10, 6)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1, 2)
-        return torch.einsum("bij,bjk->bik", (x @ x.transpose(1, 2)).softmax(-1), self.values(x)).mean(1)
+        weights, values = (x @ x.transpose(1, 2)).softmax(-1), self.values(x)
+        if self.mixed and torch.is_autocast_enabled("cpu"):
+            return torch.einsum("bij,bjk->bik", weights, values).mean(1)
+        with torch.autocast("cpu", enabled=False):
+            product = torch.einsum("bij,bjk->bik", weights.float(), values.float())
+        assert product.dtype is torch.float32
+        return product.mean(1)
 
 
-def test_products_inside_an_einsum_are_under_autocast() -> None:
-    step = make_step(Mixing(), torch.randn(2, 3, 40, 10), "infer", torch.bfloat16)
+@pytest.mark.parametrize("mixed", [True, False])
+@pytest.mark.parametrize("autocast", [torch.bfloat16, None])
+def test_products_inside_an_einsum_are_under_autocast_where_it_is_on(
+    autocast: torch.dtype | None, mixed: bool
+) -> None:
+    step = make_step(Mixing(mixed), torch.randn(2, 3, 40, 10), "infer", autocast)
     step()
-    found = predict(Mixing, (40, 10), 2, "infer", autocast=torch.bfloat16)
+    found = predict(partial(Mixing, mixed), (40, 10), 2, "infer", autocast=autocast)
     assert found.peak_mib == pytest.approx(measure(step).peak_mib, rel=0.01)
 
 
