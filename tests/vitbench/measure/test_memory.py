@@ -206,9 +206,7 @@ class Mixing(nn.Module):
 
 @pytest.mark.parametrize("mixed", [True, False])
 @pytest.mark.parametrize("autocast", [torch.bfloat16, None])
-def test_products_inside_an_einsum_are_under_autocast_where_it_is_on(
-    autocast: torch.dtype | None, mixed: bool
-) -> None:
+def test_products_inside_an_einsum_are_under_autocast_where_it_is_on(autocast: torch.dtype | None, mixed: bool) -> None:
     step = make_step(Mixing(mixed), torch.randn(2, 3, 40, 10), "infer", autocast)
     step()
     found = predict(partial(Mixing, mixed), (40, 10), 2, "infer", autocast=autocast)
