@@ -110,9 +110,10 @@ def sum_parts_call(out: Tensor, parts: Tensor, pass_name: str) -> Call:
     size, width = parts[0].numel(), out.shape[-1]
     # Of few numbers a program takes several parts at a time: one after another each would wait for memory.
     block = min(_BLOCK, max(32, triton.next_power_of_2(cdiv(size, _PROGRAMS))))
+    rows = _BLOCK // block
     args = {
         "out_ptr": out, "parts_ptr": parts, "size": size, "parts": parts.shape[0], "width": width,
-        "PADDED": 0 if parts.shape[-1] == width else parts.shape[-1], "AHEAD": 4 if parts.shape[0] >= 32 else 1,
-        "ROWS": _BLOCK // block, "BLOCK": block,
+        "PADDED": 0 if parts.shape[-1] == width else parts.shape[-1], "ROWS": rows, "BLOCK": block,
+        "AHEAD": 16 if parts.shape[0] >= 32 * rows else 4 if parts.shape[0] >= 32 else 1,
     }  # fmt: skip
     return Call(kernel=sum_parts_kernel, args=args, grid=cdiv(size, block), pass_name=pass_name)

@@ -54,7 +54,7 @@ def bias_parts(q: Tensor, n_keys: int, arch: int, *, expanded: int = DENSE.value
     B, H, N, _ = q.shape
     if not gated and _writes_scores(q, n_keys, expanded, arch):
         return q.new_empty((B, H, N, cdiv(n_keys, 16) * 16))
-    return q.new_empty((cdiv(B, _images(q, n_keys, arch)), H, N, n_keys), dtype=torch.float32)
+    return q.new_empty((cdiv(B, _images(q, n_keys, arch, gated)), H, N, n_keys), dtype=torch.float32)
 
 
 def _writes_scores(q: Tensor, n_keys: int, expanded: int, arch: int) -> bool:
@@ -67,8 +67,10 @@ def _writes_scores(q: Tensor, n_keys: int, expanded: int, arch: int) -> bool:
     return wide and 64 < n_keys <= 5 * D and not (expanded and fits_whole(q, arch))
 
 
-def _images(q: Tensor, n_keys: int, arch: int) -> int:
+def _images(q: Tensor, n_keys: int, arch: int, gated: bool) -> int:
     B, H, N, D = q.shape
+    if D > 32 and not gated and fits_short(N, n_keys, D, q.element_size(), arch):
+        return 1  # sums of several would take the registers of another program
     if n_keys <= 64:
         return images_per_program(B, cdiv(N, 64) * H)
     rows, *keys = bias_tile(q, 64, key_block(D, q.element_size(), arch), n_keys, arch)
@@ -113,7 +115,7 @@ def backward_calls(
     block_n = query_block(D, itemsize, align, arch)
     narrowed = block_n == 16 or (block_n == 32 and itemsize == 2)
     block_m = 16 if narrowed else key_block(D, itemsize, arch)
-    images = _images(q, M, arch)
+    images = _images(q, M, arch, gated)
     shared = {
         "q_ptr": q, "k_ptr": k, "v_ptr": v, "bias_ptr": bias, "do_ptr": do, "lse_ptr": lse, "delta_ptr": delta,
         "q_stride_b": q.stride(0), "q_stride_h": q.stride(1), "q_stride_n": q.stride(2),

@@ -1,6 +1,6 @@
-"""All gradients of bias_attention in one pass, where one tile holds the scores of an image (windows of Swin, CoAtNet's
-last stage); see plan.py. A program owns a head and walks through a slice of the images: scores are
-computed once for dQ, dK, dV and dBias, which stays in registers.
+"""All gradients of bias_attention in one pass, where one tile holds the scores of an image (windows of Swin, the last stage
+of CoAtNet and of CMT); see plan.py. A program owns a head and walks through a slice of the images: scores are computed
+once for dQ, dK, dV and dBias, which stays in registers.
 """
 
 # Parameters of kernels are Triton values, which have no Python types.
@@ -121,8 +121,13 @@ def _bwd_short_kernel(
 
 
 def fits_short(n: int, m: int, head_dim: int, itemsize: int, arch: int) -> bool:
-    """Whether one tile holds all scores of an image and head, and the registers its gradients."""
-    return max(n, m) <= 64 and head_dim <= 32 and itemsize == 2 and not reads_operands_from_registers(arch)
+    """Whether one tile holds all scores of an image and head, and the registers its gradients.
+
+    Heads of more than 32 channels leave none for the sums of several images, and on sm_100 two passes are faster.
+    """
+    if itemsize != 2 or reads_operands_from_registers(arch) or max(n, m) > 64:
+        return False
+    return head_dim <= (32 if reads_results_from_tensor_memory(arch) else 64)
 
 
 def short_calls(
