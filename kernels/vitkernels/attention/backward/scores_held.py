@@ -1,6 +1,6 @@
-"""All gradients of bias_attention in one pass, where one tile holds the scores of an image (windows of Swin, the last stage
-of CoAtNet and of CMT); see plan.py. A program owns a head and walks through a slice of the images: scores are computed
-once for dQ, dK, dV and dBias, which stays in registers.
+"""All gradients of bias_attention in one pass, where one tile holds the scores of an image (windows of Swin, the last
+stage of CoAtNet and of CMT); see plan.py. A program owns a head and walks through a slice of the images: scores are
+computed once for dQ, dK, dV and dBias, which stays in registers.
 """
 
 # Parameters of kernels are Triton values, which have no Python types.
