@@ -116,6 +116,17 @@ def launch(m: int, n: int, k: int, tiles: Tiles, case: str = "") -> Launch:
     )  # fmt: skip
 
 
+#: Products of CMT-S at 224 px, batch 64, as a library would make them beside fused attention: q or the projection, and
+#: keys and values in one.
+CMT = {"cmt_s-a-q": (64 * 56 * 56, 64, 64), "cmt_s-a-kv": (64 * 49, 128, 64), "cmt_s-b-q": (64 * 28 * 28, 128, 128),
+       "cmt_s-b-kv": (64 * 49, 256, 128)}  # fmt: skip
+
+
 def audit_launches(arch: int) -> list[Launch]:
-    """A square product with each of TILES."""
-    return [launch(2048, 2048, 2048, tiles) for tiles in TILES]
+    """A square product with each of TILES, and CMT's with the small ones."""
+    square = [launch(2048, 2048, 2048, tiles) for tiles in TILES]
+    return square + [
+        launch(*shape, tiles, f"{case}-{tiles.m}x{tiles.n}x{tiles.k}")
+        for case, shape in CMT.items()
+        for tiles in TILES[2:6]
+    ]
