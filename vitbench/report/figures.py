@@ -176,9 +176,14 @@ def upward(field_name: str, title: str, log: bool = True) -> Any:
     import altair as alt
 
     scale = alt.Scale(type="log", nice=False, padding=10) if log else alt.Scale(zero=True)
-    return alt.Y(
-        f"{field_name}:Q", scale=scale, title=title, axis=alt.Axis(format="~s", tickCount=6, labelOverlap=True)
-    )
+    return alt.Y(f"{field_name}:Q", scale=scale, title=title, axis=short_numbers(tickCount=6, labelOverlap=True))
+
+
+def short_numbers(**how: Any) -> Any:
+    """An axis of numbers such as 10k and 0.6, of which SI's prefixes would make 600m; `how` is that of `alt.Axis`."""
+    import altair as alt
+
+    return alt.Axis(labelExpr="format(datum.value, abs(datum.value) < 1 ? '~g' : '~s')", **how)
 
 
 SIDE = "toNumber(split(datum.resolution, 'x')[0])"

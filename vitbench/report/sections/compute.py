@@ -3,7 +3,7 @@ published."""
 
 from __future__ import annotations
 
-from vitbench.report.figures import Figure, Section, base, colour, shape, tips
+from vitbench.report.figures import Figure, Section, base, colour, shape, short_numbers, tips
 from vitbench.report.reading import Results
 
 
@@ -14,7 +14,7 @@ def section(results: Results) -> Section:
     frame = results.frames["models"]
     frame = frame[frame["exaflops"].gt(0) & frame["top1"].gt(0)]
     frame = frame.assign(series=frame["family"] + ", " + frame["training_data"].str.split(",").str[0])
-    x = alt.X("exaflops:Q", title="exaFLOPs of pre-training", axis=alt.Axis(format="~s", labelOverlap=True),
+    x = alt.X("exaflops:Q", title="exaFLOPs of pre-training", axis=short_numbers(labelOverlap=True),
               scale=alt.Scale(type="log", nice=False, padding=20))  # fmt: skip
     y = alt.Y("top1:Q", title="published ImageNet top-1, %", scale=alt.Scale(zero=False, padding=12))
     told = [

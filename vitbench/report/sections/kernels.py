@@ -15,6 +15,7 @@ from vitbench.report.figures import (
     label,
     number,
     shape,
+    short_numbers,
     tips,
     upward,
 )
@@ -76,7 +77,7 @@ def _roofline(frame: pd.DataFrame) -> Figure:
     rows = base().transform_calculate(
         intensity="datum.matrix_us / datum.bytes_us", rate="datum.matrix_us / datum.modelled_us"
     )
-    x = alt.X("intensity:Q", title="arithmetic intensity, times the card's balance of products and bytes",
+    x = alt.X("intensity:Q", title="arithmetic intensity, times the card's balance",
               scale=alt.Scale(type="log", nice=False, padding=10), axis=alt.Axis(format="~g", tickCount=6))  # fmt: skip
     y = alt.Y("rate:Q", title="modelled share of the card's matrix rate", axis=alt.Axis(format="~%", tickCount=5),
               scale=alt.Scale(type="log", nice=False, padding=10))  # fmt: skip
@@ -106,7 +107,7 @@ def _floors(frame: pd.DataFrame) -> Figure:
     shown = frame.sort_values("arch")
     rows = base().transform_calculate(name=_NAME)
     y = alt.Y("name:N", title=None, axis=alt.Axis(labelLimit=230, grid=True))
-    x = alt.X("floor_share:Q", title="least possible time over modelled time", axis=alt.Axis(format="~%", tickCount=5))
+    x = alt.X("floor_share:Q", title="floor over modelled time", axis=alt.Axis(format="~%", tickCount=5))
     each = rows.mark_point(size=26, opacity=0.6).encode(
         x=x, y=y, color=colour(), shape=shape(), tooltip=tips(*_TIPS), yOffset=alt.YOffset("arch:N")
     )
@@ -173,7 +174,7 @@ def _peers(frame: pd.DataFrame, title: str) -> Figure:
 
     kinds = sorted(frame["impl"].unique())
     x = alt.X("median_us:Q", title="microseconds of a call", scale=alt.Scale(type="log", nice=False, padding=12),
-              axis=alt.Axis(format="~s", tickCount=6))  # fmt: skip
+              axis=short_numbers(tickCount=6))  # fmt: skip
     y = alt.Y("name:N", title=None, axis=alt.Axis(labelLimit=230, grid=True))
     rows = base().transform_calculate(name="datum.case + ' ' + datum.dtype")
     whiskers = rows.mark_rule().encode(x=alt.X("ci_low_us:Q", title=None), x2="ci_high_us:Q", y=y)
@@ -202,7 +203,7 @@ def _published(frame: pd.DataFrame, facts: list[str]) -> Figure:
                  f"{number((both / frame['measured_us']).median())}")  # fmt: skip
     ends = [{"measured_us": end, "both": end} for end in (frame["measured_us"].min(), frame["measured_us"].max())]
     rows = base().transform_calculate(both="datum.modelled_us + (datum.launch_us || 0)")
-    x = alt.X("measured_us:Q", title="measured microseconds, as published", axis=alt.Axis(format="~s", tickCount=6),
+    x = alt.X("measured_us:Q", title="measured microseconds, as published", axis=short_numbers(tickCount=6),
               scale=alt.Scale(type="log", nice=False, padding=12))  # fmt: skip
     y = upward("both", "modelled microseconds")
     told = ["kernel:N", "shape:N", "card:N", "measured_us:Q", "modelled_us:Q", "bound:N", "use:N", "source:N"]

@@ -24,6 +24,7 @@ from vitbench.report.figures import (
     number,
     several,
     shape,
+    short_numbers,
     side,
     steps,
     tips,
@@ -218,7 +219,7 @@ def _published(frame: pd.DataFrame, facts: list[str]) -> Figure:
         for end in (frame["measured_mib"].min(), frame["measured_mib"].max())
     ]
     x = alt.X("measured_mib:Q", scale=alt.Scale(type="log", nice=False, padding=12), title="measured MiB, as published",
-              axis=alt.Axis(format="~s", tickCount=6))  # fmt: skip
+              axis=short_numbers(tickCount=6))  # fmt: skip
     y = upward("predicted_mib", "predicted MiB")
     dots = base().mark_point().encode(
         x=x, y=y, color=colour(), shape=shape(),

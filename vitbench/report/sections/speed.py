@@ -21,6 +21,7 @@ from vitbench.report.figures import (
     modes,
     several,
     shape,
+    short_numbers,
     side,
     steps,
     tips,
@@ -126,7 +127,7 @@ def _published(frame: pd.DataFrame, facts: list[str]) -> Figure:
     shown = frame.iloc[::step]
     low, high = frame["measured_img_per_s"].min(), frame["measured_img_per_s"].max()
     x = alt.X("measured_img_per_s:Q", title="measured images per second, as published",
-              scale=alt.Scale(type="log", nice=False, padding=12), axis=alt.Axis(format="~s", tickCount=6))  # fmt: skip
+              scale=alt.Scale(type="log", nice=False, padding=12), axis=short_numbers(tickCount=6))  # fmt: skip
     y = upward("predicted_img_per_s", "predicted images per second")
     dots = base().mark_point(size=14, opacity=0.6).encode(
         x=x, y=y, color=colour(), shape=shape(),
