@@ -64,11 +64,16 @@ th { position: sticky; top: 0; background: var(--band) } tr:nth-child(even) td {
 .scroll { overflow: auto; max-height: 75vh; border: 1px solid var(--edge); margin: 1rem 0 }
 .scroll:focus-visible { outline: 2px solid var(--link) } .chart { width: 100% } p { margin: .4rem 0 }
 """
-#: What charts on a page look like in the dark: the words of axes are written there, those of marks are `INK`.
-DARK = """
+#: Charts on a page: the words of axes in the dark, where those of marks are `INK`; what a point tells on a phone.
+CHARTS = """
 @media (prefers-color-scheme: dark) {
   .chart :is(.role-axis-label, .role-axis-title, .role-legend-label, .role-title-text) text { fill: #c3c9d1 }
   .chart text[fill="#767676"] { fill: #a3abb5 }
+}
+@media (max-width: 500px) {
+  /* Beside the finger it would reach beyond the screen. */
+  #vg-tooltip-element { inset: auto 8px 8px !important }
+  #vg-tooltip-element td.value { max-width: none; white-space: normal; overflow-wrap: anywhere }
 }
 """
 INK = "#767676"  # of words and lines in a picture: legible on white and on dark
@@ -132,7 +137,7 @@ def page(charts: Sequence[object], path: Path, title: str, table: str, notes: Se
     drawn = "".join(_embed(chart, number) for number, chart in enumerate(charts))
     parts = (
         '<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">',
-        f"<title>{escape(title)}</title><style>{_STYLE}{DARK}{_right(head, lines)}</style>",
+        f"<title>{escape(title)}</title><style>{_STYLE}{CHARTS}{_right(head, lines)}</style>",
         f"<script>{libraries()}</script><h1>{escape(title)}</h1>{told}{drawn}",
         f"<div class=scroll tabindex=0 role=region aria-label=Rows><table><thead><tr>{names}</tr></thead>"
         f"<tbody>{body}</tbody></table></div></html>",
@@ -146,4 +151,4 @@ def _right(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return f":is({', '.join(f'td:nth-child({n}), th:nth-child({n})' for n in numbers)}) {{ text-align: right }}"
 
 
-__all__ = ["DARK", "INK", "INSTALL", "config", "libraries", "page", "plotting_missing", "save", "save_specification"]
+__all__ = ["CHARTS", "INK", "INSTALL", "config", "libraries", "page", "plotting_missing", "save", "save_specification"]

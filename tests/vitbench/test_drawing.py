@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.vitbench.hovering import room
 from vitbench import drawing
 from vitbench.memory import command as memory
 from vitbench.memory.plan import Row as MemoryRow
@@ -60,6 +61,7 @@ def test_pages_follow_width_and_scheme(browser: Any, make: Any, width: int, dark
       return box.width && (box.left < 0 || box.right > innerWidth);
     }).map((one) => one.textContent)"""
     assert browser.execute_script(outside) == []
+    assert room(browser, ".chart", "", 2) >= 0
     pale = """const clear = /rgba\\(.*, 0\\)|none|transparent/;
     const bright = (colour) => clear.test(colour) ? null : +/\\d+/.exec(colour)[0];
     const [svg, label] = ['.chart svg', '.chart .role-axis-label text'].map((one) => document.querySelector(one));

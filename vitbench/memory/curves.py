@@ -114,9 +114,11 @@ def _over_batch(rows: Sequence[Row], mode: str, measured: Mapping[Row, float]) -
     ticks = alt.Axis(values=sorted(data["batch"].unique().tolist()), format="d")
     x = alt.X("batch:Q", scale=alt.Scale(type="log", base=2), axis=ticks, title="batch size")
     y = alt.Y("MiB:Q", scale=alt.Scale(type="log"), title="peak MiB")
-    layers = [alt.Chart(data).mark_line(point=not points).encode(x=x, y=y, color=_color())]
+    said = [alt.Tooltip("series:N", title="model"), "batch:Q", alt.Tooltip("MiB:Q", format=",.1f")]
+    shown_as = {"x": x, "y": y, "color": _color(), "tooltip": said}
+    layers = [alt.Chart(data).mark_line(point=not points).encode(**shown_as)]
     if points:
-        layers.append(alt.Chart(pd.DataFrame(points)).mark_point(filled=True, size=60).encode(x=x, y=y, color=_color()))
+        layers.append(alt.Chart(pd.DataFrame(points)).mark_point(filled=True, size=60).encode(**shown_as))
     layers += _marks(curves, "batch", "MiB", lambda at: f"batch {at[0]:.0f}, {at[1]:,.0f} MiB")
     layers += _capacity(gpu, data)
     alike = set(sizes.values())
@@ -167,7 +169,8 @@ def _over_resolution(rows: Sequence[Row], mode: str) -> Any:
     ticks = alt.Axis(values=sorted(data["px"].unique().tolist()), format="d")
     x = alt.X("px:Q", scale=alt.Scale(type="log", nice=False), axis=ticks, title="resolution")
     y = alt.Y("largest:Q", scale=alt.Scale(type="log"), title="largest batch")
-    layers = [alt.Chart(data).mark_line(point=True).encode(x=x, y=y, color=_color())]
+    said = [alt.Tooltip("series:N", title="model"), "px:Q", alt.Tooltip("largest:Q", title="largest batch")]
+    layers = [alt.Chart(data).mark_line(point=True).encode(x=x, y=y, color=_color(), tooltip=said)]
     layers += _marks(curves, "px", "largest", lambda at: f"{at[0]:.0f} px, batch {at[1]:,.0f}")
     gpus = ", ".join(dict.fromkeys(row.gpu for row in rows))
     title = f"Largest batch, {_word(mode)}, {gpus} (predicted)"

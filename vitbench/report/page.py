@@ -73,7 +73,7 @@ def html(results: Results, parts: Sequence[Section], title: str, changes: Sequen
             "<!doctype html><html lang=en><meta charset=utf-8>",
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             '<meta name=viewport content="width=device-width, initial-scale=1"><link rel=icon href="data:,">',
-            f"<title>{escape(title)}</title><style>{style}{drawing.DARK}</style>",
+            f"<title>{escape(title)}</title><style>{style}{drawing.CHARTS}</style>",
             *body,
             f"<script id=data type=application/json>{_json(data)}</script>",
             *(f"<script>{script}</script>" for script in scripts),

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.vitbench.hovering import room
 from tests.vitbench.report import problems
 from vitbench.report import page, reading
 
@@ -178,28 +179,11 @@ def test_lays_out_without_overlap(browser: Any, report: Path, width: int, dark: 
     assert browser.get_log("browser") == [], "a picture without names is no warning either"
 
 
-_POINT = """
-const charts = [...document.querySelectorAll('figure')];
-const chart = charts.find((one) => one.textContent.includes('compute of pre-training'));
-chart.scrollIntoView({block: 'center'});
-return chart.querySelectorAll('.mark-symbol.role-mark path')[arguments[0]] ?? null;
-"""
-_TOLD = """
-const box = document.querySelector('#vg-tooltip-element.visible')?.getBoundingClientRect();
-return box ? [box.left, box.top, innerWidth - box.right, innerHeight - box.bottom] : [];
-"""
-
-
 @pytest.mark.parametrize("width", [390, 1280])
 def test_what_a_point_tells_is_on_the_screen(browser: Any, report: Path, width: int) -> None:
-    from selenium.webdriver.common.action_chains import ActionChains
-
     _open(browser, report, width)
     for number in (0, 12):  # on the left, and further right
-        _until(lambda number=number: browser.execute_script(_POINT, number) is not None)
-        ActionChains(browser).move_to_element(browser.execute_script(_POINT, number)).perform()
-        _until(lambda: browser.execute_script(_TOLD) != [])
-        assert min(browser.execute_script(_TOLD)) >= 0
+        assert room(browser, "figure", "compute of pre-training", number) >= 0
 
 
 def test_ten_thousand_rows_load_and_filter_without_a_stall(browser: Any, tmp_path: Path) -> None:
