@@ -114,6 +114,6 @@ def sum_parts_call(out: Tensor, parts: Tensor, pass_name: str) -> Call:
     args = {
         "out_ptr": out, "parts_ptr": parts, "size": size, "parts": parts.shape[0], "width": width,
         "PADDED": 0 if parts.shape[-1] == width else parts.shape[-1], "ROWS": rows, "BLOCK": block,
-        "AHEAD": 16 if parts.shape[0] >= 32 * rows else 4 if parts.shape[0] >= 32 else 1,
+        "AHEAD": 8 if parts.shape[0] >= 32 * rows else 4 if parts.shape[0] >= 32 else 1,
     }  # fmt: skip
     return Call(kernel=sum_parts_kernel, args=args, grid=cdiv(size, block), pass_name=pass_name)
