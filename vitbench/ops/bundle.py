@@ -92,7 +92,7 @@ def flex_attention(
 def _flex(q: Tensor, k: Tensor, v: Tensor, score_mod: Callable[..., Tensor] | None, scale: float | None) -> Tensor:
     try:
         return _compiled_flex()(q, k, v, score_mod=score_mod, scale=scale)
-    except NotImplementedError as error:  # what it does not do on this device or for these shapes
+    except NotImplementedError as error:  # FlexAttention's class for a device or shapes that it refuses
         raise Unsupported(f"FlexAttention: {error}") from error
 
 

@@ -111,6 +111,7 @@ def sum_parts_call(out: Tensor, parts: Tensor, pass_name: str) -> Call:
     # Of few numbers a program takes several parts at a time: one after another each would wait for memory.
     block = min(_BLOCK, max(32, triton.next_power_of_2(cdiv(size, _PROGRAMS))))
     rows = _BLOCK // block
+    # AHEAD: what many parts wait for is memory; more than 8 loads on their way spill with Triton 3.8.
     args = {
         "out_ptr": out, "parts_ptr": parts, "size": size, "parts": parts.shape[0], "width": width,
         "PADDED": 0 if parts.shape[-1] == width else parts.shape[-1], "ROWS": rows, "BLOCK": block,

@@ -46,7 +46,7 @@ class InThisProcess:
 
 @pytest.fixture
 def failing_counter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """What counting on the meta device came to with a CUDA build of torch 2.11."""
+    """What counting on the meta device came to with a CUDA build of torch 2.11: torch's own words and class."""
 
     def count(model: nn.Module, resolution: object) -> None:
         raise NotImplementedError("convolution_overrideable not implemented")
@@ -94,7 +94,7 @@ class Raising(nn.Module):
         raise self.error
 
 
-@pytest.mark.parametrize("error", [
+@pytest.mark.parametrize("error", [  # classes and words are torch's, where it has no kernel
     RuntimeError("\"addmm_impl_cpu_\" not implemented for 'Half'"),
     NotImplementedError("Could not run 'aten::_foreach' with arguments from the 'CUDA' backend."),
     NotImplementedError("convolution_overrideable not implemented"),
@@ -111,7 +111,7 @@ def test_an_operator_that_torch_lacks_is_a_limit_of_the_case_only_where_the_case
 
 def test_what_flex_attention_refuses_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> Tensor:
-        raise NotImplementedError("no such mask")
+        raise NotImplementedError("no such mask")  # FlexAttention's class for what it refuses
 
     monkeypatch.setattr(bundle, "_compiled_flex", lambda: refuse)
     q = torch.ones(1, 1, 2, 4)

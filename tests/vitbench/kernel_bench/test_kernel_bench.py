@@ -65,6 +65,7 @@ IMPLS = {
     "nan": lambda a, b: product(a, b) / 0,
     "refuses": fail(Unsupported("no masks here")),
     "no kernel": through(SDPBackend.MATH, fail(RuntimeError("No available kernel. Aborting execution."))),
+    # Torch's class where it has no kernel: a fault of ours that raises it must not pass for "unsupported".
     "not written": fail(NotImplementedError("an operator of ours is not supported here")),
     "breaks": fail(RuntimeError("first line\nsecond line")),
     "too large": fail(torch.OutOfMemoryError("tried to allocate 1 TiB")),

@@ -186,7 +186,7 @@ def test_one_hot_needs_no_data(mode: Literal["infer", "train"]) -> None:
 
 
 class Mixing(nn.Module):
-    """An einsum of two dtypes: autocast has no rule for it, only for the product that it becomes."""
+    """An einsum in fp32 with autocast off, or (mixed) of two dtypes under it, which has a rule for its product alone."""
 
     def __init__(self, mixed: bool) -> None:
         super().__init__()

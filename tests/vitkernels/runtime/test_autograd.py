@@ -87,6 +87,7 @@ def test_torch_func_grad(problem: Problem) -> None:
 
 def test_forward_mode_is_an_error(problem: Problem) -> None:
     op, tensors = problem
+    # Torch raises this of a Function without jvp.
     with pytest.raises(NotImplementedError, match="jvp"):
         torch.func.jvp(op, tuple(tensors), tuple(tensors))
     with torch.no_grad(), forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
