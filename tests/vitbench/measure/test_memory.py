@@ -186,7 +186,7 @@ def test_one_hot_needs_no_data(mode: Literal["infer", "train"]) -> None:
 
 
 class Mixing(nn.Module):
-    """An einsum in fp32 with autocast off, or (mixed) of two dtypes under it, which has a rule for its product alone."""
+    """An einsum in fp32 with autocast off, or (mixed) of two dtypes under it, which has a rule for its product."""
 
     def __init__(self, mixed: bool) -> None:
         super().__init__()
