@@ -180,10 +180,13 @@ def upward(field_name: str, title: str, log: bool = True) -> Any:
 
 
 def short_numbers(**how: Any) -> Any:
-    """An axis of numbers such as 10k and 0.6, of which SI's prefixes would make 600m; `how` is that of `alt.Axis`."""
+    """An axis of numbers such as 10k and 0.6, of which SI's prefixes would make 600m; `how` is that of `alt.Axis`.
+
+    Of a logarithmic axis Vega leaves some ticks without a label, so that decades stand out; they stay without."""
     import altair as alt
 
-    return alt.Axis(labelExpr="format(datum.value, abs(datum.value) < 1 ? '~g' : '~s')", **how)
+    plain = "datum.label && abs(datum.value) < 1 ? format(datum.value, '~g') : datum.label"
+    return alt.Axis(format="~s", labelExpr=plain, **how)
 
 
 SIDE = "toNumber(split(datum.resolution, 'x')[0])"

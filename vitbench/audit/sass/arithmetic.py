@@ -161,18 +161,16 @@ def logic(i: Instruction) -> Step:
 def predicate_logic(i: Instruction) -> Step:
     names = [o for o in i.operands if is_predicate(o)]
     tables = [int(o, 16) for o in i.operands if not is_predicate(o)]
-    results, sources = names[:2], [getter(name) for name in names[2:5]]
+    sources = [getter(name) for name in names[2:5]]
+    kept = [(name, table) for name, table in zip(names[:2], tables, strict=False) if name[-1] != "T"]
 
     def run(t: Thread) -> None:
         values = [get(t) for get in sources]
-        for name, table in zip(results, tables, strict=False):
-            rows = {
-                table >> (a << 2 | b << 1 | c) & 1
-                for a in ((0, 1) if values[0] is None else (values[0],))
-                for b in ((0, 1) if values[1] is None else (values[1],))
-                for c in ((0, 1) if values[2] is None else (values[2],))
-            }
-            put(t, name, rows.pop() if len(rows) == 1 else None)
+        can = [(0, 1) if value is None else (value,) for value in values]
+        rows = [a << 2 | b << 1 | c for a in can[0] for b in can[1] for c in can[2]]
+        for name, table in kept:
+            found = table >> rows[0] & 1
+            put(t, name, found if all(table >> row & 1 == found for row in rows[1:]) else None)
 
     return run
 
@@ -180,23 +178,23 @@ def predicate_logic(i: Instruction) -> Step:
 def set_predicate(i: Instruction) -> Step:
     names = [o for o in i.operands if is_predicate(o)]
     bits = 64 if "U64" in i.modifiers or "S64" in i.modifiers else 32
-    sources = [getter(o, bits) for o in i.operands if not is_predicate(o)]
-    results, extra = names[:2], [getter(name) for name in names[2:]]
-    name = alu.comparison(i.modifiers)
-    unsigned = "U32" in i.modifiers or "U64" in i.modifiers
+    left, right = (getter(o, bits) for o in i.operands if not is_predicate(o))
+    # The second result is of the opposite comparison.
+    kept = [(result, opposite) for opposite, result in enumerate(names[:2]) if result[-1] != "T"]
+    extra = [getter(name) for name in names[2:]]
+    name, extended = alu.comparison(i.modifiers), "EX" in i.modifiers
+    # With their signs turned, signed numbers are in the order of unsigned ones.
+    turn = 0 if "U32" in i.modifiers or "U64" in i.modifiers else 1 << bits - 1
 
     def run(t: Thread) -> None:
-        values = known(sources, t)
-        test: Value = None
-        below = extra[1](t) if "EX" in i.modifiers and len(extra) > 1 else 1
-        if values is not None and below is not None:
-            a, b = values if unsigned else (signed(values[0], bits), signed(values[1], bits))
-            test = int(alu.compare(name, a, b, bool(below) if "EX" in i.modifiers else None))
+        a, b, test = left(t), right(t), None
+        below = extra[1](t) if extended and len(extra) > 1 else 1
+        if a is not None and b is not None and below is not None:
+            test = int(alu.compare(name, a ^ turn, b ^ turn, bool(below) if extended else None))
         trailing = extra[0](t) if extra else 1
-        first = alu.combine(i.modifiers, test, trailing)
-        second = alu.combine(i.modifiers, None if test is None else 1 - test, trailing)
-        for result, value in zip(results, (first, second), strict=False):
-            put(t, result, value)
+        for result, opposite in kept:
+            value = None if test is None else test ^ opposite
+            put(t, result, alu.combine(i.modifiers, value, trailing))
 
     return run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 
 from vitbench.audit.sass.graph import Graph
 from vitbench.audit.sass.listing import Instruction, is_predicate, register_of
@@ -144,7 +145,7 @@ def _slice(graph: Graph, needs: Callable[[Instruction], set[str]], always: set[s
     """Backwards flow of the registers that are needed; an instruction that sets one of them belongs to the slice and
     its own sources become needed, as they do of instructions that always belong."""
     code = graph.listing.instructions
-    sets, seeds = [writes(i) for i in code], [needs(i) for i in code]
+    sets, seeds, uses = [writes(i) for i in code], [needs(i) for i in code], cache(lambda index: reads(code[index]))
     chosen = [False] * len(code)
     needed_in: list[set[str]] = [set() for _ in graph.blocks]
     changed = True
@@ -162,7 +163,7 @@ def _slice(graph: Graph, needs: Callable[[Instruction], set[str]], always: set[s
                         chosen[index] = changed = True
                     if not instruction.guard:
                         needed.difference_update(set_here)
-                    needed |= reads(instruction)
+                    needed |= uses(index)
                 needed |= seeds[index]
             if needed != needed_in[block.number]:
                 needed_in[block.number], changed = needed, True

@@ -63,8 +63,8 @@ def getter(operand: str, bits: int = 32, carrying: bool = False) -> Getter:
             return lambda t: 0 if invert else 1
 
         def predicate(t: Thread) -> Value:
-            value = t.known(name)
-            return None if value is None else value ^ 1 if invert else value
+            word = t.values.get(name)
+            return (word ^ 1 if invert else word) if isinstance(word, int) else None
 
         return predicate
     if _HEX.match(operand):
@@ -91,7 +91,12 @@ def getter(operand: str, bits: int = 32, carrying: bool = False) -> Getter:
     if operand.lstrip("-~").removeprefix(register) not in ("", ".64"):
         return lambda t: None
     if bits == 32 and not sign:
-        return lambda t: t.known(register)
+
+        def plain(t: Thread) -> Value:
+            word = t.values.get(register)
+            return word if isinstance(word, int) else None
+
+        return plain
     stem = register.rstrip("0123456789")
     high_name = f"{stem}{int(register[len(stem) :]) + 1}"
 

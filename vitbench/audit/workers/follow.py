@@ -67,9 +67,14 @@ class _Cache:
         self.clock += SECTOR * len(sectors)
         self.last[at[seen]] = self.clock
         fresh = sectors[~seen]
-        where = np.searchsorted(self.sectors, fresh)
-        self.sectors = np.insert(self.sectors, where, fresh)
-        self.last = np.insert(self.last, where, self.clock)
+        if not len(fresh):
+            return
+        known = np.ones(len(self.sectors) + len(fresh), bool)
+        known[at[~seen] + np.arange(len(fresh))] = False
+        sectors_before, last_before = self.sectors, self.last
+        self.sectors, self.last = np.empty(len(known), np.int64), np.full(len(known), self.clock)
+        self.sectors[known], self.sectors[~known] = sectors_before, fresh
+        self.last[known] = last_before
 
 
 class _Program:
@@ -146,16 +151,12 @@ class _Common:
 def _wide(addresses: Array, itemsize: int) -> bool:
     """Whether the elements lie in aligned runs of 16 bytes along an axis, as a thread's vector load needs them."""
     run = 16 // itemsize
-    for axis, extent in enumerate(addresses.shape):
-        starts = np.take(addresses, range(0, extent, run), axis)
-        if extent % run == 0 and np.all(starts % 16 == 0) and np.all(_steps(addresses, axis, run) == itemsize):
-            return True
+    for axis in reversed(range(addresses.ndim)):
+        if addresses.shape[axis] % run == 0:
+            runs = addresses.swapaxes(axis, -1).reshape(-1, run)
+            if not np.any(runs[:, 0] & 15) and np.all(runs[:, 1:] - runs[:, :-1] == itemsize):
+                return True
     return False
-
-
-def _steps(addresses: Array, axis: int, run: int) -> Array:
-    along = np.moveaxis(addresses, axis, -1)
-    return np.diff(along.reshape(*along.shape[:-1], -1, run), axis=-1)
 
 
 class _Followed(interpreter.InterpreterBuilder):
