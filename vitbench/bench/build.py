@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vitbench.bench.plan import Case
 from vitbench.catalog import Resolution, parse_resolution
 from vitbench.models import create_model, inputs, spec_of
+from vitbench.models.undrawn import Undrawn
 from vitbench.models.variants import of_theirs
 from vitbench.models.weights import enliven
 from vitbench.ops.implementations import ops_for
@@ -76,7 +77,8 @@ class Workload:
         if key not in self._module_of:
             if any(kept[:3] != key[:3] for kept in self._module_of):
                 self._module_of.clear()
-            module = create_model(case.model, ops_for(impl).name, case.resolution, variant=self.variant)
+            with Undrawn():
+                module = create_model(case.model, ops_for(impl).name, case.resolution, variant=self.variant)
             module.to(case.device, dtype)
             # Module.to takes a memory format too, which its type stubs leave out.
             self._module_of[key] = module.to(memory_format=memory_format(case))  # type: ignore[call-overload]

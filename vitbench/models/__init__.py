@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -28,6 +29,7 @@ from vitbench.models import (
     yolos,
 )
 from vitbench.models.spec import ModelSpec, Preprocessing
+from vitbench.models.undrawn import Undrawn
 from vitbench.models.weights import load_weights
 from vitbench.ops.bundle import Ops
 from vitbench.ops.implementations import ops_for
@@ -117,7 +119,8 @@ def create_model(
     try:
         if why := unserved(name, impl, resolution, variant):
             raise InputError(f"{name} has no {impl.partition('+')[0]} implementation: {why}")
-        model = spec.build(ops_for(impl), resolution, spec.num_classes if num_classes is None else num_classes)
+        with nullcontext() if weights is None else Undrawn():
+            model = spec.build(ops_for(impl), resolution, spec.num_classes if num_classes is None else num_classes)
     except ValueError as error:
         raise InputError(f"{name} at {format_resolution(resolution)}: {error}") from error
     if weights is not None:
