@@ -45,11 +45,11 @@ def audit_launches(arch: int) -> list[Launch]:
         grid=(TOKENS // 64 * 96,), elements=96 * TOKENS * TOKENS, bytes=96 * (2 * 2 * TOKENS * DIM + 4 * TOKENS),
         matrix_flops=96 * 2 * TOKENS * TOKENS * DIM, special=96 * TOKENS * TOKENS, num_stages=2,
     )  # fmt: skip
-    without = {**plain.args, "PLANT": "no matrix", "TILE": 16, "tokens": 128}
+    without = {**plain.args, "PLANT": "no matrix", "TILE": 16, "tokens": 64}
     return [
         plain,
         replace(plain, case="exp2", args={**plain.args, "PLANT": "exp2"}),
-        replace(plain, case="no matrix", args=without, grid=(6144,)),
+        replace(plain, case="no matrix", args=without, grid=(1536,)),
         replace(plain, case="spill", args={**plain.args, "PLANT": "spill"}, options={"maxnreg": 64}),
         replace(plain, case="narrow", unaligned=frozenset({"k_ptr"})),
     ]
