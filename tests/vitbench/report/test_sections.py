@@ -12,7 +12,7 @@ import pytest
 
 from tests.vitbench.report import problems
 from vitbench.report import page, reading
-from vitbench.report.figures import MOST, Figure
+from vitbench.report.figures import MOST, Figure, upward
 from vitbench.report.kinds import KINDS
 from vitbench.report.reading import Results
 from vitbench.report.sections import pareto
@@ -181,3 +181,12 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     assert "vitbench memory-curves" in said["memory"]
     assert "vitbench doctor" in said["energy"]
     assert "make audit-accept" in said["kernels"]
+
+
+@pytest.mark.parametrize(("low", "high", "labels"), [(150, 40_000, "200 1k 2k 10k 20k"), (0.5, 3, "0.5 0.6 0.7 1 2 3")])
+def test_logarithmic_axes_name_what_vega_chose_and_shortly(low: float, high: float, labels: str) -> None:
+    axis = upward("mib", "MiB").to_dict()
+    chart = {"data": {"values": [{"mib": low}, {"mib": high}]}, "mark": "point", "height": 300, "encoding": {"y": axis}}
+    root = ElementTree.fromstring(vl_convert.vegalite_to_svg(json.loads(json.dumps(chart))))
+    groups = [group for group in root.iter() if "role-axis-label" in group.get("class", "")]
+    assert [text.text for group in groups for text in group.iter() if text.text] == labels.split()
