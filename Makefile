@@ -22,8 +22,8 @@ GPU_PY := $(PY)
 GPU_READY := $(READY)
 ifneq ($(filter $(ON_GPU),$(MAKECMDGOALS)),)
   ifeq ($(origin VENV),file)
-    NEEDED := torch, triton, numpy, pandas, pynvml, typer, rich, safetensors, PIL
-    ifeq ($(shell $(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11); import $(NEEDED); print("has")' 2>&1 | tail -n 1),has)
+    NEEDED := torch triton numpy pandas pynvml typer rich safetensors PIL
+    ifeq ($(shell $(PYTHON) -c 'import sys; from importlib.util import find_spec as has; assert sys.version_info >= (3, 11); print(all(map(has, "$(NEEDED)".split())))' 2>&1 | tail -n 1),True)
       GPU_PY := $(AS_IT_IS)
       GPU_READY :=
     endif

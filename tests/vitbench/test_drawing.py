@@ -39,16 +39,21 @@ def _predictions(folder: Path) -> Path:
     return predict.write(rows, folder)[-1]
 
 
-@pytest.mark.parametrize("make", [_memory, _predictions])
+@pytest.fixture(scope="module", params=[_memory, _predictions])
+def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same one for every width and scheme, as its pictures take seconds to draw."""
+    path: Path = request.param(tmp_path_factory.mktemp("page"))
+    return path
+
+
 @pytest.mark.parametrize(("width", "dark"), [(390, True), (390, False), (1280, True), (1280, False)])
-def test_pages_follow_width_and_scheme(browser: Any, make: Any, width: int, dark: bool, tmp_path: Path) -> None:
-    path = make(tmp_path)
+def test_pages_follow_width_and_scheme(browser: Any, page: Path, width: int, dark: bool) -> None:
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     media = {"features": [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     browser.get_log("browser")
-    browser.get(path.as_uri())
+    browser.get(page.as_uri())
     charts = browser.execute_script("return document.querySelectorAll('.chart').length")
     end = time.monotonic() + 30
     while browser.execute_script("return document.querySelectorAll('.chart svg').length") < charts:

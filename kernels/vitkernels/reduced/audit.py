@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from vitkernels.reduced.attention import REDUCED_ATTENTION_CASES, ReducedAttentionCase, ReducedAttentionWeights
-from vitkernels.reduced.operators import block_calls, block_fits, expand_block_bias
+from vitkernels.reduced.operators import block_calls, block_fits, padded_keys
 from vitkernels.runtime.launch import Launch
 
 
@@ -29,7 +29,8 @@ def _launches(case: ReducedAttentionCase, arch: int) -> list[Launch]:
     taps = torch.empty(channels, 1, case.r, case.r, **half) if case.r > 1 else None  # type: ignore[call-overload]
     affine = vector if case.r > 1 else None
     k = torch.empty(case.B, keys, channels, **half)  # type: ignore[call-overload]
-    bias = expand_block_bias(torch.empty(case.heads, tokens, keys, device="meta"), torch.bfloat16)
+    # As `expand_block_bias` makes it, whose arithmetic on the meta device imports torch._dynamo, 2 s of every audit.
+    bias = torch.empty(case.heads, tokens, padded_keys(keys), **half)  # type: ignore[call-overload]
     pair = (square, vector)
     w = ReducedAttentionWeights(vector, vector, *pair, *pair, *pair, *pair, taps)
     calls = block_calls(x, k, k, x, bias, w, affine, affine, case.h, case.heads, 1e-6, 1.0, arch, True)

@@ -46,7 +46,7 @@ def block_serves(x: Tensor, dtype: torch.dtype, heads: int, keys: int) -> bool:
     return fits and not (INTERPRETED and dtype == torch.bfloat16)
 
 
-def _padded_keys(keys: int) -> int:
+def padded_keys(keys: int) -> int:
     return max(16, triton.next_power_of_2(keys))
 
 
@@ -54,9 +54,7 @@ def expand_block_bias(bias: Tensor, dtype: torch.dtype) -> Tensor:
     """[heads, N, M] as the block reads it fastest: [heads, N, padded M] of dtype, in units of log2; no gradient."""
     natural = bias.detach().float()
     log2 = (natural * LOG2E.value).clamp(min=LOWEST_EXPANDED.value).masked_fill(natural.isneginf(), OUTSIDE.value)
-    return torch.nn.functional.pad(
-        log2.to(dtype), (0, _padded_keys(bias.shape[2]) - bias.shape[2]), value=OUTSIDE.value
-    )
+    return torch.nn.functional.pad(log2.to(dtype), (0, padded_keys(bias.shape[2]) - bias.shape[2]), value=OUTSIDE.value)
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class BlockPlan:
 @lru_cache(maxsize=1024)
 def plan_block(batch: int, tokens: int, keys: int, channels: int, heads: int, arch: int) -> BlockPlan:
     """Chosen by shape and architecture alone; the audit calls it too."""
-    block_m = _padded_keys(keys)
+    block_m = padded_keys(keys)
     # Eight warps hold x, one head's scores and the result of 128 rows without spills up to 64 channels; beyond, 64 rows
     # (128 where the matrix unit reads from shared memory and adds up in registers) and one tile per program, since a
     # loop around it would spill.

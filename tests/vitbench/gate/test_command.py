@@ -55,8 +55,10 @@ def gate(command: Callable[..., Done], repository: Path, monkeypatch: pytest.Mon
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Path:
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout whose first commit, tagged base, does one unit of work."""
+    # Each run of its benchmarks would import hypothesis and trio, for plugins without use there: half of its time.
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest -p no:anyio")
     checkout = tmp_path / "checkout"
     bench = checkout / BENCHMARKS
     bench.parent.mkdir(parents=True)
@@ -107,7 +109,7 @@ def test_a_suite_of_ones_own_is_measured(repository: Path, gate: Callable[..., D
 def test_fixed_runner_compares_with_its_own_file(repository: Path, gate: Callable[..., Done]) -> None:
     file = repository / "runner.json"
     command = [sys.executable, "-m", "pytest", str(BENCHMARKS), "-q", f"--benchmark-json={file}"]
-    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     environment = {**own, "PYTHONPATH": os.pathsep.join([str(repository), *sys.path])}
     subprocess.run(command, cwd=repository, env=environment, check=True, capture_output=True)
     same = gate("--baseline", "runner.json", "--device", "cpu")

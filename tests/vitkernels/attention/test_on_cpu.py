@@ -17,11 +17,11 @@ from vitkernels import *
 
 assert "vitbench" not in sys.modules
 torch.manual_seed(0)
-B, H, grid, D = 2, 2, (3, 4), 16
+B, H, grid, D = 2, 2, (2, 3), 16
 N = grid[0] * grid[1]
 cases = {
     "bias": (bias_attention, bias_attention_reference, [(H, N, N)]),
-    "relative": (lambda *x: relative_attention(*x, grid), lambda *x: relative_attention_reference(*x, grid), [(35, H)]),
+    "relative": (lambda *x: relative_attention(*x, grid), lambda *x: relative_attention_reference(*x, grid), [(15, H)]),
     "gated": (gated_attention, gated_attention_reference, [(H, N, N), (H,)]),
 }
 for name, (op, reference, extra) in cases.items():
