@@ -116,7 +116,7 @@ def as_csv(rows: Sequence[Row]) -> str:
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: _plain(value) for name, value in asdict(row).items()})
+        writer.writerow({name: _plain(getattr(row, name)) for name in COLUMNS})
     return out.getvalue()
 
 
