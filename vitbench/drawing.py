@@ -26,15 +26,21 @@ def plotting_missing() -> bool:
 
 def save(chart: Any, stem: Path) -> list[Path]:
     """Writes a chart as stem.png and stem.svg, without a browser."""
-    return save_specification(chart.to_dict(validate=False), stem)  # Vega finds faults too, sooner
+    return save_specification(specification(chart), stem)
 
 
-def save_specification(specification: dict[str, Any], stem: Path) -> list[Path]:
+def specification(chart: Any) -> dict[str, Any]:
+    """Of Vega-Lite, with its data, not validated: Vega finds faults too, sooner."""
+    found: dict[str, Any] = chart.to_dict(validate=False)
+    return found
+
+
+def save_specification(found: dict[str, Any], stem: Path) -> list[Path]:
     """Writes a Vega-Lite specification with its data as stem.png and stem.svg."""
     import vl_convert
 
     png, svg = files = [stem.with_name(stem.name + suffix) for suffix in (".png", ".svg")]
-    text = vl_convert.vegalite_to_svg(specification)
+    text = vl_convert.vegalite_to_svg(found)
     svg.write_text(text, encoding="utf-8")
     png.write_bytes(vl_convert.svg_to_png(text, ppi=144))
     _shrink(png)
@@ -125,9 +131,9 @@ def _embed(chart: Any, number: int) -> str:
     """A chart as HTML that the bundle's scripts draw, its title as a heading; `number` tells it from others."""
     look = config()
     look["legend"]["labelLimit"] = {"expr": "width - 20"}  # a phone's too: the rest of a name is cut
-    specification = chart.to_dict() | {"config": look}
-    title = specification.pop("title", "")
-    text = json.dumps(specification, separators=(",", ":")).replace("<", "\\u003c")
+    drawn = specification(chart) | {"config": look}
+    title = drawn.pop("title", "")
+    text = json.dumps(drawn, separators=(",", ":")).replace("<", "\\u003c")
     place = f'<h2>{escape(title)}</h2><div class=chart id="chart{number}" role=img aria-label="{escape(title)}"></div>'
     return f'{place}<script>vegaEmbed("#chart{number}", {text}, {_OPTIONS})</script>'
 
@@ -162,4 +168,5 @@ def _right(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return f":is({', '.join(f'td:nth-child({n}), th:nth-child({n})' for n in numbers)}) {{ text-align: right }}"
 
 
-__all__ = ["CHARTS", "INK", "INSTALL", "config", "libraries", "page", "plotting_missing", "save", "save_specification"]
+__all__ = ["CHARTS", "INK", "INSTALL", "config", "libraries", "page", "plotting_missing", "save", "save_specification",
+           "specification"]  # fmt: skip
