@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import importlib.metadata
 import importlib.util
 import io
 import json
+import os
 import re
+import tempfile
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -22,23 +26,25 @@ def plotting_missing() -> bool:
 
 def save(chart: Any, stem: Path) -> list[Path]:
     """Writes a chart as stem.png and stem.svg, without a browser."""
-    files = [stem.with_name(stem.name + suffix) for suffix in (".png", ".svg")]
-    for path in files:
-        chart.save(str(path), **({"ppi": 144} if path.suffix == ".png" else {}))
-        if path.suffix == ".png":
-            _shrink(path)
-    return files
+    return save_specification(specification(chart), stem)
 
 
-def save_specification(specification: dict[str, Any], stem: Path) -> None:
+def specification(chart: Any) -> dict[str, Any]:
+    """Of Vega-Lite, with its data, not validated: Vega finds faults too, sooner."""
+    found: dict[str, Any] = chart.to_dict(validate=False)
+    return found
+
+
+def save_specification(found: dict[str, Any], stem: Path) -> list[Path]:
     """Writes a Vega-Lite specification with its data as stem.png and stem.svg."""
     import vl_convert
 
-    svg = vl_convert.vegalite_to_svg(specification)
-    stem.with_name(stem.name + ".svg").write_text(svg, encoding="utf-8")
-    path = stem.with_name(stem.name + ".png")
-    path.write_bytes(vl_convert.svg_to_png(svg, ppi=144))
-    _shrink(path)
+    png, svg = files = [stem.with_name(stem.name + suffix) for suffix in (".png", ".svg")]
+    text = vl_convert.vegalite_to_svg(found)
+    svg.write_text(text, encoding="utf-8")
+    png.write_bytes(vl_convert.svg_to_png(text, ppi=144))
+    _shrink(png)
+    return files
 
 
 def _shrink(path: Path) -> None:
@@ -104,19 +110,30 @@ def config() -> dict[str, Any]:
 
 
 def libraries() -> str:
-    """The plotting libraries themselves, as the text of a script."""
+    """The plotting libraries themselves, as the text of a script; kept for the next call, as it takes seconds."""
+    home = os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache"
+    version = importlib.metadata.version("vl-convert-python")
+    kept = Path(home) / "vitbench" / "drawing" / f"vl-convert-{version}.js"
+    with contextlib.suppress(OSError):
+        return kept.read_bytes().decode()
     import vl_convert
 
-    return str(vl_convert.javascript_bundle())  # type: ignore[call-arg]  # its stub asks for a snippet
+    text = str(vl_convert.javascript_bundle())  # type: ignore[call-arg]  # its stub asks for a snippet
+    with contextlib.suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
+            file.write(text.encode())
+        os.replace(file.name, kept)
+    return text
 
 
 def _embed(chart: Any, number: int) -> str:
     """A chart as HTML that the bundle's scripts draw, its title as a heading; `number` tells it from others."""
     look = config()
     look["legend"]["labelLimit"] = {"expr": "width - 20"}  # a phone's too: the rest of a name is cut
-    specification = chart.to_dict() | {"config": look}
-    title = specification.pop("title", "")
-    text = json.dumps(specification, separators=(",", ":")).replace("<", "\\u003c")
+    drawn = specification(chart) | {"config": look}
+    title = drawn.pop("title", "")
+    text = json.dumps(drawn, separators=(",", ":")).replace("<", "\\u003c")
     place = f'<h2>{escape(title)}</h2><div class=chart id="chart{number}" role=img aria-label="{escape(title)}"></div>'
     return f'{place}<script>vegaEmbed("#chart{number}", {text}, {_OPTIONS})</script>'
 
@@ -151,4 +168,5 @@ def _right(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return f":is({', '.join(f'td:nth-child({n}), th:nth-child({n})' for n in numbers)}) {{ text-align: right }}"
 
 
-__all__ = ["CHARTS", "INK", "INSTALL", "config", "libraries", "page", "plotting_missing", "save", "save_specification"]
+__all__ = ["CHARTS", "INK", "INSTALL", "config", "libraries", "page", "plotting_missing", "save", "save_specification",
+           "specification"]  # fmt: skip

@@ -84,3 +84,12 @@ def test_pages_follow_width_and_scheme(browser: Any, page: Path, width: int, dar
         "const box = document.querySelector('.scroll'); box.focus(); return document.activeElement === box"
     )
     assert box, "the table can be scrolled by keyboard"
+
+
+def test_the_libraries_are_bundled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    bundled = drawing.libraries()
+    (kept,) = (tmp_path / "vitbench" / "drawing").iterdir()
+    assert kept.read_bytes().decode() == bundled
+    kept.write_text("of the first call")
+    assert drawing.libraries() == "of the first call"

@@ -58,6 +58,22 @@ class Allocator:
         self._of: dict[int, tuple[_Block, list[tuple[int, int, _Block]]]] = {}
         self._end = 0
 
+    def beside(self, capacity: int | None) -> Allocator:
+        """Another one, of a capacity, that begins with what lies here and never goes. Nothing was freed here so far.
+
+        Raises: OutOfMemory.
+        """
+        if capacity is not None and self.reserved > capacity:
+            raise OutOfMemory
+        made = Allocator(capacity)
+        made.allocated, made.peak, made.reserved, made._end = self.allocated, self.peak, self.reserved, self._end
+        for small, blocks in self._free.items():
+            for size, address, block in blocks:
+                rest = _Block(address, size)
+                rest.free, rest.before = True, block.before  # which is not free, and stays so
+                made._free[small].append((size, address, rest))
+        return made
+
     def allocate(self, number: int, size: int) -> None:
         """Raises: OutOfMemory."""
         size = -(-size // GRANULE) * GRANULE or GRANULE
@@ -100,6 +116,11 @@ class Allocator:
         block.free = True
         insort(free, (block.size, block.address, block))
 
+    def free_from(self, first: int) -> None:
+        """Every storage whose number is `first` or more."""
+        for number in [number for number in self._of if number >= first]:
+            self.free(number)
+
     def _segment(self, size: int, small: bool) -> _Block:
         taken = _SMALL_SEGMENT if small else _LARGE_SEGMENT if size < _OWN_SEGMENT else -(-size // _ROUND) * _ROUND
         if self._capacity is not None and self.reserved + taken > self._capacity:
@@ -119,24 +140,25 @@ class Allocator:
             blocks[:] = [one for one in blocks if one not in whole]
 
 
-def replay(sizes: Sequence[int], held: int, events: Sequence[int], allocator: Allocator, times: int = 2) -> Peak:
+def replay(
+    sizes: Sequence[int], held: int, events: Sequence[int], allocator: Allocator, times: int = 2, there: int = 0
+) -> Peak:
     """Allocates the first `held` storages, then runs the events (a number comes, its complement goes) some times over.
 
-    Twice is enough for the cache to be what it is for the rest of a training run.
+    Twice is enough for the cache to be what it is for the rest of a training run. The first `there` storages lie in the
+    allocator already.
 
     Raises: OutOfMemory where the allocator's capacity is too small.
     """
-    for number in range(held):
+    for number in range(there, held):
         allocator.allocate(number, sizes[number])
-    returned = {event for event in events if event >= 0}.difference(~event for event in events if event < 0)
     for _ in range(times):
         for event in events:
             if event >= 0:
                 allocator.allocate(event, sizes[event])
             elif ~event >= held:
                 allocator.free(~event)
-        for number in returned:  # by the step
-            allocator.free(number)
+        allocator.free_from(held)  # what the step returned
     return Peak(allocator.peak, allocator.reserved)
 
 

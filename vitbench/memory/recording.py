@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,11 +61,29 @@ class Recording:
 
         Raises: OutOfMemory.
         """
-        sizes = self.sizes(batch).tolist()
-        first = Allocator(capacity)
-        if workspace:
-            first.allocate(-1, workspace)
-        return replay(sizes, self.held, self.events.tolist(), first)
+        begun = _begun(self, workspace).beside(capacity)
+        return replay(self.sizes(batch).tolist(), self.held, self._events, begun, there=self.fixed)
+
+    @cached_property
+    def _events(self) -> list[int]:
+        return self.events.tolist()
+
+    @cached_property
+    def fixed(self) -> int:
+        """How many of the storages that are held come before the first that grows with the batch."""
+        grows = np.flatnonzero(self.slope[: self.held])
+        return int(grows[0]) if len(grows) else self.held
+
+
+@lru_cache(maxsize=2)
+def _begun(recording: Recording, workspace: int) -> Allocator:
+    """What lies there at every batch, which is replayed for hundreds of them: the workspace and what is fixed."""
+    found = Allocator()
+    if workspace:
+        found.allocate(-1, workspace)
+    for number, size in enumerate(recording.constant[: recording.fixed].tolist()):
+        found.allocate(number, size)
+    return found
 
 
 def guess(storages: Storages, batch: int) -> Recording:

@@ -117,7 +117,7 @@ class Trace:
         self._built = build(work) if built is None else built
         self._recurrent = any(isinstance(module, nn.RNNBase) for module in self._built.modules())
         self._instead = cuda.instead(work.cudnn, work.softmax_keeps_input)
-        self._seen: set[Any] = set()
+        self._seen: set[int] = set()
         self._prepare(frozenset())
 
     def _prepare(self, idle: frozenset[int]) -> None:
@@ -137,7 +137,7 @@ class Trace:
 
     def _watch(self, op: Any, args: tuple[Any, ...], out: Any) -> None:
         if op is not cuda.CONVOLUTION or _overlaps(args):
-            self._seen.add(op)
+            self._seen.add(id(op))  # whose hash is slow
 
     @contextlib.contextmanager
     def _without_data(self) -> Iterator[None]:
@@ -169,8 +169,8 @@ class Trace:
             [kind or "activations" for kind in tracer.kinds],
             before,
             in_order(tracer.events),
-            bool(self._seen & cuda.PRODUCTS.keys()),
-            cuda.CONVOLUTION in self._seen,
+            any(id(op) in self._seen for op in cuda.PRODUCTS),
+            id(cuda.CONVOLUTION) in self._seen,
             self._recurrent,
         )
 

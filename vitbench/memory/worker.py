@@ -12,8 +12,8 @@ from vitbench.process import answers
 
 
 def warm() -> None:
-    """Imports what the first prediction would, torch._dynamo with its first tensor without data."""
-    for module in ("vitbench.memory.find", "torch._dynamo"):
+    """Imports what the first prediction would."""
+    for module in ("vitbench.memory.find", "torch.fx.experimental.symbolic_shapes"):
         importlib.import_module(module)
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -116,7 +117,7 @@ def as_csv(rows: Sequence[Row]) -> str:
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: _plain(value) for name, value in asdict(row).items()})
+        writer.writerow({name: _plain(getattr(row, name)) for name in COLUMNS})
     return out.getvalue()
 
 
@@ -173,7 +174,8 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     """The rows as CSV; where there are packages to draw a picture of top-1 against images a second, and a page."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "predictions.csv"
-    path.write_text(as_csv(rows), encoding="utf-8")
+    text = as_csv(rows)
+    path.write_text(text, encoding="utf-8")
     if drawing.plotting_missing():
         print(f"no picture drawn: {drawing.INSTALL}", file=sys.stderr)
         return [path]
@@ -182,10 +184,12 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
         return [path]
     page = folder / "predictions.html"
     notes = calibration.statement(dict.fromkeys(row.impl for row in rows)).split("\n")
-    drawing.page(
-        picture.panels(rows, "container"), page, "Top-1 against predicted images a second", as_csv(rows), notes
-    )
-    return [path, *drawing.save(chart, folder / "predictions"), page]
+    specification = drawing.specification(chart)
+    with ThreadPoolExecutor(1) as beside:  # a picture is made smaller while the page is written
+        files = beside.submit(drawing.save_specification, specification, folder / "predictions")
+        panels = picture.panels(rows, "container")
+        drawing.page(panels, page, "Top-1 against predicted images a second", text, notes)
+    return [path, *files.result(), page]
 
 
 __all__ = ["COLUMNS", "FORMATS", "as_csv", "as_json", "run", "table", "write"]

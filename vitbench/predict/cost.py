@@ -7,6 +7,7 @@ of 4; passes beside it and the launch come on top. Imports no torch.
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass, fields, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -129,6 +130,7 @@ _SHARP = 6.0
 _NUMBER = {kind: position for position, kind in enumerate(KINDS)}
 _MATRIX = ("product", "batched product", "convolution", "first convolution", "grouped convolution", "attention",
            "attention with bias")  # fmt: skip
+_IS_MATRIX = np.array([name in _MATRIX for name in KINDS])
 _SHARE_OF_BANDWIDTH = {
     **dict.fromkeys(KINDS[:10], "operands"),
     "batch norm": "normed",
@@ -154,12 +156,19 @@ def _by_kind(names: dict[str, str], parameters: Parameters, default: float) -> C
     return np.array([getattr(parameters, names[kind]) if kind in names else default for kind in KINDS])
 
 
+@lru_cache(maxsize=4)
+def _of_kinds(parameters: Parameters) -> tuple[Column, Column, Column]:
+    """Shares of the bandwidth and of products, and lengths, by the kind's number."""
+    shares = _by_kind(_SHARE_OF_BANDWIDTH, parameters, 1.0), _by_kind(_SHARE_OF_PRODUCTS, parameters, 1.0)
+    return *shares, _by_kind(_HALF, parameters, 0.0)
+
+
 def seconds(table: Table, parameters: Parameters, device: Device, batch: Column) -> Column:
     """Of one launch of each kernel, for a batch of each model."""
     images = batch[table.owner]
     moved = table.moved * images + table.fixed
     bandwidth = device.byte_rate(parameters)
-    share = _by_kind(_SHARE_OF_BANDWIDTH, parameters, 1.0)[table.kind]
+    share = _of_kinds(parameters)[0][table.kind]
     memory = moved / (bandwidth * share * (1 + parameters.cached * device.l2 / (device.l2 + moved)))
     arithmetic = table.macs * images / arithmetic_rate(table, parameters, device)
     both = np.maximum(memory, arithmetic) + 1e-15
@@ -172,14 +181,14 @@ def arithmetic_rate(table: Table, parameters: Parameters, device: Device) -> Col
     """Multiply-accumulates a second that each kernel could reach if memory took no time; infinite for copies."""
     kind = table.kind
     rate = np.full(len(kind), np.inf)
-    share = _by_kind(_SHARE_OF_PRODUCTS, parameters, 1.0)[kind]
-    half = _by_kind(_HALF, parameters, 0.0)[kind]
+    _, share_of_kind, half_of_kind = _of_kinds(parameters)
+    share, half = share_of_kind[kind], half_of_kind[kind]
     filled = table.depth / (table.depth + half) * table.width / (table.width + half)
     attention = (kind == _NUMBER["attention"]) | (kind == _NUMBER["attention with bias"])
     filled = np.where(attention, table.depth / (table.depth + _HEAD), filled)
     filled = np.where(kind == _NUMBER["first convolution"], filled * 3 / _PADDED, filled)
     aligned = np.where((table.aligned > 0) | (kind == _NUMBER["first convolution"]), 1.0, parameters.unaligned)
-    matrix = np.isin(kind, [_NUMBER[name] for name in _MATRIX])
+    matrix = _IS_MATRIX[kind]
     rate[matrix] = (device.matrix_rate(parameters) * share * filled * aligned)[matrix]
     large = np.where(table.depth > _LARGE, parameters.depthwise_large, parameters.depthwise)
     rate = np.where(kind == _NUMBER["depthwise convolution"], device.fp32 * large, rate)

@@ -15,7 +15,7 @@ from vitbench.predict import calibration
 from vitbench.predict.calibration import MANY, Anchored
 from vitbench.predict.cost import HBM, seconds
 from vitbench.predict.setting import Answer, Setting
-from vitbench.predict.table import KINDS, RARE, Kernel, Table
+from vitbench.predict.table import KINDS, RARE, Column, Kernel, Table
 
 PARTS = {
     "convolutions": tuple(kind for kind in KINDS if "convolution" in kind or "depthwise" in kind),
@@ -64,18 +64,21 @@ def kernel_seconds(
     impl: str = "eager",
 ) -> list[float]:
     """Of all launches of each kernel; `factors`: measured ones of arithmetic and bandwidth instead of the fitted."""
+    return _seconds(Table.of([kernels]), card, batch, factors, impl)
+
+
+def _seconds(table: Table, card: Card, batch: int, factors: Anchored | None, impl: str) -> list[float]:
     fitted = calibration.fitted(impl)
     device = fitted.device(card)
     if factors is not None:
         device = device.sustained(factors.arithmetic, factors.bandwidth)
-    table = Table.of([kernels])
-    times = seconds(table, fitted.parameters, device, np.array([float(batch)]))
-    return [float(value) for value in times * table.count]
+    times: Column = seconds(table, fitted.parameters, device, np.array([float(batch)])) * table.count
+    return [float(value) for value in times]
 
 
 def forecast(answer: Answer, setting: Setting, card: Card, batch: int, factors: Anchored | None = None) -> Forecast:
     """Of what `ask` answered, where it has a trace."""
-    times = kernel_seconds(answer.kernels, card, batch, factors, setting.impl)
+    times = _seconds(answer.table, card, batch, factors, setting.impl)
     total = sum(times)
     of_kind = dict.fromkeys(KINDS, 0.0)
     for (kernel, _), time in zip(answer.kernels, times, strict=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from vitbench.drawing import INK
@@ -19,6 +18,9 @@ _HEIGHT = 480
 _NAME = 13
 #: Pixels of a panel from which on names end within it.
 _WIDE = 500
+#: What a pointer is told, which with the names is all that a panel holds; and what tells panels apart.
+_TOLD = ["model:N", "resolution:N", "img_per_s:Q", "low:Q", "high:Q", "top1:Q", "top1_source:N", "memory_gib:Q"]
+_PANEL = ("gpu", "impl", "batch", "layout")
 #: Characters of a line above the panels.
 _WIDTH = 130
 
@@ -44,27 +46,28 @@ def panels(rows: Sequence[Row], width: int | str) -> list[Any]:
         return []
     alt.data_transformers.disable_max_rows()
     front = set(best(known))
-    frame = pd.DataFrame([{**asdict(row), "best": row in front, "name": _name(row)} for row in known])
+    shown = [name.partition(":")[0] for name in _TOLD]
+    frame = pd.DataFrame({name: [getattr(row, name) for row in known] for name in (*shown, *_PANEL)})
+    frame = frame.assign(best=[row in front for row in known], name=list(map(_name, known)))
     y = alt.Y("top1:Q", scale=alt.Scale(zero=False), title="ImageNet top-1, published (%)")
-    told = ["model:N", "resolution:N", "img_per_s:Q", "low:Q", "high:Q", "top1:Q", "top1_source:N", "memory_gib:Q"]
     drawn = []
     for (gpu, impl), data in frame.groupby(["gpu", "impl"], sort=False):
         batch, layout = data["batch"].iloc[0], data["layout"].iloc[0]
         card = gpu if impl == "eager" else f"{gpu}, compiled"
         x = alt.X("img_per_s:Q", scale=_scale(data["img_per_s"]), title="images/s, predicted")
-        others = alt.Chart(data[~data["best"]]).mark_circle(size=16, opacity=0.3, color=INK)
+        others = alt.Chart(data.loc[~data["best"], shown]).mark_circle(size=16, opacity=0.3, color=INK)
         leading = data[data["best"]].sort_values("img_per_s")
         named = leading[leading["model"].isin(_with_room(leading, data["top1"].max() - data["top1"].min()))]
-        line = alt.Chart(leading).mark_line(color="#d62728", interpolate="step-after", strokeWidth=1)
-        points = alt.Chart(leading).mark_circle(size=36, color="#d62728", opacity=1)
-        names = alt.Chart(named).mark_text(align="left", dx=5, dy=-7, fontSize=9)
+        line = alt.Chart(leading[shown]).mark_line(color="#d62728", interpolate="step-after", strokeWidth=1)
+        points = alt.Chart(leading[shown]).mark_circle(size=36, color="#d62728", opacity=1)
+        names = alt.Chart(named[["img_per_s", "top1", "name"]]).mark_text(align="left", dx=5, dy=-7, fontSize=9)
         if width == "container":
             names = names.transform_calculate(name=f"width > {_WIDE} ? datum.name : ''")
         drawn.append(
             alt.layer(
-                others.encode(x=x, y=y, tooltip=told),
+                others.encode(x=x, y=y, tooltip=_TOLD),
                 line.encode(x=x, y=y),
-                points.encode(x=x, y=y, tooltip=told),
+                points.encode(x=x, y=y, tooltip=_TOLD),
                 names.encode(x=x, y=y, text="name:N"),
             ).properties(title=f"{card}, batch {batch}, {layout}", width=width, height=_HEIGHT)
         )

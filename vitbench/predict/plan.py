@@ -146,11 +146,12 @@ def rows(given: PredictOptions, factors: Factors, told: Callable[[int, int], Non
     found = settings(given)
     asked = [setting for sized, setting in found if not sized.reason]
     answers = dict(zip(asked, ask.ask_all(asked, told), strict=True))
+    named, batches = cards_of(given), selection.split_batches(given.batch)
     made = [
         row_of(sized, setting, answers.get(setting), card, batch, factors.get(card.name))
         for sized, setting in found
-        for card in cards_of(given)
-        for batch in selection.split_batches(given.batch)
+        for card in named
+        for batch in batches
     ]
     return sorted((row for row in made if _passes(row, given)), key=SORTS.get(given.sort, SORTS["img_per_s"]))
 

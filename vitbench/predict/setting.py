@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from vitbench.catalog import Resolution
-from vitbench.predict.table import Kernel
+from vitbench.predict.table import Kernel, Table
 
 #: How models run: as eager PyTorch does, or through torch.compile in its default mode.
 IMPLS = ("eager", "compile")
@@ -42,6 +43,11 @@ class Answer:
     family: str = ""
     memory: tuple[tuple[int, int], ...] = ()
     reason: str = ""
+
+    @cached_property
+    def table(self) -> Table:
+        """The kernels as columns."""
+        return Table.of([self.kernels])
 
     def peak_bytes(self, batch: int) -> int:
         """What tensors take at the peak of a step without gradients."""

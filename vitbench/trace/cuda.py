@@ -78,13 +78,8 @@ def inside(op: Any, args: tuple[Any, ...], out: Any) -> int:
 
     cuBLAS takes matrices with one dense dimension, others are copied for it; attention's backward adds up in fp32.
     """
-    if op in PRODUCTS:
-        return sum(_copied(args[number]) for number in PRODUCTS[op])
-    if op is aten._scaled_dot_product_flash_attention_backward.default:
-        return workspace(args[1], flash=True)
-    if op is aten._scaled_dot_product_efficient_attention_backward.default:
-        return workspace(args[1], flash=False)
-    return 0
+    rule = _INSIDE.get(id(op))
+    return 0 if rule is None else rule(args)
 
 
 def _copied(matrix: Tensor) -> int:
@@ -93,6 +88,15 @@ def _copied(matrix: Tensor) -> int:
     *_, row, column = matrix.stride()
     dense = (column == 1 and row >= max(1, columns)) or (row == 1 and column >= max(1, rows))
     return 0 if dense else matrix.numel() * matrix.element_size()
+
+
+#: By id, as an operator's hash is slow.
+_INSIDE: dict[int, Callable[[tuple[Any, ...]], int]] = {
+    id(op): lambda args, _of=numbers: sum(_copied(args[number]) for number in _of) for op, numbers in PRODUCTS.items()
+} | {
+    id(aten._scaled_dot_product_flash_attention_backward.default): lambda args: workspace(args[1], flash=True),
+    id(aten._scaled_dot_product_efficient_attention_backward.default): lambda args: workspace(args[1], flash=False),
+}
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from vitbench.trace import known
+from vitbench.trace import compiler, known
 from vitbench.trace.autocast import registered
 
 _CPU = torch.device("cpu")
@@ -186,12 +186,8 @@ def _key(values: Iterable[Any]) -> Any:
 
 @cache
 def _fakes() -> FakeTensorMode:
+    compiler.load()
     return FakeTensorMode()
-
-
-def get_ready() -> None:
-    """Imports what learning takes, before anything is recorded: an import leaves frames behind, which hold tensors."""
-    _fakes()
 
 
 def _without_data(value: Any, device: torch.device | None, storages: set[int]) -> Any:
@@ -270,4 +266,4 @@ def _recipe(parts: list[Any], sizes: list[int], kind: Any) -> Recipe:
     return give
 
 
-__all__ = ["get_ready", "gives_back", "is_hollow", "like", "make", "new", "refusing", "run"]
+__all__ = ["gives_back", "is_hollow", "like", "make", "new", "refusing", "run"]

@@ -230,8 +230,10 @@ def _convolution(
     output_padding: list[int],
     groups: int,
 ) -> list[Made] | None:
-    last = x.ndim == 4 and _is_last(x)
-    if transposed or x.ndim != 4 or x.dtype is not weight.dtype or not (_plain(weight) and (last or _plain(x))):
+    if transposed or x.ndim != 4 or x.dtype is not weight.dtype or not _plain(weight):
+        return None
+    last = _is_last(x)
+    if not (last or _comes_plain(x)):
         return None
     taken = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     sides = tuple((size + 2 * pad - dil * (kernel - 1) - 1) // step + 1 for size, kernel, step, pad, dil in taken)
@@ -247,6 +249,11 @@ def _last(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (channels * height * width, 1, channels * width, channels)
 
 
+def _comes_plain(x: Tensor) -> bool:
+    """Whether torch takes a map for a contiguous one, as it does when an image begins before the last one's end."""
+    return _plain(x) or (bool(x.numel()) and x.stride(0) < x.stride(2) * x.shape[2])
+
+
 def _is_last(x: Tensor) -> bool:
     """Whether a map lies channels-last and cannot be taken for a contiguous one."""
     _, channels, height, width = x.shape
@@ -257,9 +264,17 @@ def _convolution_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool,
     output_padding: Any, groups: int, mask: list[bool],
 ) -> list[Made] | None:  # fmt: skip
-    if transposed or x.ndim != 4 or not grad.dtype is x.dtype is weight.dtype or not _plain(grad, x, weight):
+    if transposed or x.ndim != 4 or not grad.dtype is x.dtype is weight.dtype or not (grad.numel() and _plain(weight)):
         return None
-    made = (_like(x), _like(weight), _new((weight.shape[0],), x.dtype))
+    bias_grad = _new((weight.shape[0],), x.dtype)
+    made: tuple[Made, ...]
+    if _is_last(x):
+        shape = tuple(weight.shape)
+        made = (_like(x), (shape, _last(shape), x.dtype), bias_grad)
+    elif _comes_plain(x):
+        made = (_new(tuple(x.shape), x.dtype), _like(weight), bias_grad)
+    else:
+        return None
     return [one if wanted else None for one, wanted in zip(made, mask, strict=True)]
 
 
@@ -288,6 +303,7 @@ ON_META = frozenset(
         aten.div.Tensor,
         aten.empty.memory_format,
         aten.empty_like.default,
+        aten.flip.default,
         aten.ge.Scalar,
         aten.gelu.default,
         aten.gelu_backward.default,
@@ -313,6 +329,7 @@ ON_META = frozenset(
         aten.sub.Tensor,
         aten.sum.dim_IntList,
         aten.threshold_backward.default,
+        aten.unfold_backward.default,
         aten.where.self,
         aten.zeros.default,
         aten.zeros_like.default,
@@ -357,6 +374,8 @@ _RULES: dict[Any, Callable[..., list[Made] | None]] = {
         aten.silu_backward.default,
         aten.sigmoid.default,
         aten.sigmoid_backward.default,
+        aten.tanh.default,
+        aten.tanh_backward.default,
         aten.threshold_backward.default,
     ),
     _elementwise,

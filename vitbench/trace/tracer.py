@@ -15,7 +15,7 @@ from torch._C import DispatchKey
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vitbench.trace import hollow
+from vitbench.trace import compiler, hollow
 from vitbench.trace.autocast import registered
 from vitbench.trace.skeleton import is_composite
 
@@ -72,6 +72,7 @@ class Tracer(TorchDispatchMode):
 
     def __enter__(self) -> Tracer:
         if not self._depth:
+            self._entered.enter_context(compiler.absent())
             self._entered.enter_context(hollow.refusing())
             # Under autograd its parts would come, of which one reads the numbers.
             self._entered.enter_context(registered({"one_hot": _one_hot}, "AutogradCPU"))
@@ -94,7 +95,6 @@ class Tracer(TorchDispatchMode):
         for kind, tensors in held.items():
             for tensor in tensors:
                 self.mark(kind, tensor)
-        hollow.get_ready()
         collecting = gc.isenabled()
         gc.disable()
         self._recording = True

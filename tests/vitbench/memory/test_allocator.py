@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from vitbench.memory.allocator import MIB, Allocator, OutOfMemory, replay
@@ -59,3 +61,21 @@ def test_a_step_is_replayed_to_its_steady_state() -> None:
     peak = replay([100 * MIB, 40 * MIB, 50 * MIB], 1, [1, 2, ~1], Allocator())
     assert peak.allocated == 190 * MIB
     assert peak.reserved == 190 * MIB
+
+
+@pytest.mark.parametrize("capacity", [None, 400 * MIB, 260 * MIB, 100 * MIB])
+def test_what_never_goes_is_laid_out_once_for_many_replays(capacity: int | None) -> None:
+    sizes = [30 * MIB, 300, 5 * MIB, 90 * MIB, 700, 3 * MIB, 200 * MIB, 8 * MIB]
+    events = [4, 5, 6, ~5, 7, ~4, ~6]
+    begun = Allocator()
+    for number in range(3):
+        begun.allocate(number, sizes[number])
+
+    def peak(allocator: Callable[[], Allocator], there: int) -> object:
+        try:
+            return replay(sizes, 4, events, allocator(), there=there)
+        except OutOfMemory:
+            return "out of memory"
+
+    for _ in range(2):
+        assert peak(lambda: begun.beside(capacity), 3) == peak(lambda: Allocator(capacity), 0)

@@ -20,18 +20,26 @@ aten = torch.ops.aten
 BF16 = torch.bfloat16
 
 
+def one_image(x: Tensor) -> Tensor:
+    """One of the images of a batch, whose channels come last, and whose own stride is that of a row."""
+    _, channels, height, width = x.shape
+    return x.new_empty(channels * height * width).as_strided(
+        (1, channels, height, width), (channels, 1, channels * width, channels)
+    )
+
+
 def calls() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     for dtype in (torch.float32, BF16):
         for x in (torch.empty(5, 3, 8, 4, dtype=dtype), torch.empty(5, 8, 4, 3, dtype=dtype).permute(0, 3, 1, 2)):
             yield aten.add.Tensor, (x, x), {"alpha": 2}
             yield aten.mul.Tensor, (x, 0.5), {}
-            for op in (aten.gelu, aten.relu, aten.silu, aten.sigmoid):
+            for op in (aten.gelu, aten.relu, aten.silu, aten.sigmoid, aten.tanh):
                 yield op.default, (x,), {}
             yield aten.native_dropout.default, (x, 0.1, True), {}
             for op in (aten.empty_like, aten.zeros_like):
                 yield op.default, (x,), {"pin_memory": False, "memory_format": torch.preserve_format}
                 yield op.default, (x,), {"dtype": torch.float64}
-            for op in (aten.gelu_backward, aten.silu_backward, aten.sigmoid_backward):
+            for op in (aten.gelu_backward, aten.silu_backward, aten.sigmoid_backward, aten.tanh_backward):
                 yield op.default, (x, x), {}
             yield aten.threshold_backward.default, (x, x, 0), {}
             for op in (aten._softmax, aten._log_softmax):
@@ -93,7 +101,7 @@ def calls() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
             for keepdim in (True, False):
                 yield aten.mean.dim, (x, dims, keepdim), {}
         x = torch.empty(5, 8, 4, 6, dtype=dtype).permute(0, 3, 1, 2)
-        for y in (x, x[:1], x[:, :, :1], x[..., :1]):
+        for y in (x, x[:1], x[:, :, :1], x[..., :1], one_image(x)):
             for w in (torch.empty(12, 6, 1, 1, dtype=dtype), torch.empty(1, 6, 1, 1, dtype=dtype)):
                 yield aten.convolution.default, (y, w, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1), {}
             w = torch.empty(6, 1, 3, 3, dtype=dtype)
@@ -111,7 +119,10 @@ def calls() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
                 yield aten.convolution.default, (x, w, None, *rest), {}
                 grad = torch.empty(look(aten.convolution.default(x, w, None, *rest))[0][0], dtype=dtype)
                 for mask in ([True, True, True], [False, True, False]):
-                    yield aten.convolution_backward.default, (grad, x, w, [12], *rest, mask), {}
+                    for out in (grad, grad.to(memory_format=torch.channels_last), grad[:1].expand(grad.shape)):
+                        for y in (x, x.to(memory_format=torch.channels_last), one_image(x)):
+                            if len(out) == len(y):
+                                yield aten.convolution_backward.default, (out, y, w, [12], *rest, mask), {}
     w = torch.empty(4)
     for x in (torch.empty(5, 4, 3, 8).permute(0, 2, 3, 1), torch.empty(5, 3, 8, 8)[..., :4], torch.empty(3, 4).t()[:0]):
         yield aten.native_layer_norm.default, (x, list(x.shape[-1:]), w[: x.shape[-1]], w[: x.shape[-1]], 1e-5), {}
@@ -167,6 +178,9 @@ def more_calls() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
             yield aten.stack.default, ([y, y], 1), {}
             yield aten.constant_pad_nd.default, (y, [0, 3], 0.0), {}
             yield aten.clamp_min.default, (y, 0.0), {}
+            for z in (y, y.as_strided((4, 3, 3), (1, 5, 4))):
+                yield aten.flip.default, (z, [0, 2]), {}
+            yield aten.unfold_backward.default, (y, [y.shape[0] + 7, *y.shape[1:3]], 0, y.shape[3], 1), {}
             yield aten.ge.Scalar, (y, 0.0), {}
             yield aten.where.self, (y > 0, y, torch.empty((), dtype=dtype)), {}
             for op in (aten.gelu_backward, aten.silu_backward):
