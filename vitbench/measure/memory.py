@@ -13,6 +13,7 @@ from vitbench.catalog import Resolution
 from vitbench.measure.allocations import rise_of
 from vitbench.measure.step import Step, make_step
 from vitbench.measure.workspace import Kernel, recurrent_layer
+from vitbench.trace import compiler
 from vitbench.trace.skeleton import Unwritten, quietly, replace_tensors
 from vitbench.trace.tracer import Tracer
 
@@ -104,7 +105,7 @@ def predict(
             peak = max(peak, before + kernel.rise())
         return MemoryEstimate(static / MIB, peak / MIB)
 
-    return traced(frozenset())
+    return compiler.retried(lambda: traced(frozenset()))
 
 
 def _inside(op: Any, args: tuple[Any, ...], out: Any) -> int:

@@ -21,6 +21,7 @@ from vitbench.models import spec_of, unserved
 from vitbench.ops.bundle import EAGER, SDPA
 from vitbench.ops.implementations import ops_for
 from vitbench.ops.names import COMPILED
+from vitbench.trace import compiler
 from vitbench.trace.precision import AUTOCAST, TORCH_DTYPES
 
 #: A trace beside those that a recording is made of, where the first attempt was wrong.
@@ -134,7 +135,7 @@ def more(
             return found
         if is_known(kept, batches, workspace, limits):
             return kept
-        return _more(_traces(setting), kept, batches, workspace, limits)
+        return compiler.retried(lambda: _more(_traces(setting), kept, batches, workspace, limits))
     except InputError:
         raise
     except Unsupported as error:

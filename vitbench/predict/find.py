@@ -14,6 +14,7 @@ from vitbench.predict import fusion, operators
 from vitbench.predict.kernels import kernels
 from vitbench.predict.setting import Answer, Setting
 from vitbench.predict.table import compact
+from vitbench.trace import compiler
 from vitbench.trace.precision import AUTOCAST, TORCH_DTYPES
 from vitbench.trace.skeleton import Unwritten
 from vitbench.variant import PUBLISHED
@@ -22,7 +23,7 @@ from vitbench.variant import PUBLISHED
 def find(setting: Setting) -> Answer:
     """What a setting runs, or an answer that says why that is not known."""
     try:
-        return _traced(setting)
+        return compiler.retried(lambda: _traced(setting))
     except Exception as error:
         return Answer(reason=" ".join(str(error).split())[:300] or type(error).__name__)
 

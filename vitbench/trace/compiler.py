@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 _NAME = "torch._dynamo"
+T = TypeVar("T")
 
 
 @contextmanager
@@ -39,6 +40,17 @@ def load() -> None:
         thread.join()
 
 
+def retried(run: Callable[[], T]) -> T:
+    """What it gives, where it imports one of the compiler's own modules, which has to be done by its second run."""
+    try:
+        return run()
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith(f"{_NAME}."):
+            raise
+        load()
+        return run()
+
+
 def _attribute(name: str) -> Any:
     if name.startswith("__"):  # what is asked of every module
         raise AttributeError(name)
@@ -46,4 +58,4 @@ def _attribute(name: str) -> Any:
     return getattr(sys.modules[_NAME], name)
 
 
-__all__ = ["absent", "load"]
+__all__ = ["absent", "load", "retried"]

@@ -33,7 +33,21 @@ assert sys.modules["torch._dynamo"].__path__
 """
 
 
-@pytest.mark.parametrize("code", [_TRACES, _TRACES + _WANTS])
+_IMPORTS = """
+from vitbench.trace import compiler
+
+def traced():
+    with Tracer() as tracer, tracer.recording({}):
+        x = torch.empty(5)
+        from torch._dynamo.config import verbose
+        return tracer.now
+
+assert compiler.retried(traced) == 20
+assert sys.modules["torch._dynamo"].__path__
+"""
+
+
+@pytest.mark.parametrize("code", [_TRACES + _WANTS, _TRACES + _IMPORTS])
 def test_a_step_is_traced_without_the_compiler_and_who_wants_it_gets_it(code: str) -> None:
     ran = subprocess.run([sys.executable, "-c", code], env=python_environment(), capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
