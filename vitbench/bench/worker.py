@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib
 import os
 import queue
 import signal
@@ -354,11 +353,6 @@ def _seconds(step: Step, device: str) -> float:
     if device != "cpu":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
-
-
-def warm() -> None:
-    """Imports what torch otherwise does at the first tensor without data."""
-    importlib.import_module("torch._dynamo")
 
 
 def main() -> None:
