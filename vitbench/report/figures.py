@@ -155,10 +155,12 @@ def tips(*names: str) -> list[Any]:
 
     kinds: dict[str, Any] = {"Q": "quantitative", "N": "nominal"}
     parts = [name.partition(":") for name in names]
+    # Of what is called `image` a tooltip shows the picture that lies there.
     return [
-        alt.Tooltip(field=name, type=kinds[kind], format=",.5~r" if kind == "Q" else alt.Undefined)
+        alt.Tooltip(field=name, type=kinds[kind], format=",.5~r" if kind == "Q" else alt.Undefined,
+                    title="pixels" if name == "image" else name)
         for name, _, kind in parts
-    ]
+    ]  # fmt: skip
 
 
 def steps(field_name: str, values: pd.Series, title: str) -> Any:

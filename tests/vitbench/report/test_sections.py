@@ -183,6 +183,24 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     assert "make audit-accept" in said["kernels"]
 
 
+def test_a_pointer_is_told_words_and_no_picture() -> None:
+    """Of a field called `image` or `title` Vega's tooltip makes a picture and a heading."""
+    truth = [
+        problems.ROOT / "results" / "truth" / name for name in ("memory.csv", "throughput.csv", "kernel-times.csv")
+    ]
+    figures = [figure for part in page.sections(reading.read(truth)) for figure in part.figures]
+    told = {
+        name for figure in figures for name in re.findall(r'"title": "(\w+)", "type"', json.dumps(tooltips(figure)))
+    }
+    assert {"model", "pixels", "measured_mib", "source"} <= told
+    assert not told & {"image", "title"}
+
+
+def tooltips(figure: Figure) -> list[Any]:
+    layers = figure.chart.to_dict(validate=False).get("layer", [])
+    return [layer["encoding"]["tooltip"] for layer in layers if "tooltip" in layer["encoding"]]
+
+
 @pytest.mark.parametrize(("low", "high", "labels"), [(150, 40_000, "200 1k 2k 10k 20k"), (0.5, 3, "0.5 0.6 0.7 1 2 3")])
 def test_logarithmic_axes_name_what_vega_chose_and_shortly(low: float, high: float, labels: str) -> None:
     axis = upward("mib", "MiB").to_dict()
