@@ -14,7 +14,8 @@ def section(results: Results) -> Section:
     frame = results.frames["models"]
     frame = frame[frame["exaflops"].gt(0) & frame["top1"].gt(0)]
     frame = frame.assign(series=frame["family"] + ", " + frame["training_data"].str.split(",").str[0])
-    x = alt.X("exaflops:Q", title="exaFLOPs of pre-training", axis=short_numbers(labelOverlap=True),
+    x = alt.X("exaflops:Q", title="exaFLOPs of pre-training",
+              axis=short_numbers(labelOverlap="greedy", labelSeparation=6),
               scale=alt.Scale(type="log", nice=False, padding=20))  # fmt: skip
     y = alt.Y("top1:Q", title="published ImageNet top-1, %", scale=alt.Scale(zero=False, padding=12))
     told = [
