@@ -16,6 +16,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from vitbench.cache import cache_folder
+
 INSTALL = "pip install altair vl-convert-python"
 
 
@@ -111,9 +113,8 @@ def config() -> dict[str, Any]:
 
 def libraries() -> str:
     """The plotting libraries themselves, as the text of a script; kept for the next call, as it takes seconds."""
-    home = os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache"
     version = importlib.metadata.version("vl-convert-python")
-    kept = Path(home) / "vitbench" / "drawing" / f"vl-convert-{version}.js"
+    kept = cache_folder("drawing") / f"vl-convert-{version}.js"
     with contextlib.suppress(OSError):
         return kept.read_bytes().decode()
     import vl_convert

@@ -6,6 +6,8 @@ import os
 import stat
 from pathlib import Path
 
+from vitbench.cache import cache_folder
+
 
 def guard() -> None:
     """Has this process compile into the user's cache where somebody else has, or can write, the usual folder."""
@@ -17,8 +19,7 @@ def guard() -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        home = os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache"
-        own = Path(home) / "vitbench" / "compiled"
+        own = cache_folder("compiled")
         own.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(own)
 

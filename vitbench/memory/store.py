@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from vitbench.cache import cache_folder
 from vitbench.memory.setting import Limit, Setting
 
 _LIBRARIES = ("torch", "timm", "torchvision", "transformers")
@@ -22,9 +23,8 @@ _KEPT = 4
 
 
 def folder() -> Path:
-    """Where predictions of this code lie: under XDG_CACHE_HOME, or ~/.cache."""
-    home = os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache"
-    return Path(home) / "vitbench" / "memory" / fingerprint()
+    """Where predictions of this code lie."""
+    return cache_folder("memory") / fingerprint()
 
 
 @cache

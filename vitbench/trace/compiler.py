@@ -41,7 +41,7 @@ def load() -> None:
 
 
 def retried(run: Callable[[], T]) -> T:
-    """What it gives, where it imports one of the compiler's own modules, which has to be done by its second run."""
+    """What `run` gives; it runs again, with the compiler, where it imports a module of that."""
     try:
         return run()
     except ModuleNotFoundError as error:

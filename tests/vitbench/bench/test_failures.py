@@ -75,6 +75,7 @@ def test_a_failing_counter_is_an_error_that_is_told_once_and_fails_the_command(
 
 def test_errors_of_our_own_are_errors_whatever_torch_calls_them() -> None:
     assert classify(RuntimeError("no second derivative")) == ("error", "RuntimeError: no second derivative")
+    # What torch raised in a counter of ours, word for word; so the class alone does not make a case "unsupported".
     assert classify(NotImplementedError("convolution_overrideable not implemented"))[0] == "error"
     assert classify(RuntimeError("\"abs\" not implemented for 'Half'"))[0] == "error"
     assert classify(Unsupported("FlexAttention has no backward pass")) == (

@@ -66,7 +66,7 @@ IMPLS = {
     "refuses": fail(Unsupported("no masks here")),
     "no kernel": through(SDPBackend.MATH, fail(RuntimeError("No available kernel. Aborting execution."))),
     # Torch's class where it has no kernel: a fault of ours that raises it must not pass for "unsupported".
-    "not written": fail(NotImplementedError("an operator of ours is not supported here")),
+    "lacks an operator": fail(NotImplementedError("an operator of ours is not supported here")),
     "breaks": fail(RuntimeError("first line\nsecond line")),
     "too large": fail(torch.OutOfMemoryError("tried to allocate 1 TiB")),
 }
@@ -109,7 +109,7 @@ def test_every_failure_is_a_row_with_a_reason_and_without_a_time() -> None:
         "nan": ("incorrect", "it gives NaN or infinity"),
         "refuses": ("unsupported", "no masks here"),
         "no kernel": ("unsupported", "No available kernel. Aborting execution."),
-        "not written": ("error", "an operator of ours is not supported here"),
+        "lacks an operator": ("error", "an operator of ours is not supported here"),
         "breaks": ("error", "first line second line"),
         "too large": ("oom", "tried to allocate 1 TiB"),
         "known": ("unsupported", "a known bug"),
